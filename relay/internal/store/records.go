@@ -1,0 +1,142 @@
+package store
+
+import (
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// AgentRecord is the gate: one per agent, every change a compare-and-set.
+type AgentRecord struct {
+	Epoch     uint64                          `json:"epoch"`              // generation of the agent session
+	Relay     ident.RelayID                   `json:"relay,omitempty"`    // who holds it, or held it last
+	Instance  string                          `json:"instance,omitempty"` // the agent process of this epoch
+	N         uint64                          `json:"n"`                  // counts changes
+	Nonce     string                          `json:"nonce"`              // of the last change
+	Tunnels   map[ident.SessionID]TunnelState `json:"tunnels,omitempty"`
+	Leases    map[ident.TaskID]LeaseState     `json:"leases,omitempty"`
+	Fencing   uint64                          `json:"fencing"`            // fencing token of the newest lease
+	Completed uint64                          `json:"completed"`          // tasks released as completed
+	Capacity  int                             `json:"capacity,omitempty"` // leases at once; 0 counts as 1
+	Declared  wire.State                      `json:"declared"`
+	Unhealthy string                          `json:"unhealthy,omitempty"` // what fails; empty when healthy
+}
+
+// Tunnel states in an AgentRecord. Each of them blocks new leases.
+const (
+	TunnelWaiting = "waiting" // blocks tasks, waits for the running ones (when_busy: wait)
+	TunnelOpen    = "open"
+	TunnelClosing = "closing" // its streams are being cut
+)
+
+// TunnelState is one tunnel within the agent's record.
+type TunnelState struct {
+	State   string    `json:"state"`
+	Expires time.Time `json:"expires"`
+	// Closing says since when and why a closing tunnel closes.
+	ClosingSince time.Time `json:"closing_since,omitzero"`
+	Reason       string    `json:"reason,omitempty"`
+}
+
+// LeaseState is one task lease within the agent's record.
+type LeaseState struct {
+	Expires   time.Time `json:"expires"`
+	Owner     string    `json:"owner"`      // who was admitted, for lists and audit
+	TokenHash string    `json:"token_hash"` // SHA-256 of the lease token
+	Fencing   uint64    `json:"fencing"`
+	Detail    string    `json:"detail,omitempty"`
+	Admitted  time.Time `json:"admitted"`
+}
+
+// TunnelRecord is a tunnel as it was opened.
+type TunnelRecord struct {
+	Session      ident.SessionID    `json:"session_id"`
+	Team         ident.TeamID       `json:"team"`
+	Agent        ident.AgentID      `json:"agent"`
+	Port         uint16             `json:"port"`
+	Protocol     api.Protocol       `json:"protocol"`
+	Label        string             `json:"label,omitempty"`
+	OpenedBy     string             `json:"opened_by"`
+	Credential   ident.CredentialID `json:"credential,omitempty"` // that opened it
+	OpenedAt     time.Time          `json:"opened_at"`
+	ExpiresAt    time.Time          `json:"expires_at"`
+	IdleTimeout  api.Duration       `json:"idle_timeout"`
+	AdminHash    string             `json:"admin_hash"` // SHA-256 of the admin token
+	AskedHost    api.HostHeader     `json:"asked_host"` // as asked when opening: auto, public, local
+	AllowOrigins []string           `json:"allow_origins,omitempty"`
+	// What probing found; empty until it answered.
+	HostHeader api.HostHeader `json:"host_header,omitempty"`
+	App        string         `json:"app,omitempty"`
+	Warnings   []string       `json:"warnings,omitempty"`
+}
+
+// Key names the tunnel's agent.
+func (t TunnelRecord) Key() ident.AgentKey { return ident.AgentKey{Team: t.Team, Agent: t.Agent} }
+
+// Presence says that an agent is connected, where, and what it told of itself.
+// It is attached to its relay's lease: when the relay is gone, so is it.
+type Presence struct {
+	Team         ident.TeamID       `json:"team"`
+	Agent        ident.AgentID      `json:"agent"`
+	Relay        ident.RelayID      `json:"relay"`
+	Epoch        uint64             `json:"epoch"`
+	ConnectedAt  time.Time          `json:"connected_at"`
+	Heartbeat    time.Time          `json:"heartbeat"` // when the facts were written
+	Version      string             `json:"version"`
+	Platform     string             `json:"platform"`
+	Labels       map[string]string  `json:"labels,omitempty"`
+	Capabilities []string           `json:"capabilities,omitempty"`
+	Facts        wire.Facts         `json:"facts"`
+	Credential   ident.CredentialID `json:"credential"`
+	// GoneSince is set when the link was lost; the presence is kept for the grace
+	// time, so that lists do not flicker, and then deleted.
+	GoneSince time.Time `json:"gone_since,omitzero"`
+}
+
+// Key names the agent.
+func (p Presence) Key() ident.AgentKey { return ident.AgentKey{Team: p.Team, Agent: p.Agent} }
+
+// CredentialRecord is a stored credential. A revoked one stays as a tombstone.
+type CredentialRecord struct {
+	ID        ident.CredentialID `json:"id"`
+	Kind      api.CredentialKind `json:"kind"`
+	Team      ident.TeamID       `json:"team"`
+	User      ident.UserID       `json:"user,omitempty"`  // kind device: whose
+	Agent     ident.AgentID      `json:"agent,omitempty"` // kind agent: the only agent; empty: any of the team
+	Name      string             `json:"name"`
+	Prefix    string             `json:"prefix"`
+	Hash      string             `json:"sha256"`
+	CreatedBy string             `json:"created_by"`
+	CreatedAt time.Time          `json:"created_at"`
+	ExpiresAt time.Time          `json:"expires_at,omitzero"` // zero: never
+	RevokedAt time.Time          `json:"revoked_at,omitzero"`
+	LastUsed  time.Time          `json:"last_used,omitzero"`
+}
+
+// RelayRecord is one relay of the pool, attached to its own lease.
+type RelayRecord struct {
+	ID       ident.RelayID `json:"id"`
+	PeerURL  string        `json:"peer_url,omitempty"`
+	URL      string        `json:"url,omitempty"` // where agents reach it
+	Version  string        `json:"version"`
+	Draining bool          `json:"draining,omitempty"`
+	Started  time.Time     `json:"started"`
+}
+
+// Effects are what a change of an agent's record brings with it, in the same
+// transaction.
+type Effects struct {
+	PutTunnels    []TunnelRecord
+	DeleteTunnels []ident.SessionID
+	Once          *Once
+}
+
+// Once makes a change happen at most once per key: the transaction creates the
+// key, and finds an earlier one instead of changing anything.
+type Once struct {
+	Key   string        // any text; stored hashed
+	Value string        // what a repetition finds
+	TTL   time.Duration // for how long
+}

@@ -1,0 +1,95 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// Hop names the part of the path that failed.
+type Hop string
+
+// The hops, from the user to the app.
+const (
+	HopRelay Hop = "relay"
+	HopLink  Hop = "link"
+	HopAgent Hop = "agent"
+	HopApp   Hop = "app"
+)
+
+// Problem is an error as the interface reports it (RFC 9457). It is a Go error
+// too: whoever knows the answer to the user returns one, and one place writes it.
+type Problem struct {
+	Type      string          `json:"type"`
+	Title     string          `json:"title"`
+	Status    int             `json:"status"`
+	Detail    string          `json:"detail,omitempty"`
+	Code      string          `json:"code"`
+	Hop       Hop             `json:"hop,omitempty"`
+	RequestID ident.RequestID `json:"request_id,omitempty"`
+	// RetryAfter is when to try again; it is also sent as the header of that name.
+	RetryAfter Duration `json:"-"`
+	// Cause is for the log, never for the user.
+	Cause error `json:"-"`
+}
+
+// ProblemContentType is the media type of a Problem.
+const ProblemContentType = "application/problem+json"
+
+// NewProblem makes a problem; its type is "about:blank" and its title the text
+// of the status (RFC 9457, section 4.2.1).
+func NewProblem(status int, code string, hop Hop, detail string) *Problem {
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Hop: hop, Detail: detail}
+}
+
+// Problemf is NewProblem with a formatted detail.
+func Problemf(status int, code string, hop Hop, format string, args ...any) *Problem {
+	return NewProblem(status, code, hop, fmt.Sprintf(format, args...))
+}
+
+// WithRetry returns a copy with a time to wait.
+func (p *Problem) WithRetry(d time.Duration) *Problem {
+	c := *p
+	c.RetryAfter = Duration(d)
+	return &c
+}
+
+// WithCause returns a copy with the error behind it.
+func (p *Problem) WithCause(err error) *Problem {
+	c := *p
+	c.Cause = err
+	return &c
+}
+
+// Error is "code: detail".
+func (p *Problem) Error() string {
+	if p.Detail == "" {
+		return p.Code
+	}
+	return p.Code + ": " + p.Detail
+}
+
+// Unwrap returns the cause.
+func (p *Problem) Unwrap() error { return p.Cause }
+
+// Write sends the problem as the answer to a request.
+func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
+	c := *p
+	c.RequestID = id
+	if c.Type == "" {
+		c.Type = "about:blank"
+	}
+	h := w.Header()
+	h.Set("Content-Type", ProblemContentType)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if c.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(max(1, int(c.RetryAfter.D().Round(time.Second)/time.Second))))
+	}
+	w.WriteHeader(c.Status)
+	_ = json.NewEncoder(w).Encode(&c) // the peer may be gone; there is nobody left to tell
+}

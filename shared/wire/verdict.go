@@ -1,0 +1,69 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Code is the answer to a hello. Anything but CodeOK ends the stream.
+type Code uint8
+
+// The codes of a verdict. A code unknown to the reader counts as CodeInternal.
+const (
+	CodeOK               Code = 0
+	CodeBadHello         Code = 1  // hello malformed, or of a kind this end does not know
+	CodePortNotAllowed   Code = 2  // the agent's policy refuses the port
+	CodeAppRefused       Code = 3  // nothing listens on the port
+	CodeAppTimeout       Code = 4  // the port did not answer the dial in time
+	CodeStaleEpoch       Code = 5  // the opener's generation is older than the session's
+	CodePaused           Code = 6  // the machine's owner paused the agent
+	CodeTerminalDisabled Code = 7  // terminals are not enabled on the agent
+	CodeOverloaded       Code = 8  // too many streams
+	CodeInternal         Code = 9  // anything else; the text says what
+	CodeUnknownTunnel    Code = 10 // the agent was not told of this tunnel, or it is closed
+)
+
+// MaxVerdictText bounds a verdict's text in bytes.
+const MaxVerdictText = 1024
+
+// Verdict answers a hello. It is an error when its code is not CodeOK.
+type Verdict struct {
+	Code Code
+	Text string // for people: what happened and what to do
+}
+
+// Error makes a refusal usable as an error.
+func (v Verdict) Error() string { return fmt.Sprintf("stream refused (code %d): %s", v.Code, v.Text) }
+
+// AppendVerdict appends the encoded verdict: version(1) code(1) length(2) text.
+// A longer text is cut.
+func AppendVerdict(b []byte, v Verdict) []byte {
+	if len(v.Text) > MaxVerdictText {
+		v.Text = v.Text[:MaxVerdictText]
+	}
+	b = append(b, helloVersion, byte(v.Code))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(v.Text)))
+	return append(b, v.Text...)
+}
+
+// ReadVerdict reads one verdict and not a byte more.
+func ReadVerdict(r io.Reader) (Verdict, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return Verdict{}, fmt.Errorf("read verdict: %w", unexpected(err))
+	}
+	n := int(binary.BigEndian.Uint16(head[2:]))
+	if head[0] != helloVersion || n > MaxVerdictText {
+		return Verdict{}, fmt.Errorf("%w: verdict", ErrMalformed)
+	}
+	text := make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return Verdict{}, fmt.Errorf("read verdict: %w", unexpected(err))
+	}
+	code := Code(head[1])
+	if code > CodeUnknownTunnel {
+		code = CodeInternal
+	}
+	return Verdict{Code: code, Text: string(text)}, nil
+}
