@@ -1,0 +1,137 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// MaxPerPage is the largest page of a list.
+const MaxPerPage = 100
+
+// Agents returns one page of the team's agents; pages count from 1.
+func (c *Client) Agents(ctx context.Context, page, perPage int) (api.AgentList, error) {
+	var out api.AgentList
+	err := c.do(ctx, call{
+		what: "list agents", method: http.MethodGet, path: "/agents", out: &out,
+		query: url.Values{"page": {strconv.Itoa(page)}, "per_page": {strconv.Itoa(perPage)}},
+	})
+	return out, err
+}
+
+// AllAgents returns all of the team's agents as one page. An agent that moves
+// from one page to the next between two calls appears once.
+func (c *Client) AllAgents(ctx context.Context) (api.AgentList, error) {
+	all := api.AgentList{AgentList: []api.Agent{}}
+	seen := map[ident.AgentID]bool{}
+	for page := 1; ; page++ {
+		l, err := c.Agents(ctx, page, MaxPerPage)
+		if err != nil {
+			return api.AgentList{}, err
+		}
+		for _, a := range l.AgentList {
+			if !seen[a.AgentID] {
+				seen[a.AgentID] = true
+				all.AgentList = append(all.AgentList, a)
+			}
+		}
+		if len(l.AgentList) == 0 || page*MaxPerPage >= l.PageMeta.TotalCount {
+			n := len(all.AgentList)
+			all.PageMeta = api.PageMeta{CurrentPage: 1, PerPage: n, TotalCount: n}
+			return all, nil
+		}
+	}
+}
+
+// Agent returns one agent.
+func (c *Client) Agent(ctx context.Context, id ident.AgentID) (api.Agent, error) {
+	var out api.Agent
+	err := c.do(ctx, call{what: "show agent " + string(id), method: http.MethodGet, path: agentPath(id), out: &out})
+	return out, err
+}
+
+// OpenTunnel opens a tunnel. The key makes a repetition harmless: the relay
+// answers the same key of the same caller with the same session. An empty key
+// stands for a fresh one. With api.BusyWait the call lasts until the running
+// tasks ended, or the context does.
+func (c *Client) OpenTunnel(ctx context.Context, id ident.AgentID, req api.OpenTunnelRequest, key string) (api.Tunnel, error) {
+	if key == "" {
+		key = ident.NewNonce()
+	}
+	var out api.Tunnel
+	err := c.do(ctx, call{
+		what: "open tunnel to " + string(id), method: http.MethodPost, path: agentPath(id) + "/tunnel", in: req, out: &out,
+		header: http.Header{api.HeaderIdempotencyKey: {key}}, unbound: req.WhenBusy == api.BusyWait,
+	})
+	return out, err
+}
+
+// TunnelStatus lists the agent's open tunnels.
+func (c *Client) TunnelStatus(ctx context.Context, id ident.AgentID) (api.TunnelStatus, error) {
+	var out api.TunnelStatus
+	err := c.do(ctx, call{what: "show tunnels of " + string(id), method: http.MethodGet, path: agentPath(id) + "/tunnel", out: &out})
+	return out, err
+}
+
+// CloseTunnel closes one tunnel of the agent, or all of them when no session is
+// named.
+func (c *Client) CloseTunnel(ctx context.Context, id ident.AgentID, session ident.SessionID) (api.Closed, error) {
+	k := call{what: "close tunnels of " + string(id), method: http.MethodDelete, path: agentPath(id) + "/tunnel"}
+	if session != "" {
+		k.what, k.query = "close tunnel "+string(session), url.Values{"session_id": {string(session)}}
+	}
+	var out api.Closed
+	k.out = &out
+	err := c.do(ctx, k)
+	return out, err
+}
+
+// Extend moves the end of a tunnel.
+func (c *Client) Extend(ctx context.Context, session ident.SessionID, req api.ExtendRequest) (api.Extended, error) {
+	var out api.Extended
+	err := c.do(ctx, call{what: "extend tunnel " + string(session), method: http.MethodPost, path: sessionPath(session) + "/extend", in: req, out: &out})
+	return out, err
+}
+
+// Viewers lists who uses a tunnel now.
+func (c *Client) Viewers(ctx context.Context, session ident.SessionID) (api.ViewerList, error) {
+	var out api.ViewerList
+	err := c.do(ctx, call{what: "show viewers of " + string(session), method: http.MethodGet, path: sessionPath(session) + "/viewers", out: &out})
+	return out, err
+}
+
+// KickViewer ends a viewer's connections.
+func (c *Client) KickViewer(ctx context.Context, session ident.SessionID, viewer ident.ViewerID) error {
+	return c.do(ctx, call{
+		what: "kick viewer " + string(viewer), method: http.MethodDelete,
+		path: sessionPath(session) + "/viewers/" + url.PathEscape(string(viewer)),
+	})
+}
+
+// Credentials lists the team's stored credentials.
+func (c *Client) Credentials(ctx context.Context) (api.CredentialList, error) {
+	var out api.CredentialList
+	err := c.do(ctx, call{what: "list credentials", method: http.MethodGet, path: "/credentials", out: &out})
+	return out, err
+}
+
+// CreateCredential makes a credential and returns its secret, the only time it
+// is shown. It is never repeated: each call makes one.
+func (c *Client) CreateCredential(ctx context.Context, req api.CreateCredentialRequest) (api.CreatedCredential, error) {
+	var out api.CreatedCredential
+	err := c.do(ctx, call{what: "create credential", method: http.MethodPost, path: "/credentials", in: req, out: &out, onceOnly: true})
+	return out, err
+}
+
+// RevokeCredential ends a credential and all that lives by it.
+func (c *Client) RevokeCredential(ctx context.Context, id ident.CredentialID) error {
+	return c.do(ctx, call{what: "revoke credential " + string(id), method: http.MethodDelete, path: "/credentials/" + url.PathEscape(string(id))})
+}
+
+func agentPath(id ident.AgentID) string { return "/agents/" + url.PathEscape(string(id)) }
+
+func sessionPath(id ident.SessionID) string { return "/tunnels/" + url.PathEscape(string(id)) }
