@@ -1,6 +1,7 @@
 package store
 
 import (
+	"maps"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
@@ -22,6 +23,26 @@ type AgentRecord struct {
 	Capacity  int                             `json:"capacity,omitempty"` // leases at once; 0 counts as 1
 	Declared  wire.State                      `json:"declared"`
 	Unhealthy string                          `json:"unhealthy,omitempty"` // what fails; empty when healthy
+	// Closed are the newest closed tunnels, oldest first and bounded, so that to
+	// close one of them again is no error.
+	Closed []ident.SessionID `json:"closed,omitempty"`
+}
+
+// Clone returns a copy that shares nothing with r; its maps are never nil.
+func (r AgentRecord) Clone() AgentRecord {
+	r.Tunnels = maps.Clone(r.Tunnels)
+	if r.Tunnels == nil {
+		r.Tunnels = map[ident.SessionID]TunnelState{}
+	}
+	r.Leases = maps.Clone(r.Leases)
+	if r.Leases == nil {
+		r.Leases = map[ident.TaskID]LeaseState{}
+	}
+	if p := r.Declared.SyncPercent; p != nil {
+		v := *p
+		r.Declared.SyncPercent = &v
+	}
+	return r
 }
 
 // Tunnel states in an AgentRecord. Each of them blocks new leases.
@@ -66,6 +87,9 @@ type TunnelRecord struct {
 	AdminHash    string             `json:"admin_hash"` // SHA-256 of the admin token
 	AskedHost    api.HostHeader     `json:"asked_host"` // as asked when opening: auto, public, local
 	AllowOrigins []string           `json:"allow_origins,omitempty"`
+	// LastUsed is when somebody used it, as relays write it shortly before an idle
+	// close would be due; zero: never by then.
+	LastUsed time.Time `json:"last_used,omitzero"`
 	// What probing found; empty until it answered.
 	HostHeader api.HostHeader `json:"host_header,omitempty"`
 	App        string         `json:"app,omitempty"`
@@ -115,6 +139,17 @@ type CredentialRecord struct {
 	LastUsed  time.Time          `json:"last_used,omitzero"`
 }
 
+// EnrolmentRecord is a single-use token with which one agent gets its credential.
+type EnrolmentRecord struct {
+	Hash      string        `json:"sha256"` // of the token
+	Team      ident.TeamID  `json:"team"`
+	Agent     ident.AgentID `json:"agent,omitempty"` // the only agent that may use it; empty: any
+	Name      string        `json:"name,omitempty"`
+	CreatedBy string        `json:"created_by"`
+	CreatedAt time.Time     `json:"created_at"`
+	ExpiresAt time.Time     `json:"expires_at"`
+}
+
 // RelayRecord is one relay of the pool, attached to its own lease.
 type RelayRecord struct {
 	ID       ident.RelayID `json:"id"`
@@ -130,7 +165,14 @@ type RelayRecord struct {
 type Effects struct {
 	PutTunnels    []TunnelRecord
 	DeleteTunnels []ident.SessionID
-	Once          *Once
+	// EditTunnels changes tunnel records as they are at that moment, so that it
+	// loses nothing that UpdateTunnel wrote meanwhile. An edit may be called several
+	// times; it must not change the record's names. A tunnel without a record makes
+	// the whole change return ErrNotFound.
+	EditTunnels map[ident.SessionID]func(*TunnelRecord)
+	// Once is looked at even when the change returns an error: a repetition is told
+	// of the first time, not of why it could not be done again.
+	Once *Once
 }
 
 // Once makes a change happen at most once per key: the transaction creates the
