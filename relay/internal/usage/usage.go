@@ -1,0 +1,334 @@
+// Package usage knows who uses which tunnel on this relay, how much, and since
+// when nobody does. It owns the counters, the viewers and the reason for which an
+// open tunnel will close, and it ends uses when a tunnel closes or a viewer is
+// sent away. It never opens or closes a tunnel itself, reads no request and
+// writes nothing to the store.
+package usage
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// What Config's zero values mean.
+const (
+	DefaultPresence = time.Minute
+	DefaultLinger   = 5 * time.Minute
+	DefaultBlock    = 10 * time.Minute
+	DefaultEvery    = 5 * time.Second
+)
+
+// Bounds of the memory that hostile use could otherwise grow.
+const (
+	maxViewers   = 512     // remembered per tunnel; those with connections are bounded by edge
+	maxSessions  = 200_000 // remembered in all
+	maxUserAgent = 256     // bytes kept of a user agent
+	closedFor    = 2 * time.Minute
+)
+
+var (
+	// ErrClosed is the cause that ends uses of a tunnel that is over, where the
+	// caller of Cut named none, and the refusal of later ones.
+	ErrClosed = errors.New("the tunnel is closed")
+	// ErrKicked is the cause that ends the uses of a viewer that was sent away.
+	ErrKicked = errors.New("the viewer was disconnected by the tunnel's owner")
+)
+
+// Kind says what a use is, which decides what counts as use.
+type Kind uint8
+
+// The kinds.
+const (
+	HTTP      Kind = 1 // every byte counts; so does waiting for an answer
+	WebSocket Kind = 2 // bytes are counted, but only Frame says that somebody used it
+	TCP       Kind = 3 // every byte counts
+	Terminal  Kind = 4 // every byte counts
+)
+
+// Party is one remote party: what makes two connections one viewer.
+type Party struct {
+	Remote    netip.Addr
+	UserAgent string
+}
+
+// Config is what a Meter needs. All of it may be absent.
+type Config struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Tunnels lists the open tunnels that this relay is to close when idle: those
+	// whose agent it holds. Use through other relays reaches it by Touch. Without
+	// it Run closes none.
+	Tunnels func() iter.Seq[store.TunnelRecord]
+	// CloseIdle closes one tunnel that nobody used for its idle timeout.
+	CloseIdle func(ctx context.Context, record store.TunnelRecord, reason string) error
+	// Presence is how long after its last sign a party still is a viewer "now";
+	// browsers are between two requests most of the time.
+	Presence time.Duration
+	// Linger is how long a party keeps its viewer id without connections.
+	Linger time.Duration
+	// Block is how long a kicked viewer is refused.
+	Block time.Duration
+	// Every is the interval of Run.
+	Every time.Duration
+}
+
+// Meter counts. It is safe for concurrent use; counting takes no lock.
+type Meter struct {
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	started time.Time
+
+	mu       sync.RWMutex
+	sessions map[ident.SessionID]*session
+}
+
+// New returns a Meter.
+func New(c Config) *Meter {
+	for _, d := range []struct {
+		v *time.Duration
+		d time.Duration
+	}{{&c.Presence, DefaultPresence}, {&c.Linger, DefaultLinger}, {&c.Block, DefaultBlock}, {&c.Every, DefaultEvery}} {
+		if *d.v <= 0 {
+			*d.v = d.d
+		}
+	}
+	m := &Meter{config: c, log: c.Logger, started: time.Now(), sessions: map[ident.SessionID]*session{}}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.metrics = newMetrics(c.Registerer)
+	return m
+}
+
+// session is what is known of one tunnel.
+type session struct {
+	in, out  atomic.Int64
+	lastUsed atomic.Int64 // Unix nanoseconds; 0: never
+	waiting  atomic.Int64 // HTTP requests without a byte of answer yet
+
+	mu      sync.Mutex
+	uses    map[*Use]struct{}
+	viewers map[Party]*viewer
+	over    error // why no further use is admitted
+	overAt  time.Time
+}
+
+// viewer is one party of one tunnel.
+type viewer struct {
+	id       ident.ViewerID
+	since    time.Time
+	in, out  atomic.Int64
+	lastSeen atomic.Int64 // Unix nanoseconds
+	uses     int          // guarded by the session's mutex, as is what follows
+	blocked  time.Time    // refused until then
+}
+
+func (s *session) touch(v *viewer) {
+	now := time.Now().UnixNano()
+	s.lastUsed.Store(now)
+	if v != nil {
+		v.lastSeen.Store(now)
+	}
+}
+
+// used is when the tunnel was last used here; the zero time if never. Somebody
+// who waits for an answer is using it.
+func (s *session) used(now time.Time) time.Time {
+	if s.waiting.Load() > 0 {
+		return now
+	}
+	if n := s.lastUsed.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
+
+func (m *Meter) find(id ident.SessionID) *session {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.sessions[id]
+}
+
+func (m *Meter) findOrMake(id ident.SessionID) *session {
+	if s := m.find(id); s != nil {
+		return s
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sessions[id]
+	if s == nil {
+		if len(m.sessions) >= maxSessions {
+			m.dropOldest()
+		}
+		s = &session{uses: map[*Use]struct{}{}, viewers: map[Party]*viewer{}}
+		m.sessions[id] = s
+	}
+	return s
+}
+
+// dropOldest makes room for one more session. It looks at a few only: which one
+// goes matters little, that it has no uses matters.
+func (m *Meter) dropOldest() {
+	var oldest ident.SessionID
+	at, seen := time.Now(), 0
+	for id, s := range m.sessions {
+		if used := s.used(at); s.idle() && used.Before(at) {
+			oldest, at = id, used
+		}
+		if seen++; seen >= 64 && oldest != "" {
+			break
+		}
+	}
+	delete(m.sessions, oldest)
+}
+
+func (s *session) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.uses) == 0
+}
+
+// Begin notes the begin of one use: a request, or a connection. The caller calls
+// End. The error is ErrKicked for a blocked viewer, and what Cut was told for a
+// tunnel that is over: nothing that began before the tunnel closed slips in after.
+func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind Kind) (*Use, error) {
+	if len(party.UserAgent) > maxUserAgent {
+		party.UserAgent = party.UserAgent[:maxUserAgent]
+	}
+	s := m.findOrMake(id)
+	now := time.Now()
+	s.mu.Lock()
+	if s.over != nil {
+		defer s.mu.Unlock()
+		return nil, s.over
+	}
+	v := s.viewers[party]
+	if v == nil {
+		if len(s.viewers) >= maxViewers {
+			s.forgetOne()
+		}
+		v = &viewer{id: ident.NewViewerID(), since: now}
+		s.viewers[party] = v
+	}
+	if now.Before(v.blocked) {
+		s.mu.Unlock()
+		m.metrics.refused.Inc()
+		return nil, ErrKicked
+	}
+	u := &Use{meter: m, session: s, viewer: v, kind: kind}
+	u.ctx, u.cancel = context.WithCancelCause(ctx)
+	v.uses++
+	s.uses[u] = struct{}{}
+	s.mu.Unlock()
+	s.touch(v)
+	if kind == HTTP {
+		u.waiting.Store(true)
+		s.waiting.Add(1)
+	}
+	m.metrics.open(kind, 1)
+	return u, nil
+}
+
+// forgetOne drops the viewer without connections that was seen longest ago,
+// sparing blocked ones as long as there are others.
+func (s *session) forgetOne() {
+	var oldest Party
+	var found *viewer
+	older := func(a, b *viewer) bool {
+		if x, y := a.blocked.IsZero(), b.blocked.IsZero(); x != y {
+			return x
+		}
+		return a.lastSeen.Load() < b.lastSeen.Load()
+	}
+	for p, v := range s.viewers {
+		if v.uses == 0 && (found == nil || older(v, found)) {
+			oldest, found = p, v
+		}
+	}
+	if found != nil {
+		delete(s.viewers, oldest)
+	}
+}
+
+// Use is one request or connection of one viewer.
+type Use struct {
+	meter   *Meter
+	session *session
+	viewer  *viewer
+	kind    Kind
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	waiting atomic.Bool
+	ended   atomic.Bool
+}
+
+// Context ends, with a cause, when the tunnel closes, the viewer is kicked or the
+// context given to Begin ends.
+func (u *Use) Context() context.Context { return u.ctx }
+
+// In counts n bytes from the user to the app.
+func (u *Use) In(n int) {
+	if n <= 0 {
+		return
+	}
+	u.session.in.Add(int64(n))
+	u.viewer.in.Add(int64(n))
+	u.meter.metrics.in.Add(int64(n))
+	if u.kind != WebSocket {
+		u.session.touch(u.viewer)
+	}
+}
+
+// Out counts n bytes from the app to the user.
+func (u *Use) Out(n int) {
+	if n <= 0 {
+		return
+	}
+	u.session.out.Add(int64(n))
+	u.viewer.out.Add(int64(n))
+	u.meter.metrics.out.Add(int64(n))
+	if u.kind != WebSocket {
+		u.session.touch(u.viewer)
+	}
+	u.answered()
+}
+
+// Frame notes a WebSocket frame that is no keepalive, whichever way it goes.
+func (u *Use) Frame(_ bool) { u.session.touch(u.viewer) }
+
+func (u *Use) answered() {
+	if u.kind == HTTP && u.waiting.Load() && u.waiting.Swap(false) {
+		u.session.waiting.Add(-1)
+	}
+}
+
+// End notes that the use is over. It may be called more than once.
+func (u *Use) End() {
+	if u.ended.Swap(true) {
+		return
+	}
+	u.answered()
+	now := time.Now().UnixNano()
+	u.session.mu.Lock()
+	delete(u.session.uses, u)
+	u.viewer.uses--
+	u.session.mu.Unlock()
+	u.viewer.lastSeen.Store(now)
+	if u.kind != WebSocket {
+		u.session.lastUsed.Store(now)
+	}
+	u.cancel(nil)
+	u.meter.metrics.open(u.kind, -1)
+}
