@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -33,12 +34,18 @@ type Problem struct {
 	RequestID ident.RequestID `json:"request_id,omitempty"`
 	// RetryAfter is when to try again; it is also sent as the header of that name.
 	RetryAfter Duration `json:"-"`
+	// Challenge is the WWW-Authenticate header of a 401, DefaultChallenge when empty.
+	Challenge string `json:"-"`
 	// Cause is for the log, never for the user.
 	Cause error `json:"-"`
 }
 
 // ProblemContentType is the media type of a Problem.
 const ProblemContentType = "application/problem+json"
+
+// DefaultChallenge tells a caller without a secret how to send one. The realm is
+// there because the scheme must not stand alone (RFC 6750, section 3).
+const DefaultChallenge = `Bearer realm="adit"`
 
 // NewProblem makes a problem; its type is "about:blank" and its title the text
 // of the status (RFC 9457, section 4.2.1).
@@ -87,9 +94,17 @@ func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 	h.Set("Content-Type", ProblemContentType)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	out := struct {
+		*Problem
+		RetryAfter int `json:"retry_after,omitempty"` // the header's value, for those who only see the body
+	}{Problem: &c}
 	if c.RetryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(max(1, int(c.RetryAfter.D().Round(time.Second)/time.Second))))
+		out.RetryAfter = max(1, int(c.RetryAfter.D().Round(time.Second)/time.Second))
+		h.Set("Retry-After", strconv.Itoa(out.RetryAfter))
+	}
+	if c.Status == http.StatusUnauthorized { // the header is not optional (RFC 9110, section 15.5.2)
+		h.Set("WWW-Authenticate", cmp.Or(c.Challenge, DefaultChallenge))
 	}
 	w.WriteHeader(c.Status)
-	_ = json.NewEncoder(w).Encode(&c) // the peer may be gone; there is nobody left to tell
+	_ = json.NewEncoder(w).Encode(&out) // the peer may be gone; there is nobody left to tell
 }
