@@ -1,0 +1,4 @@
+package lifecycle
+
+// VersionOf is the rule behind Version, which sees only its own binary.
+var VersionOf = versionOf
