@@ -1,0 +1,123 @@
+package audit
+
+import (
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/logs"
+)
+
+// Event is what happened; one of the list below.
+type Event string
+
+// The events.
+const (
+	TunnelOpened   Event = "tunnel_opened"
+	TunnelClosing  Event = "tunnel_closing" // asked to close; its streams are being cut
+	TunnelClosed   Event = "tunnel_closed"
+	TunnelExtended Event = "tunnel_extended"
+	TunnelExpired  Event = "tunnel_expired"
+	TunnelRefused  Event = "tunnel_refused"
+
+	TaskAdmitted Event = "task_admitted"
+	TaskRenewed  Event = "task_renewed"
+	TaskReleased Event = "task_released"
+	TaskExpired  Event = "task_expired"
+	TaskRefused  Event = "task_refused"
+
+	ViewerKicked  Event = "viewer_kicked"
+	ViewersListed Event = "viewers_listed"
+
+	CredentialCreated Event = "credential_created"
+	CredentialRevoked Event = "credential_revoked"
+	EnrolmentCreated  Event = "enrolment_created"
+	EnrolmentTaken    Event = "enrolment_taken"
+
+	AgentConnected  Event = "agent_connected"
+	AgentGone       Event = "agent_gone"
+	AgentSuperseded Event = "agent_superseded"
+
+	AuthRefused Event = "auth_refused"
+
+	TerminalOpened  Event = "terminal_opened"
+	TerminalClosed  Event = "terminal_closed"
+	TerminalRefused Event = "terminal_refused"
+
+	RelayStarted  Event = "relay_started"
+	RelayDraining Event = "relay_draining"
+	RelayStopped  Event = "relay_stopped"
+)
+
+// rule says how an event is written.
+type rule struct {
+	durable bool    // Append returns when it is on the disk
+	rate    float64 // at most so many a second, the rest only counted; 0: all
+	burst   int
+}
+
+var durable = rule{durable: true}
+
+// rules is the closed list of events. Durable are those by which the gate's
+// history can be checked and those that grant or take rights. What outsiders, or
+// a caller polling a busy agent, can cause at any rate is limited.
+var rules = map[Event]rule{
+	TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
+	TunnelRefused: {rate: 20, burst: 200},
+	TaskAdmitted:  durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
+	TaskRefused:  {rate: 20, burst: 200},
+	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
+	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
+	AgentConnected: {}, AgentGone: {}, AgentSuperseded: durable,
+	AuthRefused:    {rate: 5, burst: 100},
+	TerminalOpened: durable, TerminalClosed: durable, TerminalRefused: {rate: 5, burst: 100},
+	RelayStarted: durable, RelayDraining: durable, RelayStopped: durable,
+}
+
+// Record is one line of the log. Time, Relay and Seq are set by the log.
+type Record struct {
+	Time  time.Time     `json:"time"`
+	Relay ident.RelayID `json:"relay"`
+	// Seq counts the relay's records, without a gap unless records were lost: when
+	// writing them was reported as an error, or files were taken away.
+	Seq   uint64 `json:"seq"`
+	Event Event  `json:"event"`
+	// Actor is a principal's name ("user:alice"), or "relay", or "agent".
+	Actor   string          `json:"actor,omitempty"`
+	Team    ident.TeamID    `json:"team,omitempty"`
+	Agent   ident.AgentID   `json:"agent,omitempty"`
+	Session ident.SessionID `json:"session,omitempty"`
+	Task    ident.TaskID    `json:"task,omitempty"`
+	Fencing uint64          `json:"fencing,omitempty"`
+	Epoch   uint64          `json:"epoch,omitempty"`
+	// Revision orders gate records of one agent over all relays.
+	Revision   uint64          `json:"revision,omitempty"`
+	Detail     string          `json:"detail,omitempty"`
+	RequestID  ident.RequestID `json:"request_id,omitempty"`
+	RemoteAddr string          `json:"remote_addr,omitempty"`
+}
+
+// Bounds of a record's texts, in bytes. What is longer is cut.
+const (
+	maxName   = 256
+	maxDetail = 1024
+)
+
+// clean makes a record fit to be kept: no secret, no endless text.
+func (r *Record) clean() {
+	text := func(s string, most int) string {
+		s = logs.Redact(s)
+		if len(s) > most {
+			s = s[:most]
+		}
+		return strings.ToValidUTF8(s, "\uFFFD")
+	}
+	r.Actor = text(r.Actor, maxName)
+	r.Detail = text(r.Detail, maxDetail)
+	r.RemoteAddr = text(r.RemoteAddr, maxName)
+	r.Team = ident.TeamID(text(string(r.Team), maxName))
+	r.Agent = ident.AgentID(text(string(r.Agent), maxName))
+	r.Session = ident.SessionID(text(string(r.Session), maxName))
+	r.Task = ident.TaskID(text(string(r.Task), maxName))
+	r.RequestID = ident.RequestID(text(string(r.RequestID), maxName))
+}
