@@ -1,0 +1,160 @@
+package creds
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// Bounds of a credential's life, when it has an end at all.
+const (
+	minLife = 24 * time.Hour
+	maxLife = 365 * 24 * time.Hour
+)
+
+// MaxNameBytes bounds a credential's name.
+const MaxNameBytes = 64
+
+// Create makes a credential of a team and returns its record and the secret, which
+// is nowhere kept. The operator names the user of a device credential; a person's
+// device credentials are always their own. The error is a *api.Problem.
+func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error) {
+	if p := mayManage(by, team); p != nil {
+		return store.CredentialRecord{}, "", p
+	}
+	now := time.Now().UTC()
+	rec := store.CredentialRecord{ID: ident.NewCredentialID(), Kind: req.Kind, Team: team, Name: req.Name,
+		CreatedBy: by.Name, CreatedAt: now, Agent: req.AgentID}
+	if by.Kind == KindOperator {
+		rec.Name = cmp.Or(rec.Name, string(req.Kind))
+	} else {
+		user = by.User
+	}
+	if req.Kind == api.KindDevice {
+		rec.User = user
+	}
+	if req.ExpiresIn != nil {
+		rec.ExpiresAt = now.Add(req.ExpiresIn.D())
+	}
+	prefix, p := check(rec, req)
+	if p != nil {
+		return store.CredentialRecord{}, "", p
+	}
+	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
+		return store.CredentialRecord{}, "", api.Problemf(http.StatusTooManyRequests, "too_many_credentials", api.HopRelay,
+			"the team has %d credentials, which is the limit: revoke some", n)
+	}
+	secret := ident.NewSecret(prefix)
+	rec.Prefix, rec.Hash = secret.DisplayPrefix(), secret.Hash()
+	if err := a.cfg.Store.CreateCredential(ctx, rec); err != nil {
+		return store.CredentialRecord{}, "", storeProblem("create credential", err)
+	}
+	return rec, secret, nil
+}
+
+// Revoke makes a credential of the team useless, here at once and on every relay
+// within seconds. Revoking twice is no error. The error is a *api.Problem.
+func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error) {
+	if p := mayManage(by, team); p != nil {
+		return store.CredentialRecord{}, p
+	}
+	rec, err := a.cfg.Store.RevokeCredential(ctx, team, id, time.Now().UTC())
+	if err != nil {
+		return store.CredentialRecord{}, storeProblem("revoke credential", err)
+	}
+	for _, w := range a.watched.of(id) { // the index may be a moment behind
+		w.cancel(ErrRevoked)
+	}
+	return rec, nil
+}
+
+// List returns a team's credentials, the newest first. The error is a *api.Problem.
+func (a *Authenticator) List(by Principal, team ident.TeamID) ([]api.Credential, error) {
+	if p := mayManage(by, team); p != nil {
+		return nil, p
+	}
+	list := []api.Credential{}
+	for _, rec := range a.cfg.Store.Credentials(team) {
+		list = append(list, Public(rec))
+	}
+	slices.SortFunc(list, func(x, y api.Credential) int {
+		return cmp.Or(y.CreatedAt.Compare(x.CreatedAt), strings.Compare(string(x.ID), string(y.ID)))
+	})
+	return list, nil
+}
+
+// Public is what may be shown of a record.
+func Public(rec store.CredentialRecord) api.Credential {
+	return api.Credential{ID: rec.ID, Kind: rec.Kind, Name: rec.Name, Prefix: rec.Prefix, AgentID: rec.Agent, UserID: rec.User,
+		CreatedBy: rec.CreatedBy, CreatedAt: rec.CreatedAt, ExpiresAt: rec.ExpiresAt, LastUsedAt: rec.LastUsed,
+		Revoked: !rec.RevokedAt.IsZero()}
+}
+
+func mayManage(by Principal, team ident.TeamID) *api.Problem {
+	switch {
+	case !by.MayManageCredentials():
+		return api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "credentials are managed by people: with a user session or a device credential")
+	case !by.MayUseTeam(team):
+		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such team")
+	}
+	return nil
+}
+
+// check says what is wrong with a credential to be made, and which prefix its
+// secret has.
+func check(rec store.CredentialRecord, req api.CreateCredentialRequest) (string, *api.Problem) {
+	out := func(format string, args ...any) (string, *api.Problem) {
+		return "", api.Problemf(http.StatusUnprocessableEntity, "out_of_range", api.HopRelay, format, args...)
+	}
+	i := slices.IndexFunc(forms[:], func(f form) bool { return f.stored == rec.Kind })
+	switch {
+	case i < 0:
+		return out("kind: integration, agent or device")
+	case !printable(rec.Name, MaxNameBytes):
+		return out("name: 1 to %d bytes of printable text", MaxNameBytes)
+	case req.ExpiresIn != nil && (req.ExpiresIn.D() < minLife || req.ExpiresIn.D() > maxLife):
+		return out("expires_in: 1 to 365 days, or absent for no end")
+	case rec.Kind == api.KindDevice && !printable(string(rec.User), 255):
+		return out("user: a device credential belongs to a person")
+	case rec.Agent != "" && rec.Kind != api.KindAgent:
+		return out("agent_id: only for kind agent")
+	}
+	if rec.Agent != "" {
+		if _, err := ident.ParseAgentID(string(rec.Agent)); err != nil {
+			return out("agent_id: %v", err)
+		}
+	}
+	return forms[i].prefix, nil
+}
+
+// live counts a team's credentials that still work.
+func (a *Authenticator) live(team ident.TeamID, now time.Time) int {
+	n := 0
+	for _, rec := range a.cfg.Store.Credentials(team) {
+		if usableRecord(rec, now) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+func storeProblem(doing string, err error) *api.Problem {
+	if errors.Is(err, store.ErrNotFound) {
+		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+	}
+	err = fmt.Errorf("%s: %w", doing, err)
+	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the relay's store cannot be changed now").
+			WithRetry(2 * time.Second).WithCause(err)
+	}
+	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
+}

@@ -1,0 +1,197 @@
+package creds
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// form is what a kind of stored credential looks like.
+type form struct {
+	prefix string
+	kind   Kind
+	stored api.CredentialKind
+}
+
+var forms = [...]form{
+	{ident.PrefixIntegration, KindIntegration, api.KindIntegration},
+	{ident.PrefixDevice, KindDevice, api.KindDevice},
+	{ident.PrefixAgent, KindAgent, api.KindAgent},
+}
+
+// bodyLength is that of ident.NewSecret: 200 bits in base32.
+const bodyLength = 40
+
+func formOf(s ident.Secret) (form, bool) {
+	for _, f := range forms {
+		if strings.HasPrefix(s.Reveal(), f.prefix) {
+			return f, true
+		}
+	}
+	return form{}, false
+}
+
+func wellFormed(s ident.Secret, f form) bool {
+	body := strings.TrimPrefix(s.Reveal(), f.prefix)
+	return len(body) == bodyLength && strings.Trim(body, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
+// stored authenticates a credential of the store. X-Team-ID plays no part.
+func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Principal, *refusal) {
+	if !wellFormed(secret, f) {
+		return Principal{}, invalid(outcomeMalformed, "the credential is not complete, or has characters that none has")
+	}
+	hash := secret.Hash()
+	rec, ok := a.cfg.Store.CredentialByHash(hash)
+	if !ok {
+		var refused *refusal
+		if rec, refused = a.misses.settle(r.Context(), hash, a.cfg.ClientAddr(r)); refused != nil {
+			return Principal{}, refused
+		}
+	}
+	if rec.Kind != f.stored || !secret.Matches(rec.Hash) {
+		return Principal{}, invalid(outcomeUnknown, "no such credential")
+	}
+	now := time.Now()
+	if refused := usableRecord(rec, now); refused != nil {
+		return Principal{}, refused
+	}
+	a.lastUse.note(rec, now)
+	p := Principal{Kind: f.kind, Team: rec.Team, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
+	switch f.kind {
+	case KindDevice:
+		p.User = rec.User
+		p.Name = "dk:" + string(rec.User) + "/" + rec.Name
+	case KindAgent:
+		p.Agent = rec.Agent
+		p.Name = "ak:" + rec.Name
+	default:
+		p.Name = "sk:" + rec.Name
+	}
+	return p, nil
+}
+
+func usableRecord(rec store.CredentialRecord, now time.Time) *refusal {
+	switch {
+	case !rec.RevokedAt.IsZero():
+		return invalid(outcomeRevoked, "the credential was revoked")
+	case !rec.ExpiresAt.IsZero() && !now.Before(rec.ExpiresAt):
+		return invalid(outcomeExpired, "the credential has expired")
+	}
+	return nil
+}
+
+const (
+	confirmTimeout  = 3 * time.Second
+	negativeFor     = 30 * time.Second
+	negativeMost    = 4096
+	missesPerSecond = 10 // of the whole relay
+	missesBurst     = 40
+	missesOfAddress = 1 // per second
+	missesAddrBurst = 10
+	addressesMost   = 4096
+)
+
+// misses settles whether a hash that the index does not have exists at all. The
+// index may be a moment behind the store, so a miss deserves one look; but anyone
+// can make up secrets, so looks are rationed: per address, over all, and never
+// twice for the same hash.
+type misses struct {
+	store Store
+	m     *metrics
+
+	mu        sync.Mutex
+	all       *rate.Limiter
+	addresses map[string]*rate.Limiter
+	absent    map[string]time.Time // hash -> known to be absent until
+}
+
+func newMisses(s Store, m *metrics) *misses {
+	return &misses{store: s, m: m,
+		all:       rate.NewLimiter(missesPerSecond, missesBurst),
+		addresses: make(map[string]*rate.Limiter),
+		absent:    make(map[string]time.Time),
+	}
+}
+
+func (s *misses) settle(ctx context.Context, hash, addr string) (store.CredentialRecord, *refusal) {
+	unknown := invalid(outcomeUnknown, "no such credential")
+	if reason := s.spared(hash, addr, time.Now()); reason != "" {
+		s.m.misses.WithLabelValues(reason).Inc()
+		return store.CredentialRecord{}, unknown
+	}
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	err := s.store.CatchUp(ctx)
+	if rec, ok := s.store.CredentialByHash(hash); ok {
+		s.m.misses.WithLabelValues("found").Inc()
+		return rec, nil
+	}
+	if err != nil {
+		s.m.misses.WithLabelValues("unavailable").Inc()
+		return store.CredentialRecord{}, unavailable("store_unavailable",
+			"the credential is not known here, and the store cannot be asked now", 2*time.Second, err)
+	}
+	s.m.misses.WithLabelValues("confirmed").Inc()
+	s.remember(hash, time.Now())
+	return store.CredentialRecord{}, unknown
+}
+
+// spared says why the store need not, or must not, be asked; empty: ask.
+func (s *misses) spared(hash, addr string, now time.Time) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if until, ok := s.absent[hash]; ok && now.Before(until) {
+		return "cached"
+	}
+	l := s.addresses[addr]
+	if l == nil {
+		if len(s.addresses) >= addressesMost {
+			s.forgetAddresses(now)
+		}
+		l = rate.NewLimiter(missesOfAddress, missesAddrBurst)
+		s.addresses[addr] = l
+	}
+	// The address first: one that has used up its share takes nothing of the others'.
+	if !l.AllowN(now, 1) || !s.all.AllowN(now, 1) {
+		return "limited"
+	}
+	return ""
+}
+
+// forgetAddresses drops what is worth a fresh limiter, or everything when a flood
+// comes from more addresses than are kept: the limit over all still holds.
+func (s *misses) forgetAddresses(now time.Time) {
+	for addr, l := range s.addresses {
+		if l.TokensAt(now) >= missesAddrBurst {
+			delete(s.addresses, addr)
+		}
+	}
+	if len(s.addresses) >= addressesMost {
+		clear(s.addresses)
+	}
+}
+
+func (s *misses) remember(hash string, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.absent) >= negativeMost {
+		for h, until := range s.absent {
+			if !now.Before(until) {
+				delete(s.absent, h)
+			}
+		}
+		if len(s.absent) >= negativeMost {
+			clear(s.absent)
+		}
+	}
+	s.absent[hash] = now.Add(negativeFor)
+}
