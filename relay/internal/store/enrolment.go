@@ -1,0 +1,93 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// CreateEnrolment writes a single-use token; it ends by itself at its expiry.
+func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
+	defer s.metrics.took(opEnrolment)()
+	const doing = "create an enrolment token"
+	ttl := r.ExpiresAt.Sub(s.now())
+	if ttl <= 0 {
+		return fmt.Errorf("%s: it has expired already", doing)
+	}
+	value, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	lease, err := s.grant(ctx, ttl)
+	if err != nil {
+		return unavailable(ctx, doing, err)
+	}
+	return s.swap(ctx, doing, enrolmentKey(r.Hash), func(cur *keyValue) (proposal, error) {
+		if cur != nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, ErrExists)
+		}
+		return proposal{value: string(value), lease: lease}, nil
+	})
+}
+
+// TakeEnrolment uses a token up and returns it; ErrNotFound when it is unknown,
+// expired or used. The deletion leaves a mark with this call's nonce, so that a
+// lost answer does not cost the token: of two takers exactly one gets it.
+func (s *Store) TakeEnrolment(ctx context.Context, hash string) (EnrolmentRecord, error) {
+	defer s.metrics.took(opEnrolment)()
+	const doing = "use an enrolment token"
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	nonce := ident.NewNonce()
+	var record EnrolmentRecord
+	var last error
+	for attempt := 0; ; attempt++ {
+		if attempt > 0 && !pause(ctx, attempt) {
+			return EnrolmentRecord{}, unavailable(ctx, doing, last)
+		}
+		cur, _, err := s.get(ctx, enrolmentKey(hash))
+		if err != nil {
+			last = err
+			continue
+		}
+		if cur == nil {
+			mark, _, err := s.get(ctx, takenKey(hash))
+			if err != nil {
+				last = err
+				continue
+			}
+			if mark != nil && string(mark.value) == nonce {
+				return record, nil
+			}
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		}
+		record = EnrolmentRecord{}
+		if err := json.Unmarshal(cur.value, &record); err != nil {
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+		}
+		if !s.now().Before(record.ExpiresAt) {
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		}
+		ok, err := s.txn(ctx, []clientv3.Cmp{unchangedSince(enrolmentKey(hash), cur)},
+			clientv3.OpDelete(enrolmentKey(hash)), clientv3.OpPut(takenKey(hash), nonce, clientv3.WithLease(cur.lease)))
+		switch {
+		case err == nil && ok:
+			return record, nil
+		case err == nil:
+			s.metrics.conflicts.Inc()
+		case errors.Is(err, rpctypes.ErrLeaseNotFound): // it has just run out
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		case rejected(err):
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+		default:
+			s.metrics.unknown.Inc()
+			last = err
+		}
+	}
+}
