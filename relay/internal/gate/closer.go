@@ -1,0 +1,289 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// workers bounds how many agents are tended at once: each may wait for the store.
+const workers = 16
+
+// retryAfter is when an agent is tended again after the store did not answer.
+const retryAfter = time.Second
+
+// closer is the loop of Run. Its fields belong to the loop's goroutine.
+type closer struct {
+	*Gate
+	agenda  *agenda
+	busy    map[ident.AgentKey]bool // being tended; true: again afterwards
+	results chan tended
+	wg      sync.WaitGroup
+}
+
+type tended struct {
+	key  ident.AgentKey
+	next time.Time // zero: nothing to do until something changes
+}
+
+// Run ends what must end by itself, until ctx ends: tunnels at their hard end or
+// idle, tunnels being closed on agents that this relay holds, waiting tunnels and
+// leases that ran out, and the same for agents whose relay is gone. On every relay
+// it cuts what uses a tunnel here as soon as the tunnel closes.
+func (g *Gate) Run(ctx context.Context) error {
+	feed := g.store.Subscribe(4096)
+	defer feed.Close()
+	g.mu.Lock()
+	g.started = time.Now()
+	g.mu.Unlock()
+	c := &closer{Gate: g, agenda: newAgenda(), busy: make(map[ident.AgentKey]bool), results: make(chan tended, workers)}
+	defer c.wg.Wait()
+
+	c.resync(false)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		wait := time.Hour // with all workers busy, a result is what to wait for
+		if len(c.busy) < workers {
+			wait = c.agenda.wait(time.Now())
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case change, ok := <-feed.C():
+			switch {
+			case !ok && ctx.Err() != nil:
+				return nil
+			case !ok:
+				return errors.New("the store's changes ended")
+			}
+			c.observe(change)
+			if feed.Lost() {
+				c.resync(true)
+			}
+		case t := <-c.results:
+			again := c.busy[t.key]
+			delete(c.busy, t.key)
+			if again {
+				t.next = time.Now()
+			}
+			c.agenda.put(t.key, t.next)
+		case <-timer.C:
+		}
+		c.start(ctx)
+	}
+}
+
+// resync reads everything again. Tunnels that appeared are told to agents unless
+// this is the first time: those agents hear of them when they connect.
+func (c *closer) resync(tell bool) {
+	vanished := c.book.ids()
+	for key := range c.store.AllAgents() {
+		for _, t := range c.store.AgentTunnels(key) {
+			delete(vanished, t.Session)
+			c.book.add(t.Session, key)
+			if c.book.introduce(t.Session) && tell {
+				c.local.Opened(key, t)
+			}
+		}
+		c.agenda.put(key, time.Now())
+		c.wake(key)
+	}
+	for id := range vanished {
+		c.over(id)
+	}
+	c.metrics.tunnels.Set(float64(c.book.size()))
+}
+
+func (c *closer) observe(change store.Change) {
+	switch change.Kind {
+	case store.KindAgent:
+		if rec, ok := c.store.Agent(change.Key); ok {
+			for id, t := range rec.Tunnels {
+				if t.State == store.TunnelClosing {
+					c.book.because(id, t.Reason)
+				}
+			}
+		}
+		c.agenda.put(change.Key, time.Now())
+		c.wake(change.Key)
+	case store.KindTunnel:
+		t, ok := c.store.Tunnel(change.Session)
+		if !ok {
+			c.over(change.Session)
+			break
+		}
+		c.book.add(t.Session, t.Key())
+		if c.book.introduce(t.Session) {
+			c.local.Opened(t.Key(), t)
+		}
+		c.agenda.put(t.Key(), time.Now())
+	case store.KindRelay:
+		if change.Deleted { // its agents may be for this relay to tend, after the grace
+			for key, rec := range c.store.AllAgents() {
+				if rec.Relay == change.Relay {
+					c.agenda.put(key, time.Now())
+				}
+			}
+		}
+	}
+	c.metrics.tunnels.Set(float64(c.book.size()))
+}
+
+// over ends what a tunnel has here, when its record is gone.
+func (c *closer) over(id ident.SessionID) {
+	n, ok := c.book.remove(id)
+	if !ok {
+		return
+	}
+	if n.reason == "" {
+		n.reason = "closed"
+	}
+	c.local.Cut(id, n.reason)
+	c.local.Closed(n.key, id, n.reason)
+	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: n.reason})
+}
+
+// start tends the agents that are due, as far as there are workers.
+func (c *closer) start(ctx context.Context) {
+	for len(c.busy) < workers {
+		key, ok := c.agenda.due(time.Now())
+		if !ok {
+			return
+		}
+		if _, running := c.busy[key]; running {
+			c.busy[key] = true
+			continue
+		}
+		c.busy[key] = false
+		c.wg.Go(func() {
+			next := c.tend(ctx, key)
+			select {
+			case c.results <- tended{key, next}:
+			case <-ctx.Done():
+			}
+		})
+	}
+}
+
+// tend does for one agent what is due, and returns when to look again.
+func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
+	rec, ok := c.store.Agent(key)
+	if !ok || len(rec.Tunnels) == 0 && len(rec.Leases) == 0 {
+		return time.Time{}
+	}
+	now := time.Now()
+	mine := c.responsible(rec.Relay, now)
+	p := plan{now: now, skew: c.skew}
+	for id, t := range rec.Tunnels {
+		switch t.State {
+		case store.TunnelWaiting: // its opener takes it back; this is for one that died
+			p.at(t.Expires.Add(c.skew), func() { p.expire = true })
+		case store.TunnelClosing:
+			c.local.Cut(id, t.Reason)
+			p.finish = append(p.finish, id)
+		default:
+			c.look(ctx, &p, key, id, t)
+		}
+	}
+	for _, l := range rec.Leases {
+		p.at(l.Expires.Add(c.skew), func() { p.expire = true })
+	}
+	if !mine {
+		if len(p.finish) > 0 || len(p.close) > 0 || p.expire { // in case its relay dies
+			p.later(now.Add(c.grace))
+		}
+		return p.next
+	}
+	if err := c.carryOut(ctx, key, rec, &p); err != nil {
+		if ctx.Err() == nil && !errors.Is(err, store.ErrUnavailable) {
+			c.log.Warn("end tunnels and leases", "agent", key.Agent, "error", err)
+		}
+		return now.Add(retryAfter)
+	}
+	return p.next
+}
+
+// plan is what one look at an agent found to do.
+type plan struct {
+	now    time.Time
+	skew   time.Duration
+	next   time.Time
+	finish []ident.SessionID // are cut, to be removed
+	close  []ending
+	expire bool
+}
+
+type ending struct {
+	tunnel store.TunnelRecord
+	reason string
+}
+
+// at calls f when t has come, and otherwise notes to look again then.
+func (p *plan) at(t time.Time, f func()) {
+	if !p.now.Before(t) {
+		f()
+		return
+	}
+	p.later(t)
+}
+
+func (p *plan) later(t time.Time) {
+	if p.next.IsZero() || t.Before(p.next) {
+		p.next = t
+	}
+}
+
+// carryOut writes what is due in as few changes as can be.
+func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
+	by := "relay:" + string(c.relay)
+	for _, e := range p.close {
+		id := e.tunnel.Session
+		closing := false
+		if _, err := c.step(ctx, key, by, func(s *Step) error {
+			closing = false
+			switch t := s.Record.Tunnels[id]; {
+			case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
+				// It may have been extended or used since it was looked at.
+				e.reason == ReasonExpired && !s.past(t.Expires),
+				e.reason == ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
+				return errUnchanged
+			}
+			closing = true
+			_, err := s.BeginClose([]ident.SessionID{id}, false, e.reason)
+			return err
+		}); err != nil {
+			return err
+		}
+		if !closing {
+			p.later(p.now.Add(retryAfter))
+			continue
+		}
+		c.local.Cut(id, e.reason)
+		p.finish = append(p.finish, id)
+		c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
+		c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)
+	}
+	switch {
+	case len(p.finish) > 0:
+		_, err := c.finish(ctx, key, by, p.finish, rec.Relay)
+		return err
+	case p.expire:
+		_, err := c.step(ctx, key, by, (*Step).Expire)
+		return err
+	}
+	return nil
+}
+
+func label(reason string) string {
+	if reason == ReasonExpired {
+		return "expired"
+	}
+	return "idle"
+}

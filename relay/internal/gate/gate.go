@@ -1,0 +1,347 @@
+package gate
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"iter"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// Store is what the gate needs of the store.
+type Store interface {
+	UpdateAgent(ctx context.Context, key ident.AgentKey, change func(now time.Time, r *store.AgentRecord) (store.Effects, error)) (store.AgentRecord, error)
+	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
+	// OnceValue returns the value of a key that an earlier change brought with it.
+	OnceValue(ctx context.Context, key string) (value string, found bool, err error)
+	// CatchUp waits until what is read from memory is at least as new as its call.
+	CatchUp(ctx context.Context) error
+	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
+	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
+	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	Presence(key ident.AgentKey) (store.Presence, bool)
+	Relay(id ident.RelayID) (store.RelayRecord, bool)
+	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
+	Subscribe(buffer int) Feed
+}
+
+// Feed is a subscription to changes in the store.
+type Feed interface {
+	C() <-chan store.Change
+	// Lost says, once, that changes are missing and everything is to be read again.
+	Lost() bool
+	Close()
+}
+
+// FromStore returns the store as the gate needs it.
+func FromStore(s *store.Store) Store { return fromStore{s} }
+
+type fromStore struct{ *store.Store }
+
+func (f fromStore) Subscribe(buffer int) Feed { return f.Store.Subscribe(buffer) }
+
+// Local is what carries tunnels on this relay.
+type Local interface {
+	// Cut ends everything that uses a tunnel here, and lets nothing new begin. It
+	// may be called again, and for tunnels that have nothing here.
+	Cut(id ident.SessionID, reason string)
+	// Opened and Closed tell an agent that is linked here.
+	Opened(key ident.AgentKey, t store.TunnelRecord)
+	Closed(key ident.AgentKey, id ident.SessionID, reason string)
+	// LastUsed returns when somebody used a tunnel through this relay; zero: never.
+	LastUsed(id ident.SessionID) time.Time
+}
+
+// Limits bound tunnels. A zero field has its default.
+type Limits struct {
+	IdleTimeout    time.Duration // of a tunnel opened without; default 30 min
+	MaxIdleTimeout time.Duration // default 24 h
+	ExpiresIn      time.Duration // of a tunnel opened without; default 24 h
+	MaxExpiresIn   time.Duration // default 7 days
+	WaitTimeout    time.Duration // of when_busy wait without; default 10 min
+	MaxWaitTimeout time.Duration // default 1 h
+	PerAgent       int           // tunnels; default and at most 64
+	PerTeam        int           // tunnels, about; default 1000
+	OpensPerSecond float64       // per caller; default 1
+	OpensBurst     int           // per caller; default 60
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&l.IdleTimeout, 30*time.Minute)
+	def(&l.MaxIdleTimeout, 24*time.Hour)
+	def(&l.ExpiresIn, 24*time.Hour)
+	def(&l.MaxExpiresIn, 7*24*time.Hour)
+	def(&l.WaitTimeout, 10*time.Minute)
+	def(&l.MaxWaitTimeout, time.Hour)
+	if l.PerAgent <= 0 || l.PerAgent > closedMemory {
+		l.PerAgent = closedMemory
+	}
+	if l.PerTeam <= 0 {
+		l.PerTeam = 1000
+	}
+	if l.OpensPerSecond <= 0 {
+		l.OpensPerSecond = 1
+	}
+	if l.OpensBurst <= 0 {
+		l.OpensBurst = 60
+	}
+	return l
+}
+
+// DefaultSkew is how far the clocks of a pool's relays may be apart, with what a
+// cut takes. The design asks for two seconds between relays.
+const DefaultSkew = 3 * time.Second
+
+// Config is what a Gate is made of. Store, Local, Audit, Relay and Logger are
+// required.
+type Config struct {
+	Store      Store
+	Local      Local
+	Audit      Auditor
+	Relay      ident.RelayID
+	Key        ident.ClusterKey
+	Limits     Limits
+	Skew       time.Duration // default DefaultSkew
+	Grace      time.Duration // beyond its lease, until a relay counts as dead; default 2 s
+	CloseWait  time.Duration // how long Close waits for another relay; default 1 s
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Gate runs the rule on the store's records. It is safe for concurrent use.
+type Gate struct {
+	store   Store
+	local   Local
+	auditor Auditor
+	relay   ident.RelayID
+	key     ident.ClusterKey
+	limits  Limits
+	skew    time.Duration
+	grace   time.Duration
+	wait    time.Duration
+	log     *slog.Logger
+	metrics *metrics
+	opens   *throttle
+	book    *book
+
+	mu      sync.Mutex
+	started time.Time // of Run; use before is not known
+	missing map[ident.RelayID]time.Time
+	waiting map[ident.AgentKey]chan struct{} // closed at the agent's next change
+	hearers map[int]func(Notice)
+	nextID  int
+}
+
+// New checks the configuration and returns a Gate. Run must run for tunnels to end
+// by themselves.
+func New(cfg Config) (*Gate, error) {
+	if cfg.Store == nil || cfg.Local == nil || cfg.Audit == nil || cfg.Relay == "" || cfg.Logger == nil {
+		return nil, errors.New("gate: Store, Local, Audit, Relay and Logger are required")
+	}
+	if cfg.Skew == 0 {
+		cfg.Skew = DefaultSkew
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 2 * time.Second
+	}
+	if cfg.CloseWait == 0 {
+		cfg.CloseWait = time.Second
+	}
+	limits := cfg.Limits.withDefaults()
+	return &Gate{
+		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
+		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, log: cfg.Logger,
+		metrics: newMetrics(cfg.Registerer), opens: newThrottle(limits.OpensPerSecond, limits.OpensBurst),
+		book: newBook(), started: time.Now(), missing: make(map[ident.RelayID]time.Time),
+		waiting: make(map[ident.AgentKey]chan struct{}), hearers: make(map[int]func(Notice)),
+	}, nil
+}
+
+// Limits returns the limits in effect.
+func (g *Gate) Limits() Limits { return g.limits }
+
+// AdminToken returns the token that administers a tunnel. It is computed, so that
+// a repeated request is answered with it again; only its hash is stored.
+func (g *Gate) AdminToken(id ident.SessionID) ident.Secret {
+	mac := hmac.New(sha256.New, g.key[:])
+	mac.Write([]byte("admin-token\n" + string(id)))
+	return ident.Secret(ident.PrefixAdmin + adminEncoding.EncodeToString(mac.Sum(nil)[:25]))
+}
+
+var adminEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// step runs one transition as a compare-and-set, and writes what it did to the
+// audit once it landed. The transition may run several times and the store may
+// find that an earlier run landed: results are to be read from the record.
+func (g *Gate) step(ctx context.Context, key ident.AgentKey, by string, transition func(*Step) error) (store.AgentRecord, error) {
+	return g.stepOnce(ctx, key, by, nil, transition)
+}
+
+// stepOnce is step for a caller that may have made the same change before: a
+// refusal gives way to the *store.OnceError of that.
+func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once *store.Once, transition func(*Step) error) (store.AgentRecord, error) {
+	tries := make(map[uint64]*Step, 1) // by the N they lead to
+	rec, err := g.store.UpdateAgent(ctx, key, func(now time.Time, r *store.AgentRecord) (store.Effects, error) {
+		s := &Step{Record: r, Now: now, Skew: g.skew}
+		n := r.N + 1
+		switch err := transition(s); {
+		case errors.Is(err, errUnchanged):
+			return store.Effects{}, store.ErrUnchanged
+		case err != nil:
+			return store.Effects{Once: once}, err
+		}
+		tries[n] = s
+		return s.Effects, nil
+	})
+	if err != nil {
+		return rec, answer(err)
+	}
+	if s := tries[rec.N]; s != nil {
+		g.audit(ctx, key, by, s, rec.N)
+	}
+	return rec, nil
+}
+
+// exists says whether an agent has ever been there. A miss is confirmed, since the
+// user may be faster than the watch.
+func (g *Gate) exists(ctx context.Context, key ident.AgentKey) error {
+	if _, ok := g.store.Agent(key); ok {
+		return nil
+	}
+	if err := g.store.CatchUp(ctx); err != nil {
+		return answer(err)
+	}
+	if _, ok := g.store.Agent(key); ok {
+		return nil
+	}
+	return notFound("agent")
+}
+
+// online refuses when the agent has no link now.
+func (g *Gate) online(ctx context.Context, key ident.AgentKey) error {
+	here := func() bool {
+		p, ok := g.store.Presence(key)
+		return ok && p.GoneSince.IsZero()
+	}
+	if here() {
+		return nil
+	}
+	if err := g.store.CatchUp(ctx); err != nil {
+		return answer(err)
+	}
+	if here() {
+		return nil
+	}
+	return offline()
+}
+
+// responsible says whether it is for this relay to end an agent's tunnels: it
+// holds the agent, or held it last, or the relay that did is gone for good.
+func (g *Gate) responsible(holder ident.RelayID, now time.Time) bool {
+	if holder == "" || holder == g.relay {
+		return true
+	}
+	_, alive := g.store.Relay(holder)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if alive {
+		delete(g.missing, holder)
+		return false
+	}
+	since, ok := g.missing[holder]
+	if !ok {
+		g.missing[holder] = now
+		return false
+	}
+	return now.Sub(since) >= g.grace
+}
+
+// changed returns a channel that is closed at the next change of an agent's record
+// that this relay hears of.
+func (g *Gate) changed(key ident.AgentKey) <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ch := g.waiting[key]
+	if ch == nil {
+		ch = make(chan struct{})
+		g.waiting[key] = ch
+	}
+	return ch
+}
+
+func (g *Gate) wake(key ident.AgentKey) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if ch := g.waiting[key]; ch != nil {
+		close(ch)
+		delete(g.waiting, key)
+	}
+}
+
+// Notice is what users are told of a tunnel as it happens.
+type Notice struct {
+	Kind    string // api.EventTunnelClosing or api.EventTunnelClosed
+	Key     ident.AgentKey
+	Session ident.SessionID
+	Detail  string
+}
+
+// Hear calls f for every notice of this relay until stop is called. f must not
+// block.
+func (g *Gate) Hear(f func(Notice)) (stop func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	id := g.nextID
+	g.nextID++
+	g.hearers[id] = f
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.hearers, id)
+	}
+}
+
+func (g *Gate) tell(n Notice) {
+	g.mu.Lock()
+	hearers := make([]func(Notice), 0, len(g.hearers))
+	for _, f := range g.hearers {
+		hearers = append(hearers, f)
+	}
+	g.mu.Unlock()
+	for _, f := range hearers {
+		f(n)
+	}
+}
+
+// outcome is the metric's label of a decision: a closed list.
+func outcome(err error) string {
+	var p *api.Problem
+	switch {
+	case err == nil:
+		return "ok"
+	case !errors.As(err, &p):
+		return "error"
+	case p.Status >= 500:
+		return "unavailable"
+	}
+	return "refused"
+}
+
+func (g *Gate) count(operation string, err error) {
+	g.metrics.decisions.WithLabelValues(operation, outcome(err)).Inc()
+}
