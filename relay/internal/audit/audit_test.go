@@ -296,8 +296,8 @@ func TestFilters(t *testing.T) {
 			{audit.Filter{Relay: "r3"}, ""},
 			{audit.Filter{Since: start.Add(2 * time.Minute)}, "2 3 4"},
 			{audit.Filter{Since: start.Add(time.Minute), Until: start.Add(3 * time.Minute)}, "1 2"},
-			{audit.Filter{Events: []audit.Event{audit.TunnelOpened, audit.TaskReleased}}, "0 4"},
-			{audit.Filter{Team: teamA, Agent: "gpu-1", Events: []audit.Event{audit.TaskAdmitted}}, "1"},
+			{audit.Filter{Event: audit.TaskReleased}, "4"},
+			{audit.Filter{Team: teamA, Agent: "gpu-1", Event: audit.TaskAdmitted}, "1"},
 		} {
 			if got := tasks(read(t, dir, c.f)); got != c.want {
 				t.Errorf("%+v: got %q, want %q", c.f, got, c.want)
@@ -384,11 +384,11 @@ func TestAFloodOfRefusalsIsCountedNotWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(12 * time.Second)
-		got := read(t, dir, audit.Filter{Events: []audit.Event{audit.AuthRefused}})
+		got := read(t, dir, audit.Filter{Event: audit.AuthRefused})
 		if len(got) != 101 || got[100].Detail != "99900 more were not recorded one by one" {
 			t.Errorf("%d records, the last says %q; want 100 and their summary", len(got), got[len(got)-1].Detail)
 		}
-		if n := len(read(t, dir, audit.Filter{Events: []audit.Event{audit.TunnelOpened}})); n != 1 {
+		if n := len(read(t, dir, audit.Filter{Event: audit.TunnelOpened})); n != 1 {
 			t.Errorf("%d tunnels opened, want 1", n)
 		}
 		cancel()

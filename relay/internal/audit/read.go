@@ -26,7 +26,7 @@ type Filter struct {
 	Agent   ident.AgentID
 	Session ident.SessionID
 	Task    ident.TaskID
-	Events  []Event // any of them
+	Event   Event
 }
 
 // Match says whether a record is chosen.
@@ -38,7 +38,7 @@ func (f Filter) Match(r Record) bool {
 		(f.Agent == "" || f.Agent == r.Agent) &&
 		(f.Session == "" || f.Session == r.Session) &&
 		(f.Task == "" || f.Task == r.Task) &&
-		(len(f.Events) == 0 || slices.Contains(f.Events, r.Event))
+		(f.Event == "" || f.Event == r.Event)
 }
 
 // LineError is a complete line that is no record.

@@ -13,6 +13,7 @@ type Event string
 
 // The events.
 const (
+	TunnelWaiting  Event = "tunnel_waiting" // keeps tasks out, opens when the running ones have ended
 	TunnelOpened   Event = "tunnel_opened"
 	TunnelClosing  Event = "tunnel_closing" // asked to close; its streams are being cut
 	TunnelClosed   Event = "tunnel_closed"
@@ -62,13 +63,13 @@ var durable = rule{durable: true}
 // history can be checked and those that grant or take rights. What outsiders, or
 // a caller polling a busy agent, can cause at any rate is limited.
 var rules = map[Event]rule{
-	TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
+	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
 	TunnelRefused: {rate: 20, burst: 200},
 	TaskAdmitted:  durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {rate: 20, burst: 200},
 	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
 	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
-	AgentConnected: {}, AgentGone: {}, AgentSuperseded: durable,
+	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
 	AuthRefused:    {rate: 5, burst: 100},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalRefused: {rate: 5, burst: 100},
 	RelayStarted: durable, RelayDraining: durable, RelayStopped: durable,
