@@ -36,7 +36,7 @@ func (m *Meter) Totals(id ident.SessionID) Totals {
 
 // present says whether the viewer is using the tunnel now.
 func (v *viewer) present(now time.Time, within time.Duration) bool {
-	return v.uses > 0 || now.Before(v.blocked) == false && now.Sub(time.Unix(0, v.lastSeen.Load())) < within
+	return v.uses > 0 || !now.Before(v.blocked) && now.Sub(time.Unix(0, v.lastSeen.Load())) < within
 }
 
 // Viewers lists who uses the tunnel now, the longest there first.

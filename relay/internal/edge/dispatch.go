@@ -1,0 +1,286 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/tunnels"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// fallbackCookie holds the segment of the tunnel opened last, with FallbackCookie.
+const fallbackCookie = "adit_tunnel"
+
+// ServeHTTP serves requests to tunnels and passes all others to Config.Next. It
+// stands before any mux: those redirect "//" and "..", which are the app's.
+func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !strings.HasPrefix(r.RequestURI, "/") {
+		// "*", an authority or an absolute URI, which overrides Host: none of
+		// them chooses a tunnel.
+		e.next(w, r)
+		return
+	}
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	route, err := e.config.Resolver.Resolve(r.Context(), r.Host, path)
+	switch {
+	case err == nil:
+		e.serve(w, r, route, path, false)
+	case errors.Is(err, tunnels.ErrNotTunnel):
+		e.serveElse(w, r, path)
+	default:
+		x := newExchange(e, w, r, nil)
+		defer x.finish()
+		x.problem(errNoTunnel())
+	}
+}
+
+// serveElse serves what is no tunnel's address: the relay's own routes, else the
+// absolute paths of pages in path form.
+func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
+	if e.config.Owns != nil && e.config.Owns(r) {
+		e.next(w, r)
+		return
+	}
+	if prefix, ok := e.refererPrefix(r, path); ok {
+		h := w.Header()
+		h.Set("Location", prefix+r.RequestURI)
+		h.Set("Cache-Control", "no-store")
+		h.Set("Vary", "Referer")
+		h.Set("Referrer-Policy", "same-origin")
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		e.metrics.redirects.Inc()
+		return
+	}
+	if e.config.PathFallback == FallbackCookie {
+		if c, err := r.Cookie(fallbackCookie); err == nil {
+			if route, err := e.config.Resolver.BySegment(r.Context(), ident.Segment(c.Value), path); err == nil {
+				e.serve(w, r, route, path, true)
+				return
+			}
+		}
+	}
+	e.next(w, r)
+}
+
+// refererPrefix returns the prefix of the tunnel whose page asks for an absolute
+// path. A page can only forge a Referer whose segment it knows, which is access
+// already.
+func (e *Edge) refererPrefix(r *http.Request, path string) (string, bool) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return "", false
+	}
+	origin, refPath, ok := splitURL(r.Header.Get("Referer"))
+	if !ok {
+		return "", false
+	}
+	from, ok := tunnels.CanonicalOrigin(origin)
+	if !ok {
+		return "", false
+	}
+	if from != e.config.Resolver.PublicOrigin() {
+		// The relay may be reached by another name than its public one.
+		scheme, _, _ := strings.Cut(from, "://")
+		if here, ok := tunnels.CanonicalOrigin(scheme + "://" + r.Host); !ok || here != from {
+			return "", false
+		}
+	}
+	segment, rest, ok := tunnels.SplitPath(refPath)
+	if !ok || rest == "" {
+		return "", false
+	}
+	route, err := e.config.Resolver.BySegment(r.Context(), segment, path)
+	if err != nil {
+		return "", false
+	}
+	return route.Prefix, true
+}
+
+// splitURL splits an absolute URL into its origin and its raw path.
+func splitURL(s string) (origin, path string, ok bool) {
+	i := strings.Index(s, "://")
+	if i < 0 {
+		return "", "", false
+	}
+	end := strings.IndexAny(s[i+3:], "/?#")
+	if end < 0 {
+		return s, "", true
+	}
+	origin, path = s[:i+3+end], s[i+3+end:]
+	if j := strings.IndexAny(path, "?#"); j >= 0 {
+		path = path[:j]
+	}
+	return origin, path, true
+}
+
+func (e *Edge) next(w http.ResponseWriter, r *http.Request) {
+	if e.config.Next != nil {
+		e.config.Next.ServeHTTP(w, r)
+		return
+	}
+	api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is nothing at this address").Write(w, ident.NewRequestID())
+}
+
+// serve serves one request to a tunnel. absolute says that no prefix was stripped:
+// the path came as it is, and a cookie chose the tunnel.
+func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Route, path string, absolute bool) {
+	x := newExchange(e, w, r, route)
+	x.absolute = absolute
+	defer x.finish()
+	if route.Record.Protocol != api.ProtocolTCP && route.Rest == "" {
+		x.redirectToSlash(path)
+		return
+	}
+	if p := x.check(); p != nil {
+		x.problem(p)
+		return
+	}
+	if !x.pool.enter(e.config.MaxStreams) {
+		x.problem(errTooMany(e.config.MaxStreams))
+		return
+	}
+	defer x.pool.leave()
+	if route.Record.Protocol == api.ProtocolTCP {
+		e.serveTCP(x)
+		return
+	}
+	kind := usage.HTTP
+	if x.upgrade {
+		kind = usage.WebSocket
+	}
+	if !x.begin(kind) {
+		return
+	}
+	defer x.use.End()
+	x.forward()
+}
+
+// ServeTCP serves a request to a tunnel of protocol tcp whose route is known
+// already; ServeHTTP does so by itself for what it resolves.
+func (e *Edge) ServeTCP(w http.ResponseWriter, r *http.Request, route *tunnels.Route) {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	e.serve(w, r, route, path, false)
+}
+
+// redirectToSlash sends browsers to the address with the slash, without which
+// their relative links would leave the tunnel.
+func (x *exchange) redirectToSlash(path string) {
+	h := x.w.Header()
+	h.Set("Location", path+"/"+x.r.RequestURI[len(path):])
+	h.Set("Cache-Control", "no-store") // it may be closed tomorrow
+	h.Set("Referrer-Policy", "same-origin")
+	h.Set("Content-Length", "0")
+	x.status = http.StatusPermanentRedirect
+	x.w.WriteHeader(x.status)
+}
+
+// exchange is one request to a tunnel and its answer.
+type exchange struct {
+	e     *Edge
+	w     http.ResponseWriter
+	r     *http.Request
+	rc    *http.ResponseController
+	route *tunnels.Route // nil when there is no tunnel
+	pool  *pool
+	use   *usage.Use
+	id    ident.RequestID
+	start time.Time
+
+	absolute bool   // a cookie chose the tunnel; no prefix was stripped
+	upgrade  bool   // a WebSocket upgrade that is forwarded as one
+	remote   remote // who asks, and how
+	target   string // of the request line to the app
+	host     string // what the app sees
+	local    bool   // host mode local
+
+	status  int  // of the answer; 0: none was begun
+	aborted bool // the answer was cut off, or nobody is there for it
+	body    *sender
+	guard   guard
+	unwatch func() // undoes watchCut
+
+	heldUntil time.Time // zero: the agent was not away
+}
+
+func newExchange(e *Edge, w http.ResponseWriter, r *http.Request, route *tunnels.Route) *exchange {
+	x := &exchange{e: e, w: w, r: r, rc: http.NewResponseController(w), route: route, start: time.Now()}
+	x.remote = e.remoteOf(r, route)
+	x.id = x.remote.request
+	if x.id == "" {
+		x.id = ident.NewRequestID()
+	}
+	if route != nil {
+		x.pool = e.pool(route.Record.Session)
+		x.upgrade = isWebSocket(r)
+	}
+	return x
+}
+
+// check applies the rules that need no app.
+func (x *exchange) check() *api.Problem {
+	target, ok := appTarget(x.route, x.r.RequestURI)
+	if !ok {
+		return errBadTarget()
+	}
+	x.target = target
+	if _, _, ok := tunnels.SplitHost(x.r.Host); !ok {
+		return errBadHost()
+	}
+	if !originAllowed(x.r, x.route, x.upgrade) {
+		x.e.metrics.origins.Inc()
+		return errOrigin()
+	}
+	if x.upgrade && x.e.draining.Load() {
+		return errDraining()
+	}
+	return nil
+}
+
+// begin notes the use and has its end cut the exchange.
+func (x *exchange) begin(kind usage.Kind) bool {
+	use, err := x.e.config.Meter.Begin(x.r.Context(), x.route.Record.Session,
+		usage.Party{Remote: x.remote.user, UserAgent: x.r.UserAgent()}, kind)
+	if err != nil {
+		x.problem(cutProblem(err))
+		return false
+	}
+	x.use = use
+	return true
+}
+
+// cause says why the exchange was ended from outside: nil if it was not, and
+// context.Canceled when the user left.
+func (x *exchange) cause() error {
+	if x.use == nil {
+		return context.Cause(x.r.Context())
+	}
+	return context.Cause(x.use.Context())
+}
+
+// finish accounts for the exchange, however it ended.
+func (x *exchange) finish() {
+	form := "none"
+	if x.route != nil {
+		form = x.route.Form.String()
+	}
+	x.e.metrics.request(x.status, form, x.aborted)
+	if x.e.log.Enabled(x.r.Context(), -4) {
+		session := ident.SessionID("")
+		if x.route != nil {
+			session = x.route.Record.Session
+		}
+		x.e.log.Debug("request", "request_id", x.id, "session_id", session, "method", x.r.Method,
+			"status", x.status, "aborted", x.aborted, "duration", time.Since(x.start))
+	}
+}
+
+// abort ends an answer that cannot be completed, so that the user sees that it
+// was not.
+func (x *exchange) abort() {
+	x.aborted = true
+	panic(http.ErrAbortHandler)
+}

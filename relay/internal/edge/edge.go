@@ -1,0 +1,251 @@
+// Package edge is the way from users to apps: the HTTP, WebSocket and TCP proxy
+// onto the agents' streams, by the rules of the design's proxy document. It owns
+// the streams that are kept for reuse, the registry of upgraded connections and
+// the error pages that users see. It never decides who may open a tunnel, never
+// touches a body, and keeps nothing that outlives the relay.
+package edge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/tunnels"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// What Config's zero values mean.
+const (
+	DefaultHold          = 10 * time.Second
+	DefaultHeaderTimeout = 15 * time.Minute
+	DefaultMaxStreams    = 512
+	DefaultIdleStreams   = 32
+	DefaultIdleFor       = time.Minute
+)
+
+// FallbackCookie is the value of Config.PathFallback that lets a cookie choose
+// the tunnel of absolute paths.
+const FallbackCookie = "cookie"
+
+// ErrAway says that the agent has no link now. A Dialer's errors wrap it for that.
+var ErrAway = errors.New("the agent has no link to the relay now")
+
+// Stream is a byte pipe to the app: its first Read returns the agent's refusal,
+// if there is one, as a wire.Verdict (errors.As).
+type Stream interface {
+	net.Conn
+	CloseWrite() error
+	// Verdict waits for the agent's answer to the hello.
+	Verdict(ctx context.Context) error
+}
+
+// Dialer opens streams to agents, wherever their links are.
+type Dialer interface {
+	Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (Stream, error)
+	// Wait returns nil when the agent has a link, and an error when ctx ends first.
+	Wait(ctx context.Context, key ident.AgentKey) error
+}
+
+// Resolver finds the tunnel of a request; tunnels.Resolver is one.
+type Resolver interface {
+	Resolve(ctx context.Context, host, rawPath string) (*tunnels.Route, error)
+	BySegment(ctx context.Context, segment ident.Segment, rawPath string) (*tunnels.Route, error)
+	PublicOrigin() string
+}
+
+// Prober finds out which Host an app accepts: HostPublic, HostLocal, or empty
+// when nothing answered. publicHost is what browsers send.
+type Prober interface {
+	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
+}
+
+// Config is what an Edge needs. Resolver, Dialer and Meter are required.
+type Config struct {
+	Resolver Resolver
+	Dialer   Dialer
+	Meter    *usage.Meter
+	Prober   Prober // nil: tunnels with an undecided host header are served as public
+	// Next serves what is no tunnel's; nil: a 404 problem.
+	Next http.Handler
+	// Owns says whether Next has a route for the request. Only other paths are
+	// looked at for the fallbacks of absolute paths. nil: it has none.
+	Owns func(*http.Request) bool
+	// Hold is how long a request waits for an agent that is away.
+	Hold time.Duration
+	// HeaderTimeout bounds the wait for an answer's header once the request is sent.
+	HeaderTimeout time.Duration
+	// TrustedProxies are the peers whose forwarding headers are believed.
+	TrustedProxies []netip.Prefix
+	// PathFallback is empty or FallbackCookie. With the cookie, a page of one
+	// tunnel in path form can send requests to the tunnel that the same browser
+	// opened last: only for relays whose users trust all tunnels they open.
+	PathFallback string
+	// MaxStreams bounds the requests and connections at once of one tunnel.
+	MaxStreams int
+	// IdleStreams and IdleFor bound the streams kept for reuse of one tunnel.
+	IdleStreams int
+	IdleFor     time.Duration
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer
+}
+
+// Edge is an http.Handler in front of everything else of the public listener.
+type Edge struct {
+	config   Config
+	log      *slog.Logger
+	metrics  *metrics
+	pages    *pages
+	draining atomic.Bool
+
+	mu       sync.Mutex
+	pools    map[ident.SessionID]*pool
+	upgraded map[*upgraded]struct{}
+	tasks    sync.WaitGroup // watchers of idle streams, probes
+}
+
+// New checks the configuration and returns an Edge. Run must run beside it.
+func New(c Config) (*Edge, error) {
+	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil {
+		return nil, errors.New("edge: a resolver, a dialer and a meter are needed")
+	}
+	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
+		return nil, errors.New(`path_fallback: either nothing or "cookie"`)
+	}
+	defaultTo(&c.Hold, DefaultHold)
+	defaultTo(&c.HeaderTimeout, DefaultHeaderTimeout)
+	defaultTo(&c.MaxStreams, DefaultMaxStreams)
+	defaultTo(&c.IdleStreams, DefaultIdleStreams)
+	defaultTo(&c.IdleFor, DefaultIdleFor)
+	e := &Edge{
+		config: c, log: c.Logger, metrics: newMetrics(c.Registerer), pages: newPages(),
+		pools: map[ident.SessionID]*pool{}, upgraded: map[*upgraded]struct{}{},
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	return e, nil
+}
+
+func defaultTo[T int | time.Duration](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+// Run drops idle streams and pools until ctx ends, then closes all idle streams
+// and waits for what it started. Requests may go on; they no longer leave streams
+// behind.
+func (e *Edge) Run(ctx context.Context) error {
+	tick := time.NewTicker(max(e.config.IdleFor/4, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			e.sweep(time.Now())
+		case <-ctx.Done():
+			e.draining.Store(true)
+			e.mu.Lock()
+			pools := e.pools
+			e.pools = map[ident.SessionID]*pool{}
+			e.mu.Unlock()
+			for _, p := range pools {
+				p.close()
+			}
+			e.tasks.Wait()
+			return nil
+		}
+	}
+}
+
+func (e *Edge) sweep(now time.Time) {
+	e.mu.Lock()
+	pools := make([]*pool, 0, len(e.pools))
+	for _, p := range e.pools {
+		pools = append(pools, p)
+	}
+	e.mu.Unlock()
+	for _, p := range pools {
+		if !p.evict(now) {
+			continue
+		}
+		e.mu.Lock()
+		// A request may have taken it up meanwhile; it then keeps a pool of its own
+		// for its life, which closes with it.
+		if e.pools[p.session] == p {
+			delete(e.pools, p.session)
+		}
+		e.mu.Unlock()
+		p.close()
+	}
+}
+
+// Drop ends all that users do on a tunnel that closed, and forgets its streams.
+// The cause is what usage.Meter.Cut takes. It returns how many uses it ended.
+func (e *Edge) Drop(session ident.SessionID, cause error) int {
+	n := e.config.Meter.Cut(session, cause)
+	e.mu.Lock()
+	p := e.pools[session]
+	delete(e.pools, session)
+	e.mu.Unlock()
+	if p != nil {
+		p.close()
+	}
+	return n
+}
+
+// Drain refuses new upgrades, says goodbye to all upgraded connections (close code
+// 1012, service restart) and waits until they are gone; when ctx ends first it
+// cuts them. http.Server.Shutdown knows nothing of them.
+func (e *Edge) Drain(ctx context.Context) error {
+	e.draining.Store(true)
+	e.mu.Lock()
+	all := make([]*upgraded, 0, len(e.upgraded))
+	for u := range e.upgraded {
+		all = append(all, u)
+	}
+	e.mu.Unlock()
+	var goodbyes sync.WaitGroup
+	defer goodbyes.Wait()
+	var cut error
+	for _, u := range all {
+		goodbyes.Go(func() { u.end(closeServiceRestart, "the relay restarts; connect again") })
+	}
+	for _, u := range all {
+		select {
+		case <-u.done:
+		case <-ctx.Done():
+			cut = context.Cause(ctx)
+			u.kill()
+			<-u.done
+		}
+	}
+	return cut
+}
+
+// pool returns the streams of a tunnel.
+func (e *Edge) pool(session ident.SessionID) *pool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.pools[session]
+	if p == nil {
+		p = newPool(session, e.config.IdleStreams, e.config.IdleFor, &e.tasks)
+		if !e.draining.Load() {
+			e.pools[session] = p
+		} else {
+			p.closed = true // Run is over or about to be: keep nothing
+		}
+	}
+	return p
+}

@@ -1,0 +1,78 @@
+package edge
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/api"
+)
+
+type metrics struct {
+	requests   map[string]map[string]prometheus.Counter // form, class
+	problems   *prometheus.CounterVec
+	firstByte  prometheus.Histogram
+	websockets prometheus.Gauge
+	tcp        prometheus.Gauge
+	held       prometheus.Gauge
+	retries    prometheus.Counter
+	redirects  prometheus.Counter
+	origins    prometheus.Counter
+}
+
+// classes are the values of the label code_class; an answer that was cut off
+// counts as aborted, whatever its status.
+var classes = [...]string{"aborted", "1xx", "2xx", "3xx", "4xx", "5xx"}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "adit_relay_edge_requests_total", Help: "Requests to tunnels, by form of address and class of the answer.",
+	}, []string{"code_class", "form"})
+	m := &metrics{
+		requests: map[string]map[string]prometheus.Counter{},
+		problems: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "adit_relay_edge_problems_total", Help: "Requests that the relay answered itself with an error, by the hop that failed.",
+		}, []string{"hop"}),
+		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "adit_relay_edge_first_byte_seconds", Help: "Time from a request's header to its answer's.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 300},
+		}),
+		websockets: gauge("adit_relay_edge_websockets", "WebSockets through tunnels open now."),
+		tcp:        gauge("adit_relay_edge_tcp_connections", "TCP connections through tunnels open now."),
+		held:       gauge("adit_relay_edge_held_requests", "Requests waiting for an agent that is away."),
+		retries:    counter("adit_relay_edge_retries_total", "Requests sent again on another stream."),
+		redirects:  counter("adit_relay_edge_referer_redirects_total", "Absolute paths redirected under the tunnel of their Referer."),
+		origins:    counter("adit_relay_edge_origin_refused_total", "Requests refused for coming from another origin."),
+	}
+	for _, form := range []string{"path", "subdomain", "none"} {
+		m.requests[form] = map[string]prometheus.Counter{}
+		for _, class := range classes {
+			m.requests[form][class] = requests.WithLabelValues(class, form)
+		}
+	}
+	for _, hop := range hops {
+		m.problems.WithLabelValues(string(hop.hop))
+	}
+	if reg != nil {
+		reg.MustRegister(requests, m.problems, m.firstByte, m.websockets, m.tcp, m.held, m.retries, m.redirects, m.origins)
+	}
+	return m
+}
+
+func (m *metrics) request(status int, form string, aborted bool) {
+	class := classes[0]
+	if !aborted && status >= 100 && status < 600 {
+		class = classes[status/100]
+	}
+	m.requests[form][class].Inc()
+}
+
+func (m *metrics) problem(p *api.Problem) {
+	if p.Hop != "" {
+		m.problems.WithLabelValues(string(p.Hop)).Inc()
+	}
+}

@@ -1,0 +1,236 @@
+package edge
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+const (
+	// readBuffer holds usual answers' headers, and more would only cost memory: a
+	// body is read past it.
+	readBuffer = 4 << 10
+	// maxAnswerHeader bounds an answer's header, which a hostile app would
+	// otherwise make endless.
+	maxAnswerHeader = 1 << 20
+	// freshFor is how long after its last use a stream is trusted with a request
+	// that could not be repeated if the app just then closed it. A new stream costs
+	// no round trip, so there is little to win from more.
+	freshFor = 2 * time.Second
+)
+
+var errHeaderTooLarge = errors.New("the answer's header is larger than 1 MiB")
+
+// longAgo as a deadline interrupts at once.
+var longAgo = time.Unix(1, 0)
+
+// upstream is one stream to an app and the HTTP/1.1 connection on it.
+type upstream struct {
+	Stream
+	br     *bufio.Reader
+	use    *usage.Use // of the request that has it now; nil while idle
+	budget int64      // bytes of header that may still come; negative: not in a header
+
+	reused    bool
+	idleSince time.Time
+	watched   chan struct{} // closed when the watcher of an idle stream ended
+	broken    bool          // what the watcher found
+}
+
+func newUpstream(s Stream) *upstream {
+	u := &upstream{Stream: s, budget: -1}
+	u.br = bufio.NewReaderSize(reader{u}, readBuffer)
+	return u
+}
+
+// reader reads from the stream itself, behind br.
+type reader struct{ *upstream }
+
+func (r reader) Read(p []byte) (int, error) {
+	u := r.upstream
+	if u.budget == 0 {
+		return 0, errHeaderTooLarge
+	}
+	if u.budget > 0 && int64(len(p)) > u.budget {
+		p = p[:u.budget]
+	}
+	n, err := u.Stream.Read(p)
+	if u.budget > 0 {
+		u.budget -= int64(n)
+	}
+	if u.use != nil {
+		u.use.Out(n)
+	}
+	return n, err
+}
+
+// Read returns what was read ahead first.
+func (u *upstream) Read(p []byte) (int, error) { return u.br.Read(p) }
+
+// Write counts what the user sent.
+func (u *upstream) Write(p []byte) (int, error) {
+	n, err := u.Stream.Write(p)
+	if u.use != nil {
+		u.use.In(n)
+	}
+	return n, err
+}
+
+// pool keeps the idle streams of one tunnel and counts those in use. It is never
+// shared between tunnels: what an app leaves in a stream stays with that app.
+type pool struct {
+	session ident.SessionID
+	max     int
+	idleFor time.Duration
+	tasks   *sync.WaitGroup
+	active  atomic.Int64 // requests and connections
+
+	mu       sync.Mutex
+	idle     []*upstream // the most recently used last
+	closed   bool
+	lastUsed time.Time
+
+	host hostMode
+}
+
+func newPool(session ident.SessionID, maxIdle int, idleFor time.Duration, tasks *sync.WaitGroup) *pool {
+	return &pool{session: session, max: maxIdle, idleFor: idleFor, tasks: tasks, lastUsed: time.Now()}
+}
+
+// get returns an idle stream that is alive, or nil. once asks for one that was
+// used just now, for a request that could not be repeated.
+func (p *pool) get(once bool) *upstream {
+	for {
+		p.mu.Lock()
+		n := len(p.idle)
+		if n == 0 {
+			p.mu.Unlock()
+			return nil
+		}
+		u := p.idle[n-1]
+		if once && time.Since(u.idleSince) > freshFor {
+			p.mu.Unlock()
+			return nil // the others are older still
+		}
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		if u.unwatch() {
+			u.reused = true
+			return u
+		}
+		_ = u.Close() // the app closed it, or spoke out of turn
+	}
+}
+
+// put keeps a stream for reuse, or closes it.
+func (p *pool) put(u *upstream) {
+	u.use, u.idleSince = nil, time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastUsed = u.idleSince
+	if p.closed || len(p.idle) >= p.max {
+		_ = u.Close()
+		return
+	}
+	u.watched = make(chan struct{})
+	p.tasks.Add(1)
+	go p.watch(u)
+	p.idle = append(p.idle, u)
+}
+
+// watch notices when the app closes an idle stream, so that no request is sent
+// into it.
+func (p *pool) watch(u *upstream) {
+	defer p.tasks.Done()
+	_, err := u.br.Peek(1)
+	var timeout net.Error
+	u.broken = !errors.As(err, &timeout) || !timeout.Timeout() // data counts: nobody asked for it
+	close(u.watched)
+	if !u.broken {
+		return // get interrupted it
+	}
+	p.mu.Lock()
+	found := false
+	for i, v := range p.idle {
+		if v == u {
+			p.idle = append(p.idle[:i], p.idle[i+1:]...)
+			found = true
+			break
+		}
+	}
+	p.mu.Unlock()
+	if found {
+		_ = u.Close()
+	}
+}
+
+// unwatch ends the watcher and says whether the stream can be used.
+func (u *upstream) unwatch() bool {
+	_ = u.SetReadDeadline(longAgo)
+	<-u.watched
+	if u.broken || u.br.Buffered() > 0 {
+		return false
+	}
+	return u.SetReadDeadline(time.Time{}) == nil
+}
+
+// evict closes streams that were idle for too long and says whether the pool
+// itself has been of no use for that time.
+func (p *pool) evict(now time.Time) bool {
+	p.mu.Lock()
+	keep := 0
+	for keep < len(p.idle) && now.Sub(p.idle[keep].idleSince) >= p.idleFor {
+		keep++ // the oldest come first
+	}
+	old := append([]*upstream(nil), p.idle[:keep]...)
+	p.idle = append(p.idle[:0], p.idle[keep:]...)
+	useless := len(p.idle) == 0 && p.active.Load() == 0 && now.Sub(p.lastUsed) >= p.idleFor
+	p.mu.Unlock()
+	for _, u := range old {
+		_ = u.Close()
+	}
+	return useless
+}
+
+// close closes the idle streams and keeps none from now on.
+func (p *pool) close() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle, p.closed = nil, true
+	p.mu.Unlock()
+	for _, u := range idle {
+		_ = u.Close()
+	}
+}
+
+// enter takes one of the tunnel's places; the caller leaves.
+func (p *pool) enter(limit int) bool {
+	if p.active.Add(1) > int64(limit) {
+		p.active.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (p *pool) leave() {
+	p.active.Add(-1)
+	p.mu.Lock()
+	p.lastUsed = time.Now()
+	p.mu.Unlock()
+}
+
+// hostMode is what probing found, until the record says it.
+type hostMode struct {
+	mu      sync.Mutex
+	asked   time.Time
+	running chan struct{} // closed when the probe under way ended
+	mode    api.HostHeader
+}

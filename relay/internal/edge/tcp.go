@@ -1,0 +1,95 @@
+package edge
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/wsconn"
+)
+
+// subprotocol is what noVNC asks for; asking for none means the same.
+const subprotocol = "binary"
+
+// verdictWait bounds the agent's answer to a stream for TCP: its own dial has a
+// shorter limit.
+const verdictWait = 20 * time.Second
+
+// serveTCP serves a connection to a tunnel of protocol tcp. The stream to the app
+// comes first, so that a refusal is an HTTP answer.
+func (e *Edge) serveTCP(x *exchange) {
+	if !x.upgrade {
+		x.w.Header().Set("Upgrade", "websocket")
+		x.w.Header().Set("Connection", "Upgrade")
+		x.problem(errUpgradeRequired())
+		return
+	}
+	if asked := x.r.Header["Sec-Websocket-Protocol"]; len(asked) > 0 && !listed(asked, subprotocol) {
+		x.problem(errSubprotocol())
+		return
+	}
+	if !x.begin(usage.TCP) {
+		return
+	}
+	defer x.use.End()
+	x.unwatch = x.watchCut()
+	defer func() { x.unwatch() }()
+	app, err := x.openTCP()
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.unwatch()
+	if x.guard.wasCut() {
+		_ = app.Close()
+		x.fail(x.cause())
+		return
+	}
+	c, err := websocket.Accept(x.w, x.r, &websocket.AcceptOptions{
+		Subprotocols:       []string{subprotocol},
+		InsecureSkipVerify: true, // check() compared Origin, more strictly
+		CompressionMode:    websocket.CompressionDisabled,
+	})
+	if err != nil { // it has answered
+		_ = app.Close()
+		x.status, x.aborted = http.StatusInternalServerError, true
+		x.e.log.Debug("websocket not accepted", "request_id", x.id, "error", err)
+		return
+	}
+	x.begun(http.StatusSwitchingProtocols)
+	x.e.metrics.tcp.Inc()
+	defer x.e.metrics.tcp.Dec()
+	user := wsconn.New(c, wsconn.Options{})
+	goodbye := func(code uint16, reason string) { _ = user.CloseWith(websocket.StatusCode(code), reason) }
+	x.join(user, app, goodbye, splice.Options{})
+}
+
+// openTCP opens a stream that the agent has accepted.
+func (x *exchange) openTCP() (*upstream, error) {
+	for told := 0; ; told++ {
+		u, err := x.stream(true, true)
+		if err != nil {
+			return nil, err
+		}
+		if !x.guard.set(u) {
+			_ = u.Close()
+			return nil, x.cause()
+		}
+		ctx, cancel := context.WithTimeout(x.use.Context(), verdictWait)
+		err = u.Verdict(ctx)
+		cancel()
+		if err == nil {
+			return u, nil
+		}
+		_ = u.Close()
+		if told >= toldTries || !notTold(err) || x.cause() != nil {
+			return nil, err
+		}
+		x.pause(toldWait)
+		x.e.metrics.retries.Inc()
+	}
+}

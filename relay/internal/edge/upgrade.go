@@ -1,0 +1,211 @@
+package edge
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1" // RFC 6455 proves with it that the app understood, nothing more
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/splice"
+)
+
+const (
+	// goodbyeWrite is how long a user's connection may take to take a close frame.
+	goodbyeWrite = 200 * time.Millisecond
+	// goodbyeLinger is how long the user may take to answer it.
+	goodbyeLinger = 300 * time.Millisecond
+	// switchWrite bounds the writing of the 101 to the user.
+	switchWrite = 10 * time.Second
+)
+
+// validSwitch checks a 101: only after a right one are bytes copied raw.
+func validSwitch(x *exchange, resp *http.Response) error {
+	if !x.upgrade {
+		return fmt.Errorf("%w: nobody asked for it", errSwitched)
+	}
+	up, accept := resp.Header["Upgrade"], resp.Header["Sec-Websocket-Accept"]
+	if len(up) != 1 || !strings.EqualFold(up[0], "websocket") || !listed(resp.Header["Connection"], "Upgrade") {
+		return fmt.Errorf("%w: not to websocket", errSwitched)
+	}
+	sum := sha1.Sum([]byte(x.r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	if len(accept) != 1 || accept[0] != base64.StdEncoding.EncodeToString(sum[:]) {
+		return fmt.Errorf("%w: Sec-WebSocket-Accept is wrong", errSwitched)
+	}
+	return nil
+}
+
+// upgraded is one connection that net/http no longer knows.
+type upgraded struct {
+	// goodbye says to the user that it ends, and why, if that can be said.
+	goodbye func(code uint16, reason string)
+	cancel  context.CancelFunc // ends the copying
+	done    chan struct{}      // closed when it is over
+	once    sync.Once
+}
+
+// end says goodbye, leaves a moment for the answer and ends the copying.
+func (u *upgraded) end(code uint16, reason string) {
+	u.once.Do(func() {
+		u.goodbye(code, reason)
+		t := time.NewTimer(goodbyeLinger)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-u.done:
+		}
+		u.cancel()
+	})
+}
+
+func (u *upgraded) kill() { u.cancel() }
+
+// endBecause is end with the code that fits what ended the use.
+func (u *upgraded) endBecause(cause error, draining bool) {
+	switch {
+	case errors.Is(cause, usage.ErrKicked):
+		u.end(closePolicy, "disconnected by the tunnel's owner")
+	case draining:
+		u.end(closeServiceRestart, "the relay restarts; connect again")
+	default:
+		u.end(closeGoingAway, "the tunnel is closed")
+	}
+}
+
+// join copies between the user and the app until both are done, or it is cut.
+func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), options splice.Options) {
+	// Not the use's context: its end is first said to the user.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(x.r.Context()))
+	defer cancel()
+	u := &upgraded{goodbye: goodbye, cancel: cancel, done: make(chan struct{})}
+	x.e.register(u)
+	defer x.e.unregister(u)
+	fired := make(chan struct{})
+	undo := context.AfterFunc(x.use.Context(), func() {
+		defer close(fired)
+		u.endBecause(context.Cause(x.use.Context()), x.e.draining.Load())
+	})
+	_, err := splice.Both(ctx, user, app, options)
+	close(u.done)
+	if !undo() {
+		<-fired
+	}
+	if err != nil {
+		x.aborted = true
+		x.e.log.Debug("connection ended", "request_id", x.id, "session_id", x.route.Record.Session, "error", err)
+	}
+}
+
+func (e *Edge) register(u *upgraded) {
+	e.mu.Lock()
+	e.upgraded[u] = struct{}{}
+	e.mu.Unlock()
+	if e.draining.Load() {
+		go u.end(closeServiceRestart, "the relay restarts; connect again") // Drain may have missed it; u.done ends it
+	}
+}
+
+func (e *Edge) unregister(u *upgraded) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.upgraded, u)
+}
+
+// serveUpgraded copies raw after a validated 101.
+func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
+	h := make(http.Header, len(resp.Header))
+	x.copyHeader(h, resp)
+	conn, rw, err := x.rc.Hijack()
+	if err != nil {
+		_ = u.Close()
+		x.fail(fmt.Errorf("take over the user's connection: %w", err))
+		return
+	}
+	x.begun(http.StatusSwitchingProtocols)
+	user := &webSocketUser{Conn: conn, br: rw.Reader, use: x.use}
+	_ = conn.SetDeadline(time.Now().Add(switchWrite))
+	head := append(make([]byte, 0, 1<<10), "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"...)
+	for name, values := range h {
+		if name == "Content-Length" {
+			continue
+		}
+		for _, v := range values {
+			head = appendField(head, name, v)
+		}
+	}
+	if _, err := conn.Write(append(head, "\r\n"...)); err != nil {
+		_ = conn.Close()
+		_ = u.Close()
+		x.aborted = true
+		return
+	}
+	_ = conn.SetDeadline(time.Time{}) // from here on silence is no fault: TCP's keepalive watches
+	x.e.metrics.websockets.Inc()
+	defer x.e.metrics.websockets.Dec()
+	x.join(user, u, user.goodbye, splice.Options{})
+}
+
+// webSocketUser is the user's end of a WebSocket. It follows the frames of both
+// directions, for use and for the close frame.
+type webSocketUser struct {
+	net.Conn
+	br  *bufio.Reader
+	use *usage.Use
+	in  frames // of the one reader
+
+	mu      sync.Mutex // a frame of ours must not come into one of the app's
+	out     frames
+	stopped bool // goodbye was said: what the app still sends has nobody to read it
+}
+
+// Read reads what the user sent; first what came together with the request.
+func (c *webSocketUser) Read(p []byte) (int, error) {
+	n, err := c.br.Read(p)
+	if c.in.feed(p[:n]) {
+		c.use.Frame(true)
+	}
+	return n, err
+}
+
+// Write sends what the app sent.
+func (c *webSocketUser) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return len(p), nil
+	}
+	n, err := c.Conn.Write(p)
+	if c.out.feed(p[:n]) {
+		c.use.Frame(false)
+	}
+	return n, err
+}
+
+// CloseWrite says to the user that no more will come.
+func (c *webSocketUser) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Conn.Close()
+}
+
+// goodbye puts a close frame between two of the app's, if there is a between, and
+// closes that direction. A user who does not read is not waited for.
+func (c *webSocketUser) goodbye(code uint16, reason string) {
+	_ = c.SetWriteDeadline(time.Now().Add(goodbyeWrite)) // frees a blocked Write
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.out.between() {
+		_ = c.SetWriteDeadline(time.Now().Add(goodbyeWrite))
+		_, _ = c.Conn.Write(closeFrame(code, reason)) // the connection ends either way
+	}
+	_ = c.CloseWrite()
+}
