@@ -1,0 +1,90 @@
+package testkit_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
+
+func TestBubble(t *testing.T) {
+	start := time.Now()
+	testkit.Bubble(t, func(*testing.T) { time.Sleep(24 * time.Hour) })
+	if took := time.Since(start); took > time.Minute {
+		t.Errorf("a day in a bubble should take no time; took %s", took)
+	}
+}
+
+// TestBubbleAfterPooledTimers is the trap that Bubble is for: a timer made outside
+// of the bubble lies in a pool that code inside it uses.
+func TestBubbleAfterPooledTimers(t *testing.T) {
+	pool := sync.Pool{New: func() any { return time.NewTimer(time.Hour) }}
+	pool.Put(time.NewTimer(time.Hour))
+	testkit.Bubble(t, func(*testing.T) {
+		timer := pool.Get().(*time.Timer)
+		timer.Reset(time.Second) // panics for a timer from outside
+		<-timer.C
+	})
+}
+
+func TestEventually(t *testing.T) {
+	n := 0
+	testkit.Eventually(t, "three calls", func() bool { n++; return n == 3 })
+	if n != 3 {
+		t.Errorf("it should stop when the condition holds; %d calls", n)
+	}
+	r := &recorder{TB: t}
+	done := make(chan struct{})
+	go func() { // Fatalf ends its goroutine
+		defer close(done)
+		testkit.EventuallyWithin(r, 5*time.Millisecond, "the sun to rise", func() bool { return false })
+	}()
+	<-done
+	if !strings.Contains(r.text, "the sun to rise") {
+		t.Errorf("a failure should say what was expected; got %q", r.text)
+	}
+}
+
+func TestFreePort(t *testing.T) {
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))) //nolint:noctx // returns at once
+	if err != nil {
+		t.Fatalf("the port should be free: %v", err)
+	}
+	_ = l.Close()
+}
+
+func TestLogger(t *testing.T) {
+	r := &recorder{TB: t}
+	testkit.Logger(r).Debug("hello", "n", 1)
+	if !strings.Contains(r.text, "msg=hello n=1") {
+		t.Errorf("a log line should reach the test's output; got %q", r.text)
+	}
+}
+
+// recorder is a testing.TB that remembers instead of failing.
+type recorder struct {
+	testing.TB
+	text string
+}
+
+func (r *recorder) Helper() {}
+
+func (r *recorder) Fatalf(format string, args ...any) {
+	r.text += fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+func (r *recorder) Output() io.Writer { return r }
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.text += string(p)
+	return len(p), nil
+}
