@@ -1,0 +1,328 @@
+// Package config owns the relay's configuration: its keys, their defaults and
+// what is allowed. It reads no file and no environment (shared/conf does) and
+// opens nothing that a key names.
+package config
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/conf"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// Relay is the configuration of adit-relay. Its zero value is useless: begin with
+// Default.
+type Relay struct {
+	Listen         string   `conf:"listen" help:"address of the public listener: users, agents and the API"`
+	PublicURL      string   `conf:"public_url" help:"URL under which users and agents reach this relay or the load balancer before it"`
+	WildcardDomain string   `conf:"wildcard_domain" help:"domain whose subdomains all reach this relay; gives each tunnel a host of its own, as Jupyter and many others need ('localhost' by default when public_url is localhost)"`
+	DataDir        string   `conf:"data_dir" help:"directory of the store, keys, audit and the admin socket"`
+	RelayID        string   `conf:"relay_id" help:"name of this relay in its pool (default: host name)"`
+	ClusterKeyFile string   `conf:"cluster_key_file" help:"file of the 32-byte key (64 hexadecimal digits) behind the access tokens, the same on every relay of a pool (default: <data_dir>/cluster.key, made at the first start)"`
+	TrustedProxies []string `conf:"trusted_proxies" help:"networks (CIDR) of reverse proxies whose X-Forwarded-* headers are believed"`
+	PathFallback   string   `conf:"path_fallback" help:"'cookie' lets a cookie choose the tunnel for absolute paths in path form, for deployments without wildcard DNS; a page of one tunnel can then reach another one that the same browser opened; 'none' otherwise"`
+
+	TLS     TLS     `conf:"tls"`
+	Auth    Auth    `conf:"auth"`
+	Store   Store   `conf:"store"`
+	Metrics Metrics `conf:"metrics"`
+	Tunnel  Tunnel  `conf:"tunnel"`
+	Limits  Limits  `conf:"limits"`
+	Drain   Drain   `conf:"drain"`
+	Log     Log     `conf:"log"`
+}
+
+// TLS is the certificate of the public listener.
+type TLS struct {
+	CertFile string `conf:"cert_file" help:"PEM certificate chain of the public listener; without it the listener speaks plain HTTP, for use behind a proxy"`
+	KeyFile  string `conf:"key_file" help:"PEM private key of the certificate"`
+}
+
+// Auth says whose user sessions are accepted.
+type Auth struct {
+	OIDC OIDC `conf:"oidc"`
+	JWT  JWT  `conf:"jwt"`
+}
+
+// OIDC accepts user sessions of an OpenID Connect issuer.
+type OIDC struct {
+	Issuer     string `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience   string `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim string `conf:"teams_claim" help:"claim that lists the user's teams"`
+}
+
+// JWT accepts user sessions signed by a key from a file.
+type JWT struct {
+	PublicKeyFile string `conf:"public_key_file" help:"file of public keys (PEM or JWKS) that sign user sessions, instead of an issuer"`
+	Issuer        string `conf:"issuer" help:"issuer that such tokens must name"`
+	Audience      string `conf:"audience" help:"audience that such tokens must name"`
+	TeamsClaim    string `conf:"teams_claim" help:"claim that lists the user's teams"`
+}
+
+// Store says where state lives.
+type Store struct {
+	Endpoints []string `conf:"endpoints" help:"etcd endpoints that the relays of a pool share; empty: a store inside this relay, in data_dir"`
+	TLS       StoreTLS `conf:"tls"`
+	Quota     int64    `conf:"quota_bytes" help:"size limit of the store inside this relay, in bytes"`
+}
+
+// StoreTLS is mutual TLS towards external etcd.
+type StoreTLS struct {
+	CAFile   string `conf:"ca_file" help:"PEM certificates that sign the etcd servers'"`
+	CertFile string `conf:"cert_file" help:"PEM client certificate for etcd"`
+	KeyFile  string `conf:"key_file" help:"PEM private key of the client certificate"`
+}
+
+// Metrics is the second listener.
+type Metrics struct {
+	Listen string `conf:"listen" help:"address of the metrics listener (Prometheus); keep it private; empty: none"`
+	Pprof  bool   `conf:"pprof" help:"serve Go profiles under /debug/pprof/ on the metrics listener"`
+}
+
+// Tunnel holds the defaults and caps of tunnels.
+type Tunnel struct {
+	IdleTimeout    api.Duration `conf:"idle_timeout" help:"a tunnel closes when nobody used it for so long, unless opened with another value"`
+	MaxIdleTimeout api.Duration `conf:"max_idle_timeout" help:"cap of idle_timeout"`
+	ExpiresIn      api.Duration `conf:"expires_in" help:"a tunnel's hard end, unless opened with another value"`
+	MaxExpiresIn   api.Duration `conf:"max_expires_in" help:"cap of expires_in"`
+	Hold           api.Duration `conf:"hold" help:"how long a request waits for an agent that is away"`
+	HeaderTimeout  api.Duration `conf:"header_timeout" help:"how long an app may think before the first byte of its answer"`
+}
+
+// Limits bound what one party can take.
+type Limits struct {
+	Agents           int     `conf:"agents" help:"agents on this relay"`
+	StreamsPerAgent  int     `conf:"streams_per_agent" help:"streams open on one agent at once"`
+	StreamsPerTunnel int     `conf:"streams_per_tunnel" help:"streams open on one tunnel at once"`
+	TunnelsPerAgent  int     `conf:"tunnels_per_agent" help:"tunnels open on one agent at once"`
+	TunnelsPerTeam   int     `conf:"tunnels_per_team" help:"tunnels open in one team at once"`
+	OpensPerMinute   float64 `conf:"opens_per_minute" help:"tunnels that one credential may open in a minute"`
+	ConnsPerAddress  int     `conf:"connections_per_address" help:"connections of one IP address at once on the public listener (trusted proxies excepted)"`
+}
+
+// Drain says how the relay stops.
+type Drain struct {
+	Timeout api.Duration `conf:"timeout" help:"how long running requests may take to finish after SIGTERM"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `conf:"level" help:"debug, info, warn or error"`
+	Format string `conf:"format" help:"json, text, or auto: text on a terminal"`
+}
+
+// Default returns the defaults. They run as they are.
+func Default() Relay {
+	return Relay{
+		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), PathFallback: "none",
+		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams"}, JWT: JWT{TeamsClaim: "teams"}},
+		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
+		Tunnel: Tunnel{
+			IdleTimeout: api.Duration(30 * time.Minute), MaxIdleTimeout: api.Duration(24 * time.Hour),
+			ExpiresIn: api.Duration(24 * time.Hour), MaxExpiresIn: api.Duration(7 * 24 * time.Hour),
+			Hold: api.Duration(10 * time.Second), HeaderTimeout: api.Duration(15 * time.Minute),
+		},
+		Limits: Limits{
+			Agents: 20000, StreamsPerAgent: 4096, StreamsPerTunnel: 1024, TunnelsPerAgent: 64, TunnelsPerTeam: 1000,
+			OpensPerMinute: 60, ConnsPerAddress: 2048,
+		},
+		Drain: Drain{Timeout: api.Duration(20 * time.Second)},
+		Log:   Log{Level: "info", Format: "auto"},
+	}
+}
+
+// defaultDataDir is systemd's state directory where there is one.
+func defaultDataDir() string {
+	if dir := os.Getenv("STATE_DIRECTORY"); dir != "" {
+		return dir
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/adit-relay"
+	}
+	if dir, err := os.UserHomeDir(); err == nil {
+		return filepath.Join(dir, ".local", "state", "adit-relay")
+	}
+	return "adit-relay-data"
+}
+
+// Complete fills in what depends on other keys. Call it before Validate.
+func (c *Relay) Complete() {
+	if c.WildcardDomain == "" {
+		if u, err := url.Parse(c.PublicURL); err == nil && u.Hostname() == "localhost" {
+			c.WildcardDomain = "localhost"
+		}
+	}
+	c.WildcardDomain = strings.ToLower(strings.TrimPrefix(strings.TrimPrefix(c.WildcardDomain, "*"), "."))
+	if c.RelayID == "" {
+		if name, err := os.Hostname(); err == nil {
+			c.RelayID = name
+		}
+	}
+	if c.ClusterKeyFile == "" {
+		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
+	}
+}
+
+// AdminSocket is the path of the admin socket.
+func (c *Relay) AdminSocket() string { return filepath.Join(c.DataDir, "admin.sock") }
+
+// Public returns the parsed public URL of a valid configuration.
+func (c *Relay) Public() *url.URL {
+	u, err := url.Parse(c.PublicURL)
+	if err != nil {
+		return &url.URL{}
+	}
+	return u
+}
+
+// Proxies returns the trusted networks of a valid configuration.
+func (c *Relay) Proxies() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range c.TrustedProxies {
+		if p, err := parsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+// Validate returns every fault, each with its key.
+func (c *Relay) Validate() error {
+	var faults []error
+	fault := func(key, format string, args ...any) {
+		faults = append(faults, conf.Faultf(key, format, args...))
+	}
+	address := func(key, v string, optional bool) {
+		if v == "" && optional {
+			return
+		}
+		if _, _, err := net.SplitHostPort(v); err != nil {
+			fault(key, "%q is no address; write it as host:port or :port", v)
+		}
+	}
+	address("listen", c.Listen, false)
+	address("metrics.listen", c.Metrics.Listen, true)
+	if u, err := url.Parse(c.PublicURL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		fault("public_url", "%q is no http or https URL", c.PublicURL)
+	} else if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		fault("public_url", "%q must be scheme and host only", c.PublicURL)
+	}
+	if c.WildcardDomain != "" && strings.ContainsAny(c.WildcardDomain, ":/ ") {
+		fault("wildcard_domain", "%q is no domain; write it as tunnels.example.com", c.WildcardDomain)
+	}
+	if c.DataDir == "" {
+		fault("data_dir", "it must name a directory")
+	}
+	if _, err := ident.ParseRelayID(c.RelayID); err != nil {
+		fault("relay_id", "%v", err)
+	}
+	for _, s := range c.TrustedProxies {
+		if _, err := parsePrefix(s); err != nil {
+			fault("trusted_proxies", "%q is no network; write it as 10.0.0.0/8", s)
+		}
+	}
+	if c.PathFallback != "none" && c.PathFallback != "cookie" {
+		fault("path_fallback", "%q is neither none nor cookie", c.PathFallback)
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		fault("tls", "cert_file and key_file go together")
+	}
+	c.validateAuth(fault)
+	c.validateStore(fault)
+	c.validateTunnel(fault)
+	for _, l := range []struct {
+		key string
+		n   int
+	}{
+		{"agents", c.Limits.Agents}, {"streams_per_agent", c.Limits.StreamsPerAgent}, {"streams_per_tunnel", c.Limits.StreamsPerTunnel},
+		{"tunnels_per_agent", c.Limits.TunnelsPerAgent}, {"tunnels_per_team", c.Limits.TunnelsPerTeam}, {"connections_per_address", c.Limits.ConnsPerAddress},
+	} {
+		if l.n < 1 {
+			fault("limits."+l.key, "%d is below 1", l.n)
+		}
+	}
+	if c.Limits.OpensPerMinute <= 0 {
+		fault("limits.opens_per_minute", "it must be above 0")
+	}
+	if c.Drain.Timeout < 0 {
+		fault("drain.timeout", "it must not be negative")
+	}
+	return conf.Join(faults...)
+}
+
+type faultFunc func(key, format string, args ...any)
+
+func (c *Relay) validateAuth(fault faultFunc) {
+	o, j := c.Auth.OIDC, c.Auth.JWT
+	if o.Issuer != "" {
+		if u, err := url.Parse(o.Issuer); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			fault("auth.oidc.issuer", "%q is no URL", o.Issuer)
+		}
+		if o.Audience == "" {
+			fault("auth.oidc.audience", "it is required with an issuer: without it a token made for another application would be accepted")
+		}
+	}
+	if j.PublicKeyFile != "" && j.Audience == "" {
+		fault("auth.jwt.audience", "it is required with a key file: without it a token made for another application would be accepted")
+	}
+	if j.PublicKeyFile != "" && j.Issuer == "" {
+		fault("auth.jwt.issuer", "it is required with a key file")
+	}
+	if o.TeamsClaim == "" {
+		fault("auth.oidc.teams_claim", "it must name a claim")
+	}
+	if j.TeamsClaim == "" {
+		fault("auth.jwt.teams_claim", "it must name a claim")
+	}
+}
+
+func (c *Relay) validateStore(fault faultFunc) {
+	for _, e := range c.Store.Endpoints {
+		if u, err := url.Parse(e); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			fault("store.endpoints", "%q is no URL; write it as https://etcd-1:2379", e)
+		}
+	}
+	if (c.Store.TLS.CertFile == "") != (c.Store.TLS.KeyFile == "") {
+		fault("store.tls", "cert_file and key_file go together")
+	}
+	if c.Store.Quota < 64<<20 {
+		fault("store.quota_bytes", "%d is below 67108864 (64 MiB)", c.Store.Quota)
+	}
+}
+
+func (c *Relay) validateTunnel(fault faultFunc) {
+	for _, d := range []struct {
+		key    string
+		v, cap api.Duration
+	}{
+		{"tunnel.idle_timeout", c.Tunnel.IdleTimeout, c.Tunnel.MaxIdleTimeout},
+		{"tunnel.expires_in", c.Tunnel.ExpiresIn, c.Tunnel.MaxExpiresIn},
+	} {
+		if d.v < api.Duration(time.Minute) {
+			fault(d.key, "%s is below 1m", d.v)
+		}
+		if d.v > d.cap {
+			fault(d.key, "%s is above its cap of %s", d.v, d.cap)
+		}
+	}
+	if c.Tunnel.Hold < 0 || c.Tunnel.Hold > api.Duration(5*time.Minute) {
+		fault("tunnel.hold", "%s is not within 0s to 5m", c.Tunnel.Hold)
+	}
+	if c.Tunnel.HeaderTimeout < api.Duration(time.Second) {
+		fault("tunnel.header_timeout", "%s is below 1s", c.Tunnel.HeaderTimeout)
+	}
+}

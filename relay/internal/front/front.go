@@ -1,0 +1,170 @@
+// Package front owns the relay's public listener, with its TLS and its limits by
+// address, and the list of the relay's own paths. It never authenticates and never
+// answers for a tunnel.
+package front
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// Routes are the relay's own paths, as against those of tunnels.
+type Routes struct {
+	API   http.Handler                       // everything under /api/
+	Link  http.Handler                       // wire.LinkPath
+	Ready func(context.Context) *api.Problem // nil when the relay is ready
+	More  map[string]http.Handler            // further patterns of http.ServeMux
+}
+
+// Own is the handler of the relay's own paths.
+type Own struct{ mux *http.ServeMux }
+
+// NewOwn returns the handler for the routes.
+func NewOwn(rt Routes) *Own {
+	mux := http.NewServeMux()
+	mux.Handle("/api/", rt.API)
+	mux.Handle("GET "+wire.LinkPath, rt.Link)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if p := rt.Ready(r.Context()); p != nil {
+			p.Write(w, ident.NewRequestID())
+			return
+		}
+		plain(w, http.StatusOK, "ready\n")
+	})
+	for pattern, handler := range rt.More {
+		mux.Handle(pattern, handler)
+	}
+	return &Own{mux: mux}
+}
+
+// Owns says whether a request is for a path of the relay.
+func (o *Own) Owns(r *http.Request) bool {
+	_, pattern := o.mux.Handler(r)
+	return pattern != ""
+}
+
+// ServeHTTP serves the relay's own paths; others get a problem.
+func (o *Own) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !o.Owns(r) {
+		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "nothing is here; tunnels are under /tunnel/, the API under "+api.Base).Write(w, ident.NewRequestID())
+		return
+	}
+	o.mux.ServeHTTP(w, r)
+}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(text)) // the peer may be gone
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	Listen          string
+	CertFile        string // with KeyFile: serve TLS with HTTP/2
+	KeyFile         string
+	ConnsPerAddress int               // 0: no limit
+	Exempt          func(net.IP) bool // addresses without that limit: trusted proxies
+	Handler         http.Handler      // required
+	Logger          *slog.Logger      // required
+	ConnState       func(net.Conn, http.ConnState)
+}
+
+// Server is the public listener.
+type Server struct {
+	cfg  Config
+	cert atomic.Pointer[tls.Certificate]
+	http *http.Server
+	ln   net.Listener
+}
+
+// New checks the configuration, reads the certificate and returns a Server that
+// does not listen yet.
+func New(cfg Config) (*Server, error) {
+	s := &Server{cfg: cfg}
+	s.http = &http.Server{
+		Handler: cfg.Handler,
+		// No read or write deadline: tunnels carry uploads and streams of any length.
+		ReadHeaderTimeout: 15 * time.Second,
+		IdleTimeout:       3 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+		ConnState:         cfg.ConnState,
+	}
+	if cfg.CertFile != "" {
+		if err := s.Reload(); err != nil {
+			return nil, err
+		}
+		s.http.TLSConfig = &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			NextProtos: []string{"h2", "http/1.1"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				return s.cert.Load(), nil
+			},
+		}
+	}
+	return s, nil
+}
+
+// Reload reads the certificate again. New connections use it; on an error the old
+// one stays.
+func (s *Server) Reload() error {
+	if s.cfg.CertFile == "" {
+		return nil
+	}
+	cert, err := tls.LoadX509KeyPair(s.cfg.CertFile, s.cfg.KeyFile)
+	if err != nil {
+		return fmt.Errorf("read the certificate of the public listener: %w", err)
+	}
+	s.cert.Store(&cert)
+	return nil
+}
+
+// Open starts to listen.
+func (s *Server) Open(ctx context.Context) error {
+	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 4}}
+	ln, err := lc.Listen(ctx, "tcp", s.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", s.cfg.Listen, err)
+	}
+	s.ln = newLimited(ln, s.cfg.ConnsPerAddress, s.cfg.Exempt)
+	return nil
+}
+
+// Addr is the address listened on, once Open returned.
+func (s *Server) Addr() net.Addr { return s.ln.Addr() }
+
+// Serve serves until Shutdown or Close. Open comes first.
+func (s *Server) Serve() error {
+	var err error
+	if s.http.TLSConfig != nil {
+		err = s.http.ServeTLS(s.ln, "", "")
+	} else {
+		err = s.http.Serve(s.ln)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve on %s: %w", s.cfg.Listen, err)
+}
+
+// Shutdown stops listening and waits for running requests until ctx ends. It does
+// not know hijacked connections.
+func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
+
+// Close ends every connection that is not hijacked.
+func (s *Server) Close() error { return s.http.Close() }

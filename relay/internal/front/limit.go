@@ -1,0 +1,90 @@
+package front
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// limited is a listener that holds at most a number of connections of one
+// address. What is over the limit is closed at once: it costs one accept.
+type limited struct {
+	net.Listener
+	max    int
+	exempt func(net.IP) bool
+	mu     sync.Mutex
+	open   map[netip.Addr]int
+}
+
+func newLimited(l net.Listener, most int, exempt func(net.IP) bool) net.Listener {
+	if most <= 0 {
+		return l
+	}
+	return &limited{Listener: l, max: most, exempt: exempt, open: make(map[netip.Addr]int)}
+}
+
+// Accept returns the next connection within the limit.
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		tc, ok := c.(*net.TCPConn)
+		if !ok {
+			return c, nil
+		}
+		ap, ok := c.RemoteAddr().(*net.TCPAddr)
+		if !ok || (l.exempt != nil && l.exempt(ap.IP)) {
+			return c, nil
+		}
+		key := group(ap.AddrPort().Addr())
+		if !l.take(key) {
+			_ = c.Close()
+			continue
+		}
+		return &limitedConn{TCPConn: tc, release: sync.OnceFunc(func() { l.give(key) })}, nil
+	}
+}
+
+// group counts an IPv6 network of 64 bits as one address: one host has all of it.
+func group(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}
+
+func (l *limited) take(key netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[key] >= l.max {
+		return false
+	}
+	l.open[key]++
+	return true
+}
+
+func (l *limited) give(key netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[key]--; l.open[key] <= 0 {
+		delete(l.open, key)
+	}
+}
+
+// limitedConn keeps the whole of *net.TCPConn (half-close, splice) and frees its
+// place when it closes.
+type limitedConn struct {
+	*net.TCPConn
+	release func()
+}
+
+// Close closes the connection and frees its place.
+func (c *limitedConn) Close() error {
+	c.release()
+	return c.TCPConn.Close()
+}

@@ -1,0 +1,346 @@
+// Package hub owns the agents' sessions of this relay: it admits links, keeps one
+// session per agent with its generation, opens streams on it, and ends both. It
+// never decides about tunnels or tasks (the gate does) and never looks into a
+// stream.
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// ErrAway says that the agent has no link to this relay now.
+var ErrAway = errors.New("the agent is not connected")
+
+// ErrCut says that the tunnel was closed: no stream opens for it any more.
+var ErrCut = errors.New("the tunnel is closed")
+
+// ErrDraining says that this relay admits no more links or streams.
+var ErrDraining = errors.New("the relay is draining")
+
+// Gate is what the hub needs of the gate.
+type Gate interface {
+	// Connect claims the next generation of the agent for one of its processes. An
+	// error that wraps ErrSuperseded refuses it.
+	Connect(ctx context.Context, key ident.AgentKey, c Connect) (uint64, store.AgentRecord, error)
+	// Declare records what the machine said of itself.
+	Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error
+}
+
+// Connect is what an agent's process says when it claims a generation.
+type Connect struct {
+	Instance string // the process
+	Seen     uint64 // the highest generation it knows
+	Live     bool   // another session of the agent is alive now
+	Capacity int    // task leases at once
+}
+
+// ErrSuperseded says that a newer process with the agent's name is connected.
+var ErrSuperseded = errors.New("a newer process with this agent's name is connected")
+
+// Store is what the hub needs of the store.
+type Store interface {
+	PutPresence(ctx context.Context, p store.Presence) error
+	DeletePresence(ctx context.Context, key ident.AgentKey, epoch uint64) error
+	Presence(key ident.AgentKey) (store.Presence, bool)
+	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
+	Fenced() <-chan struct{}
+}
+
+// Watcher ends what a principal holds when its credential is revoked or expires.
+type Watcher interface {
+	// Watch returns a context that is cancelled, with the reason as its cause, when
+	// the principal's credential ends.
+	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
+}
+
+// Config is what a Hub is made of. Gate, Store, Creds and GateHTTP are required.
+type Config struct {
+	Relay     ident.RelayID
+	Version   string
+	PublicURL string
+	Gate      Gate
+	Store     Store
+	Creds     Watcher
+	// GateHTTP serves the task routes to an agent, over a stream that it opened.
+	GateHTTP func(p creds.Principal) http.Handler
+	// Relays lists the URLs of the pool's other relays; nil without a pool.
+	Relays     func() []string
+	Window     uint32        // of each stream, in bytes; 0: the link's default
+	MaxStreams int           // per agent
+	MaxAgents  int           // on this relay
+	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Event hears of connects and disconnects, for the audit. It must not block.
+	Event func(Event)
+}
+
+// Event is a change of an agent's session.
+type Event struct {
+	Kind       string // "agent_connected", "agent_gone" or "agent_superseded"
+	Key        ident.AgentKey
+	Epoch      uint64
+	RemoteAddr string
+	Detail     string
+	Principal  creds.Principal
+}
+
+// Hub keeps the sessions of the agents that are linked to this relay.
+type Hub struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	mu       sync.Mutex
+	sessions map[ident.AgentKey]*session
+	arrivals map[ident.AgentKey]*arrival
+	cut      map[ident.SessionID]time.Time // closed tunnels, kept while a racing open may still come
+	draining bool
+	serving  sync.WaitGroup // ServeLink calls and grace timers
+	stop     chan struct{}  // closed when Run ends
+}
+
+// arrival is closed when the agent arrives.
+type arrival struct {
+	ch      chan struct{}
+	waiters int
+}
+
+// cutMemory is how long a closed tunnel's id is remembered: longer than any open
+// that was under way when it closed.
+const cutMemory = 2 * time.Minute
+
+// New checks the configuration and returns a Hub that has no sessions yet.
+func New(cfg Config) (*Hub, error) {
+	if cfg.Gate == nil || cfg.Store == nil || cfg.Creds == nil || cfg.GateHTTP == nil || cfg.Logger == nil {
+		return nil, errors.New("hub: Gate, Store, Creds, GateHTTP and Logger are required")
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 30 * time.Second
+	}
+	if cfg.MaxStreams == 0 {
+		cfg.MaxStreams = 4096
+	}
+	if cfg.MaxAgents == 0 {
+		cfg.MaxAgents = 20000
+	}
+	if cfg.Event == nil {
+		cfg.Event = func(Event) {}
+	}
+	if cfg.Relays == nil {
+		cfg.Relays = func() []string { return nil }
+	}
+	return &Hub{
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer),
+		sessions: make(map[ident.AgentKey]*session),
+		arrivals: make(map[ident.AgentKey]*arrival),
+		cut:      make(map[ident.SessionID]time.Time),
+		stop:     make(chan struct{}),
+	}, nil
+}
+
+// Run watches the relay's own lease and ends every session when it is fenced:
+// another relay may hold the agents then. It blocks until ctx ends, then closes
+// every link and waits for what served them.
+func (h *Hub) Run(ctx context.Context) error {
+	sweep := time.NewTicker(cutMemory)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			close(h.stop)
+			h.closeAll(wire.GoodbyeDrain, "the relay stopped")
+			h.serving.Wait()
+			return nil
+		case <-h.cfg.Store.Fenced():
+			h.log.Warn("fenced: ending the sessions of all agents, since another relay may hold them")
+			h.closeAll(wire.GoodbyeFenced, "the relay lost its lease in the store")
+			select { // the channel of the next lease comes with the next lease
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		case now := <-sweep.C:
+			h.mu.Lock()
+			for id, at := range h.cut {
+				if now.Sub(at) > cutMemory {
+					delete(h.cut, id)
+				}
+			}
+			h.mu.Unlock()
+		}
+	}
+}
+
+// Online says whether the agent has a link to this relay, and of which generation.
+func (h *Hub) Online(key ident.AgentKey) (epoch uint64, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[key]; s != nil {
+		return s.epoch, true
+	}
+	return 0, false
+}
+
+// Heartbeat returns when the agent was last heard and what it said of itself, for
+// an agent of this relay: fresher than the store, which is told less often.
+func (h *Hub) Heartbeat(key ident.AgentKey) (store.Presence, bool) {
+	h.mu.Lock()
+	s := h.sessions[key]
+	h.mu.Unlock()
+	if s == nil {
+		return store.Presence{}, false
+	}
+	return s.snapshot(), true
+}
+
+// Wait returns when the agent has a link to this relay, or with ctx.
+func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
+	h.mu.Lock()
+	if h.draining {
+		h.mu.Unlock()
+		return ErrDraining
+	}
+	if h.sessions[key] != nil {
+		h.mu.Unlock()
+		return nil
+	}
+	a := h.arrivals[key]
+	if a == nil {
+		a = &arrival{ch: make(chan struct{})}
+		h.arrivals[key] = a
+	}
+	a.waiters++
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if a.waiters--; a.waiters == 0 && h.arrivals[key] == a {
+			delete(h.arrivals, key)
+		}
+	}()
+	select {
+	case <-a.ch:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for agent: %w", ErrAway)
+	}
+}
+
+// Cut ends every stream of a tunnel and lets no new one open. It returns how many
+// it ended.
+func (h *Hub) Cut(id ident.SessionID, reason string) int {
+	h.mu.Lock()
+	h.cut[id] = time.Now()
+	var victims []*Stream
+	var holder *session
+	for _, s := range h.sessions {
+		if set := s.streams[id]; len(set) > 0 {
+			holder = s
+			for st := range set {
+				victims = append(victims, st)
+			}
+		}
+	}
+	h.mu.Unlock()
+	for _, st := range victims {
+		_ = st.Close() // ends both directions; the copy above sees the error
+	}
+	if holder != nil {
+		h.log.Debug("cut streams of tunnel", "session_id", id, "streams", len(victims), "reason", reason)
+	}
+	return len(victims)
+}
+
+// Opened tells the agent of a tunnel, if it is here.
+func (h *Hub) Opened(key ident.AgentKey, t store.TunnelRecord) {
+	if s := h.session(key); s != nil {
+		n := notice(t)
+		s.send(wire.Message{Type: wire.TypeTunnelOpened, TunnelOpened: &n})
+	}
+}
+
+// Closed tells the agent of a tunnel's end, if it is here.
+func (h *Hub) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
+	if s := h.session(key); s != nil {
+		s.send(wire.Message{Type: wire.TypeTunnelClosed, TunnelClosed: &wire.TunnelNotice{Session: id, Reason: reason}})
+	}
+}
+
+func (h *Hub) session(key ident.AgentKey) *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[key]
+}
+
+// Count returns the number of sessions and of open streams.
+func (h *Hub) Count() (sessions, streams int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		streams += s.count
+	}
+	return len(h.sessions), streams
+}
+
+// Drain admits no more links and streams, and tells every agent to move, spread
+// over a short time so that they do not arrive elsewhere all at once. Links stay
+// until Run ends, so what is under way can finish.
+func (h *Hub) Drain(ctx context.Context) {
+	h.mu.Lock()
+	h.draining = true
+	all := make([]*session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		all = append(all, s)
+	}
+	for key, a := range h.arrivals {
+		close(a.ch)
+		delete(h.arrivals, key)
+	}
+	h.mu.Unlock()
+	if len(all) == 0 {
+		return
+	}
+	step := min(2*time.Second/time.Duration(len(all)), 20*time.Millisecond)
+	for _, s := range all {
+		s.send(wire.Message{Type: wire.TypeGoodbye, Goodbye: &wire.Goodbye{
+			Reason: wire.GoodbyeDrain, Detail: "the relay is stopping", MoveTo: h.cfg.Relays(),
+		}})
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(step):
+		}
+	}
+}
+
+func (h *Hub) closeAll(reason, detail string) {
+	h.mu.Lock()
+	all := make([]*session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		all = append(all, s)
+	}
+	h.mu.Unlock()
+	for _, s := range all {
+		s.end(wire.Goodbye{Reason: reason, Detail: detail})
+	}
+}
+
+func notice(t store.TunnelRecord) wire.TunnelNotice {
+	return wire.TunnelNotice{
+		Session: t.Session, Port: t.Port, Protocol: string(t.Protocol), Label: t.Label,
+		OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt, ExpiresAt: t.ExpiresAt,
+	}
+}

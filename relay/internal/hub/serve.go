@@ -1,0 +1,445 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// helloTime bounds the time from a link's upgrade to its agent's hello.
+const helloTime = 10 * time.Second
+
+// pingInterval and silence decide when a link is dead: nothing heard for the
+// silence. Both are well inside the 15 s that the link promises.
+const (
+	pingInterval = 4 * time.Second
+	silence      = 13 * time.Second
+)
+
+// ServeLink serves GET /agent/v1/link for an authenticated principal: it blocks
+// for as long as the link lives. Refusals are problems over HTTP.
+func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	if p.Kind != creds.KindAgent {
+		return api.NewProblem(http.StatusForbidden, "wrong_credential_kind", api.HopRelay, "links are for agent credentials (ak-…)")
+	}
+	h.mu.Lock()
+	full, draining := len(h.sessions) >= h.cfg.MaxAgents, h.draining
+	if !full && !draining {
+		h.serving.Add(1)
+	}
+	h.mu.Unlock()
+	switch {
+	case draining:
+		h.metrics.connects.WithLabelValues("refused").Inc()
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "this relay is stopping; connect to another one, or again in a moment").WithRetry(time.Second)
+	case full:
+		h.metrics.connects.WithLabelValues("refused").Inc()
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
+	}
+	defer h.serving.Done()
+
+	l, err := link.Accept(w, r, link.Config{Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, Logger: h.log})
+	if err != nil {
+		h.metrics.connects.WithLabelValues("error").Inc()
+		h.log.Debug("accept link", "remote", r.RemoteAddr, "error", err)
+		return nil // the upgrade answered for itself
+	}
+	live, stop := h.cfg.Creds.Watch(context.WithoutCancel(r.Context()), p)
+	defer stop()
+	err = h.serveLink(live, l, p, r.RemoteAddr)
+	_ = l.Close(err)
+	return nil
+}
+
+func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, remote string) error {
+	hctx, cancel := context.WithTimeout(ctx, helloTime)
+	defer cancel()
+	// The deadline must also end a read on a stream that was opened and left silent.
+	defer context.AfterFunc(hctx, func() {
+		if errors.Is(hctx.Err(), context.DeadlineExceeded) {
+			_ = l.Close(errors.New("the agent said no hello in time"))
+		}
+	})()
+
+	control, err := l.Accept(hctx)
+	if err != nil {
+		return fmt.Errorf("accept control stream: %w", err)
+	}
+	defer control.Close()
+	first, err := wire.ReadHello(control)
+	if err != nil {
+		return fmt.Errorf("read control stream: %w", err)
+	}
+	if first.Kind != wire.KindControl {
+		_, _ = control.Write(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeBadHello, Text: "the first stream of a link is the control stream"}))
+		return fmt.Errorf("first stream of kind %s: %w", first.Kind, wire.ErrMalformed)
+	}
+	if _, err := control.Write(wire.AppendVerdict(nil, wire.Verdict{})); err != nil {
+		return fmt.Errorf("write verdict: %w", err)
+	}
+	in := wire.NewDecoder(control)
+	m := &member{link: l, out: wire.NewEncoder(control), queue: make(chan wire.Message, outQueue)}
+	msg, err := in.Read()
+	if err != nil {
+		return fmt.Errorf("read hello: %w", err)
+	}
+	if msg.Hello == nil {
+		return h.refuse(m, wire.GoodbyeError, "the first message is no hello")
+	}
+	hello := *msg.Hello
+	if _, err := ident.ParseAgentID(string(hello.Agent)); err != nil {
+		return h.refuse(m, wire.GoodbyeError, err.Error())
+	}
+	if !p.MayLink(ident.AgentKey{Team: p.Team, Agent: hello.Agent}) {
+		return h.refuse(m, wire.GoodbyeError, fmt.Sprintf("this credential is for agent %q only, not for %q", p.Agent, hello.Agent))
+	}
+	m.index = hello.LinkIndex
+
+	s, err := h.admit(hctx, m, hello, p, remote)
+	if err != nil {
+		var bye *GoodbyeError
+		if errors.As(err, &bye) {
+			m.goodbye(bye.Goodbye)
+		}
+		return err
+	}
+	cancel()
+	reason := h.converse(ctx, s, m, in)
+	h.leave(s, m, reason)
+	return reason
+}
+
+func (h *Hub) refuse(m *member, reason, detail string) error {
+	h.metrics.connects.WithLabelValues("refused").Inc()
+	bye := wire.Goodbye{Reason: reason, Detail: detail}
+	m.goodbye(bye)
+	return &GoodbyeError{Goodbye: bye}
+}
+
+// admit gives the link its session: an additional link joins the living session of
+// its process, any other claims the next generation and takes the old one's place.
+func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p creds.Principal, remote string) (*session, error) {
+	key := ident.AgentKey{Team: p.Team, Agent: hello.Agent}
+	if hello.LinkIndex > 0 {
+		if s := h.join(key, hello, m); s != nil {
+			h.metrics.connects.WithLabelValues("joined").Inc()
+			m.send(h.welcome(s))
+			return s, nil
+		}
+	}
+	epoch, _, err := h.cfg.Gate.Connect(ctx, key, Connect{
+		Instance: hello.Instance, Seen: hello.Generation, Live: h.live(key), Capacity: hello.TaskCapacity,
+	})
+	switch {
+	case errors.Is(err, ErrSuperseded):
+		h.metrics.connects.WithLabelValues("superseded").Inc()
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{
+			Reason: wire.GoodbyeSuperseded,
+			Detail: fmt.Sprintf("a newer process named %q is connected in this team; give one of the two another agent_id, or stop one", hello.Agent),
+		}}
+	case err != nil:
+		h.metrics.connects.WithLabelValues("error").Inc()
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
+	}
+	now := time.Now().UTC()
+	s := &session{
+		hub: h, key: key, epoch: epoch, instance: hello.Instance, principal: p,
+		members: []*member{m}, streams: make(map[ident.SessionID]map[*Stream]struct{}),
+		probes: make(map[uint64]chan wire.Probed),
+		presence: store.Presence{
+			Team: key.Team, Agent: key.Agent, Relay: h.cfg.Relay, Epoch: epoch,
+			ConnectedAt: now, Heartbeat: now, Version: hello.Version, Platform: hello.Platform,
+			Labels: hello.Labels, Capabilities: hello.Capabilities, Facts: hello.Facts, Credential: p.Credential,
+		},
+		state: hello.State,
+	}
+	h.mu.Lock()
+	if h.draining {
+		h.mu.Unlock()
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeDrain, Detail: "the relay is stopping", MoveTo: h.cfg.Relays()}}
+	}
+	old := h.sessions[key]
+	if old != nil && old.epoch > epoch { // two connects raced; the later claim stays
+		h.mu.Unlock()
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeSuperseded, Detail: "a newer link of this agent was admitted at the same time"}}
+	}
+	h.sessions[key] = s
+	h.metrics.sessions.Set(float64(len(h.sessions)))
+	h.mu.Unlock()
+	if old != nil {
+		h.replace(old, s, remote)
+	}
+	// Declared state and presence are in the store before anyone hears of the agent.
+	if err := s.heard(ctx, nil, nil); err != nil {
+		h.leave(s, m, err)
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
+	}
+	m.send(h.welcome(s))
+	h.mu.Lock()
+	if a := h.arrivals[key]; a != nil && h.sessions[key] == s {
+		close(a.ch)
+		delete(h.arrivals, key)
+	}
+	h.mu.Unlock()
+	h.metrics.connects.WithLabelValues("ok").Inc()
+	h.log.Info("agent connected", "team", key.Team, "agent", key.Agent, "epoch", epoch, "version", hello.Version, "remote", remote)
+	h.cfg.Event(Event{Kind: "agent_connected", Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
+	return s, nil
+}
+
+// replace ends a session whose place a newer one took.
+func (h *Hub) replace(old, s *session, remote string) {
+	detail := "this agent connected again"
+	if old.instance != s.instance {
+		detail = fmt.Sprintf("another process named %q connected from %s; give one of the two another agent_id, or stop one", s.key.Agent, remote)
+		h.cfg.Event(Event{Kind: "agent_superseded", Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
+	}
+	old.end(wire.Goodbye{Reason: wire.GoodbyeSuperseded, Detail: detail})
+}
+
+func (h *Hub) join(key ident.AgentKey, hello wire.AgentHello, m *member) *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[key]
+	if s == nil || h.draining || s.instance != hello.Instance || s.epoch != hello.Generation || len(s.members) >= maxLinks {
+		return nil
+	}
+	s.members = append(s.members, m)
+	return s
+}
+
+// maxLinks bounds the parallel links of one session.
+const maxLinks = 16
+
+// live says whether some session of the agent is alive: here, or on another relay.
+func (h *Hub) live(key ident.AgentKey) bool {
+	if h.session(key) != nil {
+		return true
+	}
+	p, ok := h.cfg.Store.Presence(key)
+	return ok && p.GoneSince.IsZero() && p.Relay != h.cfg.Relay
+}
+
+func (h *Hub) welcome(s *session) wire.Message {
+	w := wire.Welcome{
+		Generation: s.epoch, Relay: h.cfg.Relay, Version: h.cfg.Version, PublicURL: h.cfg.PublicURL,
+		Relays: h.cfg.Relays(), MaxStreams: h.cfg.MaxStreams, Tunnels: []wire.TunnelNotice{},
+	}
+	for _, t := range h.cfg.Store.AgentTunnels(s.key) {
+		w.Tunnels = append(w.Tunnels, notice(t))
+	}
+	return wire.Message{Type: wire.TypeWelcome, Welcome: &w}
+}
+
+// converse keeps the conversation on one link until it ends, and says why.
+func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Decoder) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { // the writer: one at a time, so that a stuck link blocks nobody else
+		for {
+			select {
+			case msg := <-m.queue:
+				if err := m.out.Write(msg); err != nil {
+					cancel(err)
+					_ = m.link.Close(err)
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	heard := make(chan struct{}, 1)
+	wg.Go(func() { h.pace(ctx, m, heard) })
+	wg.Go(func() { h.acceptGate(ctx, s, m) })
+	wg.Go(func() { // a revoked credential ends the link from outside
+		select {
+		case <-ctx.Done():
+			cause := context.Cause(ctx)
+			if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
+				m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
+			}
+		case <-m.link.Done():
+		}
+	})
+	err := h.listen(ctx, s, m, in, heard)
+	if cause := m.link.Err(); cause != nil {
+		err = cause
+	}
+	cancel(err)
+	_ = m.link.Close(err)
+	return err
+}
+
+// pace sends pings, and ends a link on which nothing was heard for too long.
+func (h *Hub) pace(ctx context.Context, m *member, heard <-chan struct{}) {
+	tick := time.NewTicker(pingInterval)
+	defer tick.Stop()
+	dead := time.NewTimer(silence)
+	defer dead.Stop()
+	var id uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-heard:
+			dead.Reset(silence)
+		case <-dead.C:
+			_ = m.link.Close(fmt.Errorf("nothing heard of the agent for %s", silence))
+			return
+		case now := <-tick.C:
+			id++
+			m.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: now.UnixNano()}})
+		}
+	}
+}
+
+// listen reads the agent's messages until the control stream ends.
+func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, heard chan<- struct{}) error {
+	for {
+		msg, err := in.Read()
+		if err != nil {
+			return err
+		}
+		select {
+		case heard <- struct{}{}:
+		default:
+		}
+		switch {
+		case msg.Type == wire.TypePing && msg.Ping != nil:
+			m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
+		case msg.Type == wire.TypePong && msg.Ping != nil:
+			if d := time.Since(time.Unix(0, msg.Ping.Sent)); d > 0 && d < time.Minute {
+				s.rtt.Store(int64(d))
+				h.metrics.rtt.Observe(d.Seconds())
+			}
+		case msg.Facts != nil || msg.State != nil:
+			// A store that is away must not end the link: what was heard is kept in
+			// memory, and the next heartbeat tries again.
+			if err := s.heard(ctx, msg.Facts, msg.State); err != nil {
+				h.log.Warn("keep what the agent said", "agent", s.key.Agent, "error", err)
+			}
+		case msg.Probed != nil:
+			s.probed(*msg.Probed)
+		case msg.Goodbye != nil:
+			return &GoodbyeError{Goodbye: *msg.Goodbye}
+		}
+	}
+}
+
+// leave takes a link out of its session. With the last one the session is over:
+// the agent is marked gone, and forgotten after the grace time.
+func (h *Hub) leave(s *session, m *member, reason error) {
+	label := "lost"
+	var bye *GoodbyeError
+	if errors.As(reason, &bye) {
+		label = knownReason(bye.Reason)
+	}
+	h.metrics.disconnects.WithLabelValues(label).Inc()
+	h.mu.Lock()
+	for i, x := range s.members {
+		if x == m {
+			s.members = append(s.members[:i:i], s.members[i+1:]...)
+			break
+		}
+	}
+	over := len(s.members) == 0
+	current := h.sessions[s.key] == s
+	if over && current {
+		delete(h.sessions, s.key)
+		h.metrics.sessions.Set(float64(len(h.sessions)))
+	}
+	h.mu.Unlock()
+	if !over || !current {
+		return
+	}
+	h.log.Info("agent gone", "team", s.key.Team, "agent", s.key.Agent, "epoch", s.epoch, "reason", reason)
+	h.cfg.Event(Event{Kind: "agent_gone", Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
+	h.serving.Add(1)
+	go h.fade(s)
+}
+
+// fade keeps a lost agent in lists for the grace time.
+func (h *Hub) fade(s *session) {
+	defer h.serving.Done()
+	p := s.snapshot()
+	p.GoneSince = time.Now().UTC()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	select {
+	case <-h.stop: // the relay stops: the agent will be elsewhere in a moment
+	default:
+		if err := h.cfg.Store.PutPresence(ctx, p); err != nil {
+			h.log.Debug("mark agent gone", "agent", s.key.Agent, "error", err)
+		}
+		grace := time.NewTimer(h.cfg.Grace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+		case <-h.stop:
+		}
+	}
+	ctx2, cancel2 := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel2()
+	if err := h.cfg.Store.DeletePresence(ctx2, s.key, s.epoch); err != nil {
+		h.log.Debug("forget agent", "agent", s.key.Agent, "error", err)
+	}
+}
+
+func knownReason(r string) string {
+	switch r {
+	case wire.GoodbyeSuperseded, wire.GoodbyeDrain, wire.GoodbyeRevoked, wire.GoodbyeShutdown, wire.GoodbyeFenced:
+		return r
+	}
+	return wire.GoodbyeError
+}
+
+// acceptGate serves the streams that the agent opens: calls to its own gate, HTTP
+// over the stream, one connection each.
+func (h *Hub) acceptGate(ctx context.Context, s *session, m *member) {
+	conns := newConnListener(m.link)
+	server := &http.Server{
+		Handler:           h.cfg.GateHTTP(s.principal.BoundTo(s.key.Agent)),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { _ = server.Serve(conns) }) // ends with the listener
+	defer server.Close()
+	slots := make(chan struct{}, maxGateStreams)
+	for {
+		st, err := m.link.Accept(ctx)
+		if err != nil {
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = st.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			conns.greet(ctx, st)
+		})
+	}
+}
+
+// maxGateStreams bounds the streams that one agent may have open towards the relay.
+const maxGateStreams = 64

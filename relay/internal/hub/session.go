@@ -1,0 +1,320 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// session is one agent's presence across its links: one process, one generation.
+type session struct {
+	hub       *Hub
+	key       ident.AgentKey
+	epoch     uint64
+	instance  string
+	principal creds.Principal
+
+	// Guarded by hub.mu: who may open streams is decided where closing is.
+	members []*member
+	streams map[ident.SessionID]map[*Stream]struct{}
+	count   int
+
+	mu       sync.Mutex
+	presence store.Presence // as last heard
+	written  store.Presence // as last given to the store
+	probes   map[uint64]chan wire.Probed
+	probeID  uint64
+	state    wire.State
+	declared bool   // the gate was told of state and health at least once
+	sick     string // the health text the gate was told
+	rtt      atomic.Int64
+}
+
+// member is one link of a session, with its control stream.
+type member struct {
+	link  *link.Link
+	out   *wire.Encoder
+	outMu sync.Mutex
+	queue chan wire.Message // to the writer; full: the link is stuck and ends
+	index int
+}
+
+// outQueue bounds the control messages that wait for one link.
+const outQueue = 256
+
+// send queues a message on the session's first living link. A link that cannot
+// take it is stuck and is closed: the agent comes back and is told everything anew.
+func (s *session) send(m wire.Message) {
+	s.hub.mu.Lock()
+	var first *member
+	if len(s.members) > 0 {
+		first = s.members[0]
+	}
+	s.hub.mu.Unlock()
+	if first != nil {
+		first.send(m)
+	}
+}
+
+func (m *member) send(msg wire.Message) {
+	select {
+	case m.queue <- msg:
+	default:
+		_ = m.link.Close(errors.New("the control stream is stuck"))
+	}
+}
+
+// end says goodbye on every link and closes it.
+func (s *session) end(bye wire.Goodbye) {
+	s.hub.mu.Lock()
+	members := append([]*member(nil), s.members...)
+	s.hub.mu.Unlock()
+	for _, m := range members {
+		m.goodbye(bye)
+	}
+}
+
+// goodbyeTime bounds how long a goodbye may take on a stuck link.
+const goodbyeTime = time.Second
+
+// goodbye writes at once, past the queue, and closes the link.
+func (m *member) goodbye(bye wire.Goodbye) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = m.out.Write(wire.Message{Type: wire.TypeGoodbye, Goodbye: &bye}) // the link may be dead already
+	}()
+	timer := time.NewTimer(goodbyeTime)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-m.link.Done():
+	case <-timer.C:
+	}
+	_ = m.link.Close(&GoodbyeError{Goodbye: bye})
+	<-done // closing the link ends a write that was stuck
+}
+
+// GoodbyeError is the cause of a link that ended on purpose.
+type GoodbyeError struct{ wire.Goodbye }
+
+// Error names the reason.
+func (e *GoodbyeError) Error() string { return "goodbye: " + e.Reason + ": " + e.Detail }
+
+func (s *session) snapshot() store.Presence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.presence
+}
+
+// storeInterval is how often a presence that did not change is written again, so
+// that other relays see a heartbeat. Changes are written at once.
+const storeInterval = 60 * time.Second
+
+// heard takes in what the agent said and writes it to the store when it changed
+// or grew old. The gate hears of declared state and health before anybody can
+// rely on it.
+func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.State) error {
+	now := time.Now().UTC()
+	s.mu.Lock()
+	if facts != nil {
+		s.presence.Facts = *facts
+	}
+	if state != nil {
+		s.state = *state
+	}
+	s.presence.Heartbeat = now
+	sick := s.presence.Facts.Unhealthy
+	tell := !s.declared || (state != nil) || sick != s.sick
+	p, old, st := s.presence, s.written, s.state
+	s.mu.Unlock()
+
+	if tell {
+		if err := s.hub.cfg.Gate.Declare(ctx, s.key, s.epoch, st, sick); err != nil {
+			return fmt.Errorf("declare state: %w", err)
+		}
+		s.mu.Lock()
+		s.declared, s.sick = true, sick
+		s.mu.Unlock()
+	}
+	if !changed(old, p) && now.Sub(old.Heartbeat) < storeInterval {
+		return nil
+	}
+	if err := s.hub.cfg.Store.PutPresence(ctx, p); err != nil {
+		return fmt.Errorf("put presence: %w", err)
+	}
+	s.mu.Lock()
+	s.written = p
+	s.mu.Unlock()
+	return nil
+}
+
+// changed says whether two presences differ in what people look at: free memory
+// and round trips move all the time and wait for the next regular write.
+func changed(a, b store.Presence) bool {
+	return !reflect.DeepEqual(steady(a), steady(b))
+}
+
+func steady(p store.Presence) store.Presence {
+	p.Heartbeat = time.Time{}
+	p.Facts.Link = nil
+	gpus := make([]wire.GPU, len(p.Facts.GPUs))
+	copy(gpus, p.Facts.GPUs)
+	for i := range gpus {
+		gpus[i].VRAMFree = gpus[i].VRAMFree >> 30 // whole GiB
+	}
+	p.Facts.GPUs = gpus
+	return p
+}
+
+// Probe asks the agent what listens on a port. It returns ErrAway without a link.
+func (h *Hub) Probe(ctx context.Context, key ident.AgentKey, p wire.Probe) (wire.Probed, error) {
+	s := h.session(key)
+	if s == nil {
+		return wire.Probed{}, ErrAway
+	}
+	answer := make(chan wire.Probed, 1)
+	s.mu.Lock()
+	s.probeID++
+	p.ID = s.probeID
+	s.probes[p.ID] = answer
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.probes, p.ID)
+		s.mu.Unlock()
+	}()
+	s.send(wire.Message{Type: wire.TypeProbe, Probe: &p})
+	select {
+	case a := <-answer:
+		return a, nil
+	case <-ctx.Done():
+		return wire.Probed{}, fmt.Errorf("probe port %d: %w", p.Port, context.Cause(ctx))
+	}
+}
+
+func (s *session) probed(p wire.Probed) {
+	s.mu.Lock()
+	ch := s.probes[p.ID]
+	delete(s.probes, p.ID)
+	s.mu.Unlock()
+	if ch != nil {
+		ch <- p // buffered, and taken out of the map: sent once
+	}
+}
+
+// Stream is one stream to an agent. Closing it frees its place in the session.
+type Stream struct {
+	*link.Stream
+	session *session
+	tunnel  ident.SessionID
+	once    sync.Once
+}
+
+// Close ends the stream in both directions.
+func (st *Stream) Close() error {
+	st.once.Do(func() { st.session.forget(st) })
+	return st.Stream.Close()
+}
+
+// Open opens a stream to an agent for a tunnel. The hello's epoch is set here; the
+// agent's verdict is read with the first data, or by Stream.Verdict. It returns
+// ErrAway without a link, ErrCut when the tunnel was closed, and the link's errors.
+func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*Stream, error) {
+	h.mu.Lock()
+	s := h.sessions[key]
+	if s == nil || len(s.members) == 0 {
+		draining := h.draining
+		h.mu.Unlock()
+		if draining {
+			return nil, ErrDraining
+		}
+		h.metrics.opens.WithLabelValues("away").Inc()
+		return nil, ErrAway
+	}
+	if _, gone := h.cut[hello.Session]; gone && hello.Session != "" {
+		h.mu.Unlock()
+		h.metrics.opens.WithLabelValues("cut").Inc()
+		return nil, ErrCut
+	}
+	if h.draining {
+		h.mu.Unlock()
+		return nil, ErrDraining
+	}
+	if s.count >= h.cfg.MaxStreams {
+		h.mu.Unlock()
+		h.metrics.opens.WithLabelValues("limit").Inc()
+		return nil, link.ErrTooManyStreams
+	}
+	// Registered before it is open: a Cut that comes in between finds it.
+	m := s.lightest()
+	st := &Stream{session: s, tunnel: hello.Session}
+	s.count++
+	h.mu.Unlock()
+
+	hello.Epoch = s.epoch
+	inner, err := link.OpenHello(ctx, m.link, hello)
+	h.mu.Lock()
+	if err == nil {
+		if _, gone := h.cut[hello.Session]; gone && hello.Session != "" {
+			err = ErrCut
+		} else {
+			st.Stream = inner
+			if s.streams[hello.Session] == nil {
+				s.streams[hello.Session] = make(map[*Stream]struct{})
+			}
+			s.streams[hello.Session][st] = struct{}{}
+		}
+	}
+	if err != nil {
+		s.count--
+	}
+	h.mu.Unlock()
+	if err != nil {
+		if inner != nil {
+			_ = inner.Close()
+		}
+		h.metrics.opens.WithLabelValues("error").Inc()
+		if errors.Is(err, link.ErrClosed) {
+			return nil, fmt.Errorf("%w: %w", ErrAway, err)
+		}
+		return nil, err
+	}
+	h.metrics.opens.WithLabelValues("ok").Inc()
+	return st, nil
+}
+
+// lightest returns the link with the fewest streams. hub.mu is held.
+func (s *session) lightest() *member {
+	best := s.members[0]
+	for _, m := range s.members[1:] {
+		if m.link.NumStreams() < best.link.NumStreams() {
+			best = m
+		}
+	}
+	return best
+}
+
+func (s *session) forget(st *Stream) {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	if set, ok := s.streams[st.tunnel]; ok {
+		if _, ok := set[st]; ok {
+			delete(set, st)
+			s.count--
+		}
+		if len(set) == 0 {
+			delete(s.streams, st.tunnel)
+		}
+	}
+}
