@@ -1,0 +1,75 @@
+package world
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/chromedp/chromedp"
+)
+
+// Browser starts a real headless Chromium with a profile of its own. The context
+// is for chromedp; it ends after the time given, and the browser with the test.
+func (w *World) Browser(limit time.Duration) context.Context {
+	w.T.Helper()
+	opts := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(w.Program("chromium", "chromium")),
+		chromedp.NoSandbox,
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("no-proxy-server", true),
+		chromedp.WindowSize(1200, 900),
+		chromedp.UserDataDir(w.dir("chromium", 0o755)),
+	)
+	actx, stop := chromedp.NewExecAllocator(context.Background(), opts...)
+	ctx, cancel := chromedp.NewContext(actx)
+	ctx, expire := context.WithTimeout(ctx, limit)
+	w.T.Cleanup(func() {
+		if w.T.Failed() {
+			w.saveScreenshot(ctx)
+		}
+		expire()
+		cancel()
+		stop()
+	})
+	return ctx
+}
+
+// Tab opens another tab in the browser of a Browser context.
+func (w *World) Tab(browser context.Context) context.Context {
+	w.T.Helper()
+	ctx, cancel := chromedp.NewContext(browser)
+	w.T.Cleanup(cancel)
+	return ctx
+}
+
+// Do runs browser actions and fails the test, in the words given, when they do not
+// work.
+func (w *World) Do(ctx context.Context, what string, actions ...chromedp.Action[chromedp.Void]) {
+	w.T.Helper()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		href, _ := chromedp.Run(ctx, chromedp.Location())
+		text, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body ? document.body.innerText.slice(0, 600) : ""`))
+		w.T.Fatalf("expected in the browser: %s: %v\nat %s the page says: %s", what, err, href, text)
+	}
+}
+
+// Until waits until a JavaScript expression is true in the page.
+func Until(expression string) chromedp.Action[chromedp.Void] {
+	return chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(30*time.Second))
+}
+
+// saveScreenshot keeps what the page looked like where ADIT_E2E_SHOTS says.
+func (w *World) saveScreenshot(ctx context.Context) {
+	dir := os.Getenv("ADIT_E2E_SHOTS")
+	if dir == "" {
+		return
+	}
+	if png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot()); err == nil {
+		_ = os.WriteFile(dir+"/"+w.T.Name()+".png", png, 0o644)
+	}
+}
+
+// Navigate opens a URL and waits for the page to load.
+func Navigate(url string) chromedp.Action[chromedp.Void] { return chromedp.Navigate(url) }
