@@ -1,0 +1,337 @@
+package link
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+const (
+	// maxFrame bounds what one stream sends before others get their turn.
+	maxFrame = 64 << 10
+	// finWait is how long a stream that was closed here waits for the peer to
+	// finish too, as TCP does, before it is reset.
+	finWait = 60 * time.Second
+)
+
+var aLongTimeAgo = time.Unix(1, 0)
+
+// Stream is one byte pipe in a link. It is a net.Conn with the semantics of TCP:
+// CloseWrite ends one direction; Close gives up both, and a peer that goes on
+// sending is reset. When the link dies, reads and writes fail with an error that
+// wraps ErrClosed, never with io.EOF. A write deadline bounds waiting for the
+// peer's window, not for the link itself.
+type Stream struct {
+	link    *Link
+	ys      *yamux.Stream
+	mark    *mark
+	opened  bool // by this side
+	closed  atomic.Bool
+	aborted atomic.Bool
+	wrote   atomic.Bool // CloseWrite was called
+
+	deadlines sync.Mutex
+
+	// Of a stream opened with a hello: the verdict is read before the first data.
+	waits   atomic.Bool // for the verdict
+	vmu     sync.Mutex  // held while reading it
+	vbuf    []byte      // what came of it so far
+	refusal atomic.Pointer[wire.Verdict]
+}
+
+var _ interface {
+	net.Conn
+	CloseWrite() error
+} = (*Stream)(nil)
+
+// newStream wraps a stream of yamux and counts it.
+func (l *Link) newStream(ys *yamux.Stream, opened bool) *Stream {
+	s := &Stream{link: l, ys: ys, mark: l.mux.track(ys.StreamID()), opened: opened}
+	s.mark.stream.Store(s)
+	if s.mark.rst.Load() {
+		s.interruptWrites()
+	}
+	return s
+}
+
+// Read implements net.Conn.
+func (s *Stream) Read(p []byte) (int, error) {
+	if s.waits.Load() {
+		if err := s.verdict(); err != nil {
+			return 0, err
+		}
+	}
+	if v := s.refusal.Load(); v != nil {
+		return 0, *v
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	return s.read(p)
+}
+
+func (s *Stream) read(p []byte) (int, error) {
+	n, err := s.ys.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	switch {
+	case s.closed.Load():
+		err = net.ErrClosed
+	case errors.Is(err, yamux.ErrTimeout):
+		err = os.ErrDeadlineExceeded
+	case s.mark.rst.Load():
+		err = ErrReset
+	case errors.Is(err, io.EOF) && s.mark.fin.Load():
+		return n, io.EOF
+	case errors.Is(err, io.EOF), errors.Is(err, yamux.ErrSessionShutdown), s.link.session.IsClosed():
+		err = s.link.dead()
+	}
+	return n, fmt.Errorf("read stream: %w", err)
+}
+
+// Write implements net.Conn. It returns when the data is on its way to the socket.
+func (s *Stream) Write(p []byte) (int, error) {
+	if s.refusal.Load() != nil || s.closed.Load() || s.mark.rst.Load() {
+		return 0, s.writeError(nil)
+	}
+	s.link.mux.writers.Add(1)
+	defer s.link.mux.writers.Add(-1)
+	total := 0
+	for len(p) > 0 {
+		n, err := s.ys.Write(p[:min(len(p), maxFrame)])
+		total += n
+		if err != nil {
+			return total, s.writeError(err)
+		}
+		p = p[n:]
+	}
+	return total, nil
+}
+
+func (s *Stream) writeError(err error) error {
+	switch {
+	case s.closed.Load():
+		err = net.ErrClosed
+	case s.refusal.Load() != nil:
+		return *s.refusal.Load()
+	case s.mark.rst.Load():
+		err = ErrReset
+		// A peer that refuses may reset before its verdict was asked for; it has
+		// arrived then, and says more.
+		if s.waits.Load() {
+			if verr := s.verdict(); errors.As(verr, new(wire.Verdict)) {
+				return verr
+			}
+		}
+	case errors.Is(err, yamux.ErrTimeout):
+		err = os.ErrDeadlineExceeded
+	case s.link.session.IsClosed():
+		err = s.link.dead()
+	case errors.Is(err, yamux.ErrStreamClosed):
+		err = net.ErrClosed // after CloseWrite
+	}
+	return fmt.Errorf("write stream: %w", err)
+}
+
+// CloseWrite says that no more data will come from this side. Reading goes on.
+func (s *Stream) CloseWrite() error {
+	if s.closed.Load() || s.mark.rst.Load() {
+		return s.writeError(nil)
+	}
+	if s.wrote.Swap(true) {
+		return nil
+	}
+	if err := s.ys.Close(); err != nil {
+		return s.writeError(err)
+	}
+	if s.link.session.IsClosed() {
+		return s.writeError(yamux.ErrSessionShutdown)
+	}
+	return nil
+}
+
+// Close gives the stream up: blocked calls return at once. What was written still
+// reaches the peer, followed by an end; if the peer sends more, or has not ended
+// its direction within a minute, it is told that nobody listens.
+func (s *Stream) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	s.interrupt()
+	if !s.link.spawn(s.depart) {
+		s.forget()
+	}
+	return nil
+}
+
+// Reset gives the stream up abruptly: the peer's reads end in ErrReset after what
+// it received, and its writes fail.
+func (s *Stream) Reset() error {
+	s.aborted.Store(true)
+	if s.closed.Load() {
+		s.interrupt() // Close waits for the peer's end: no longer
+	}
+	return s.Close()
+}
+
+// depart is the life of a stream after Close. There is at most one.
+func (s *Stream) depart() {
+	defer s.forget()
+	if s.aborted.Load() {
+		s.link.mux.reset(s.ys.StreamID())
+		return
+	}
+	_ = s.ys.Close()
+	if s.mark.fin.Load() {
+		return // both have ended
+	}
+	s.deadlines.Lock()
+	if !s.aborted.Load() {
+		_ = s.ys.SetReadDeadline(time.Now().Add(finWait))
+	}
+	s.deadlines.Unlock()
+	var one [1]byte
+	n, err := s.ys.Read(one[:])
+	if n == 0 && errors.Is(err, io.EOF) {
+		return // the peer has ended too, or the session has
+	}
+	s.link.mux.reset(s.ys.StreamID())
+}
+
+// forget frees what the link keeps for the stream.
+func (s *Stream) forget() {
+	s.link.mux.forget(s.ys.StreamID())
+	if s.opened {
+		s.link.out.Add(-1)
+	} else {
+		s.link.in.Add(-1)
+	}
+}
+
+// interrupt frees blocked readers and writers: yamux's own Close leaves them.
+func (s *Stream) interrupt() {
+	s.deadlines.Lock()
+	defer s.deadlines.Unlock()
+	_ = s.ys.SetDeadline(aLongTimeAgo)
+}
+
+// interruptWrites frees blocked writers: the peer will not make room any more.
+func (s *Stream) interruptWrites() {
+	s.deadlines.Lock()
+	defer s.deadlines.Unlock()
+	_ = s.ys.SetWriteDeadline(aLongTimeAgo)
+}
+
+// Done is closed when the peer has reset the stream, and so takes no more data.
+// It says nothing about an orderly end, nor about the link.
+func (s *Stream) Done() <-chan struct{} { return s.mark.gone }
+
+// SetDeadline implements net.Conn.
+func (s *Stream) SetDeadline(t time.Time) error {
+	return errors.Join(s.SetReadDeadline(t), s.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn.
+func (s *Stream) SetReadDeadline(t time.Time) error {
+	s.deadlines.Lock()
+	defer s.deadlines.Unlock()
+	if s.closed.Load() {
+		return net.ErrClosed
+	}
+	return s.ys.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	s.deadlines.Lock()
+	defer s.deadlines.Unlock()
+	if s.closed.Load() {
+		return net.ErrClosed
+	}
+	if s.mark.rst.Load() {
+		return nil // writes fail already
+	}
+	return s.ys.SetWriteDeadline(t)
+}
+
+// LocalAddr implements net.Conn: the link's own.
+func (s *Stream) LocalAddr() net.Addr { return s.link.carrier.conn().LocalAddr() }
+
+// RemoteAddr implements net.Conn: the link's own.
+func (s *Stream) RemoteAddr() net.Addr { return s.link.remote }
+
+// Link returns the stream's link.
+func (s *Stream) Link() *Link { return s.link }
+
+// Verdict waits for the answer to the hello that the stream was opened with: nil,
+// a wire.Verdict, or another error when there was none. Reading does the same by
+// the way; this is for those who must know before.
+func (s *Stream) Verdict(ctx context.Context) error {
+	if !s.waits.Load() {
+		if v := s.refusal.Load(); v != nil {
+			return *v
+		}
+		return nil
+	}
+	result := make(chan error, 1)
+	if !s.link.spawn(func() { result <- s.verdict() }) {
+		return s.link.dead()
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for verdict: %w", context.Cause(ctx))
+	}
+}
+
+// verdict reads the verdict, unless another call has. A call that a deadline
+// interrupted leaves the rest to the next.
+func (s *Stream) verdict() error {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	for s.waits.Load() {
+		v, err := wire.ReadVerdict(bytes.NewReader(s.vbuf))
+		if err == nil {
+			if v.Code != wire.CodeOK {
+				s.refusal.Store(&v)
+			}
+			s.vbuf = nil
+			s.waits.Store(false)
+			break
+		}
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("read stream: %w", err)
+		}
+		// Not a byte more than the verdict: first its fixed part, then the rest.
+		need := 4
+		if n := len(s.vbuf); n >= 4 {
+			need = 4 + int(s.vbuf[2])<<8 + int(s.vbuf[3])
+		}
+		chunk := make([]byte, need-len(s.vbuf))
+		n, err := s.read(chunk)
+		s.vbuf = append(s.vbuf, chunk[:n]...)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = fmt.Errorf("read verdict: %w", io.ErrUnexpectedEOF)
+			}
+			return err
+		}
+	}
+	if v := s.refusal.Load(); v != nil {
+		return *v
+	}
+	return nil
+}
