@@ -26,6 +26,8 @@ type Index interface {
 	CredentialByHash(hash string) (store.CredentialRecord, bool)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	Credentials(team ident.TeamID) []store.CredentialRecord
+	// Status says how far the answers can be trusted.
+	Status() store.Status
 }
 
 // Store is what this package needs of the store.

@@ -94,9 +94,9 @@ const (
 	negativeFor     = 30 * time.Second
 	negativeMost    = 4096
 	missesPerSecond = 10 // of the whole relay
-	missesBurst     = 40
+	missesBurst     = 50
 	missesOfAddress = 1 // per second
-	missesAddrBurst = 10
+	missesAddrBurst = 20
 	addressesMost   = 4096
 )
 
@@ -124,7 +124,13 @@ func newMisses(s Store, m *metrics) *misses {
 
 func (s *misses) settle(ctx context.Context, hash, addr string) (store.CredentialRecord, *refusal) {
 	unknown := invalid(outcomeUnknown, "no such credential")
-	if reason := s.spared(hash, addr, time.Now()); reason != "" {
+	switch reason := s.spared(hash, addr, time.Now()); {
+	case reason == "limited" && !trusted(s.store.Status()):
+		// Agents that come back to a relay which is cut off, all from one address,
+		// must not be told that their credentials are no good.
+		s.m.misses.WithLabelValues("unavailable").Inc()
+		return store.CredentialRecord{}, cannotTell(nil)
+	case reason != "":
 		s.m.misses.WithLabelValues(reason).Inc()
 		return store.CredentialRecord{}, unknown
 	}
@@ -137,12 +143,18 @@ func (s *misses) settle(ctx context.Context, hash, addr string) (store.Credentia
 	}
 	if err != nil {
 		s.m.misses.WithLabelValues("unavailable").Inc()
-		return store.CredentialRecord{}, unavailable("store_unavailable",
-			"the credential is not known here, and the store cannot be asked now", 2*time.Second, err)
+		return store.CredentialRecord{}, cannotTell(err)
 	}
 	s.m.misses.WithLabelValues("confirmed").Inc()
 	s.remember(hash, time.Now())
 	return store.CredentialRecord{}, unknown
+}
+
+// trusted says whether the index is behind the store by moments at most.
+func trusted(st store.Status) bool { return st.Quorum && !st.Stale }
+
+func cannotTell(err error) *refusal {
+	return unavailable("store_unavailable", "the credential is not known here, and the store cannot be asked now", 2*time.Second, err)
 }
 
 // spared says why the store need not, or must not, be asked; empty: ask.
