@@ -194,7 +194,6 @@ func TestLoadNamesFaults(t *testing.T) {
 		"nothing near":        {file: "zzzzzzzzzzzz: 1\n", want: []string{"relay.yaml:1: zzzzzzzzzzzz: unknown key"}},
 		"dotted":              {file: "tunnel.hold: 1s\n", want: []string{`relay.yaml:1: tunnel.hold: write nested keys on lines of their own, not "tunnel.hold"`}},
 		"null":                {file: "listen: ~\nlinks:\n", want: []string{"relay.yaml:1: listen: has no value; remove the key to get the default", "relay.yaml:2: links: has no value; remove the key to get the default"}},
-		"null group":          {file: "tunnel:\n", want: []string{"relay.yaml:1: tunnel: want a mapping of keys, not nothing"}},
 		"twice":               {file: "listen: :1\nlinks: 1\nlisten: :2\n", want: []string{"relay.yaml:3: listen: stands twice, first in line 1"}},
 		"twice in labels":     {file: "labels: {a: b, a: c}\n", want: []string{`relay.yaml:1: labels: "a" stands twice`}},
 		"list for text":       {file: "listen: [a, b]\n", want: []string{"relay.yaml:1: listen: want text, not a list"}},

@@ -63,6 +63,9 @@ func (w *walker) fault(n *yaml.Node, key, format string, args ...any) {
 }
 
 func (w *walker) walk(group string, n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" && group != "" {
+		return // a group whose keys are all commented out
+	}
 	if n.Kind != yaml.MappingNode {
 		w.fault(n, group, "want a mapping of keys, not %s", describe(n))
 		return

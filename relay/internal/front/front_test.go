@@ -1,0 +1,111 @@
+package front_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/adit-tunnel/adit/relay/internal/front"
+	"github.com/adit-tunnel/adit/shared/api"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestOwnPaths(t *testing.T) {
+	ready := true
+	own := front.NewOwn(front.Routes{
+		API:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }),
+		Link: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }),
+		Ready: func(context.Context) *api.Problem {
+			if ready {
+				return nil
+			}
+			return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "stopping")
+		},
+	})
+	status := func(method, path string) int {
+		w := httptest.NewRecorder()
+		own.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		return w.Code
+	}
+	for path, want := range map[string]int{
+		"/api/v1/agents": http.StatusTeapot, "/agent/v1/link": http.StatusAccepted, "/healthz": http.StatusOK,
+		"/readyz": http.StatusOK, "/": http.StatusNotFound, "/metrics": http.StatusNotFound, "/debug/pprof/": http.StatusNotFound,
+	} {
+		if got := status(http.MethodGet, path); got != want {
+			t.Errorf("GET %s answers %d, want %d", path, got, want)
+		}
+	}
+	ready = false
+	if got := status(http.MethodGet, "/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("a draining relay's /readyz answers %d, want 503", got)
+	}
+	if own.Owns(httptest.NewRequest(http.MethodGet, "/static/app.js", nil)) {
+		t.Error("an app's absolute path is none of the relay's")
+	}
+}
+
+func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
+	s, err := front.New(front.Config{
+		Listen: "127.0.0.1:0", ConnsPerAddress: 2, Logger: slog.New(slog.DiscardHandler),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve() }()
+	defer func() {
+		_ = s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("serve ended with %v", err)
+		}
+	}()
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		return c
+	}
+	answers := func(c net.Conn) bool {
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		_, err := c.Read(make([]byte, 1))
+		return err == nil
+	}
+	a, b := dial(), dial()
+	defer a.Close()
+	if !answers(a) || !answers(b) {
+		t.Fatal("two connections are within the limit")
+	}
+	c := dial()
+	if answers(c) {
+		t.Error("a third connection is over the limit of two")
+	}
+	_ = c.Close()
+	_ = b.Close()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		d := dial()
+		ok := answers(d)
+		_ = d.Close()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a closed connection frees its place")
+		}
+	}
+}
