@@ -84,11 +84,12 @@ func (m *mux) incoming() {
 	if flags&flagRST != 0 {
 		// yamux would throw away what was received and not yet read, and with it a
 		// verdict. So it sees an end instead, and the stream tells the difference.
-		flags &^= flagRST
-		if !k.fin.Load() {
-			flags |= flagFIN
+		shown := flags &^ flagRST
+		if !k.ended {
+			shown |= flagFIN
 		}
-		binary.BigEndian.PutUint16(m.head[2:], flags)
+		binary.BigEndian.PutUint16(m.head[2:], shown)
+		k.ended = true
 		if !k.rst.Swap(true) {
 			close(k.gone)
 			if s := k.stream.Load(); s != nil {
@@ -97,6 +98,7 @@ func (m *mux) incoming() {
 		}
 	}
 	if flags&flagFIN != 0 {
+		k.ended = true
 		k.fin.Store(true)
 	}
 }

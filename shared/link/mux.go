@@ -89,7 +89,8 @@ type mux struct {
 
 // mark is what is known of a stream from its headers, from its first to its last.
 type mark struct {
-	fin, rst atomic.Bool
+	fin, rst atomic.Bool   // the peer ended its direction; reset the stream
+	ended    bool          // yamux was shown an end; only the reader knows
 	gone     chan struct{} // closed when the peer reset the stream
 	stream   atomic.Pointer[Stream]
 }

@@ -91,10 +91,10 @@ func (s *Stream) read(p []byte) (int, error) {
 		err = net.ErrClosed
 	case errors.Is(err, yamux.ErrTimeout):
 		err = os.ErrDeadlineExceeded
+	case errors.Is(err, io.EOF) && s.mark.fin.Load():
+		return n, io.EOF // all was received, whatever came after
 	case s.mark.rst.Load():
 		err = ErrReset
-	case errors.Is(err, io.EOF) && s.mark.fin.Load():
-		return n, io.EOF
 	case errors.Is(err, io.EOF), errors.Is(err, yamux.ErrSessionShutdown), s.link.session.IsClosed():
 		err = s.link.dead()
 	}
@@ -194,7 +194,7 @@ func (s *Stream) depart() {
 		return
 	}
 	_ = s.ys.Close()
-	if s.mark.fin.Load() {
+	if s.mark.fin.Load() || s.mark.rst.Load() {
 		return // both have ended
 	}
 	s.deadlines.Lock()
