@@ -1,6 +1,7 @@
 package creds_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -220,9 +221,8 @@ func start(t testing.TB, a *creds.Authenticator) (stop func()) {
 
 type header struct{ name, value string }
 
-func bearer(secret string) header            { return header{"Authorization", "Bearer " + secret} }
-func inTeam[T ~string](team T) header        { return header{"X-Team-ID", string(team)} }
-func from(addr string) func(r *http.Request) { return func(r *http.Request) { r.RemoteAddr = addr } }
+func bearer(secret string) header     { return header{"Authorization", "Bearer " + secret} }
+func inTeam[T ~string](team T) header { return header{"X-Team-ID", string(team)} }
 
 func request(t testing.TB, headers ...header) *http.Request {
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/api/v1/agents", nil)
@@ -271,3 +271,24 @@ func wantAccepted(t testing.TB, a *creds.Authenticator, r *http.Request) creds.P
 	}
 	return p
 }
+
+// lockedBuffer collects a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// clientOf is how a relay behind a trusted proxy names its clients.
+func clientOf(r *http.Request) string { return r.Header.Get("X-Forwarded-For") }
