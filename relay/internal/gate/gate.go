@@ -201,6 +201,7 @@ func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once
 		n := r.N + 1
 		switch err := transition(s); {
 		case errors.Is(err, errUnchanged):
+			clear(tries) // those lost to whoever made it so
 			return store.Effects{}, store.ErrUnchanged
 		case err != nil:
 			return store.Effects{Once: once}, err

@@ -125,10 +125,8 @@ func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
 		s.Effects.DeleteTunnels = append(s.Effects.DeleteTunnels, id)
 	}
 	delete(s.Record.Tunnels, id)
-	s.Record.Closed = append(s.Record.Closed, id)
-	if n := len(s.Record.Closed); n > closedMemory {
-		s.Record.Closed = slices.Clone(s.Record.Closed[n-closedMemory:])
-	}
+	past := s.Record.Closed // may be shared with other copies of the record
+	s.Record.Closed = append(slices.Clone(past[max(0, len(past)+1-closedMemory):]), id)
 	s.event(Event{Kind: kind, Session: id, Detail: reason})
 }
 

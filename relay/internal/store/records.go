@@ -2,6 +2,7 @@ package store
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
@@ -42,6 +43,7 @@ func (r AgentRecord) Clone() AgentRecord {
 		v := *p
 		r.Declared.SyncPercent = &v
 	}
+	r.Closed = slices.Clone(r.Closed)
 	return r
 }
 
