@@ -80,12 +80,21 @@ var ErrMalformed = errors.New("malformed")
 //
 // Integers are big-endian; length counts what follows it.
 func AppendHello(b []byte, h Hello) ([]byte, error) {
-	if len(h.Request) > 64 || len(h.Payload) > MaxHelloPayload {
+	if len(h.Payload) > MaxHelloPayload {
 		return nil, fmt.Errorf("%w: hello field too long", ErrMalformed)
+	}
+	if h.Request != "" {
+		if _, err := ident.ParseRequestID(string(h.Request)); err != nil {
+			return nil, fmt.Errorf("%w: hello request id", ErrMalformed)
+		}
 	}
 	var session [16]byte
 	if h.Session != "" {
-		if n, err := hex.Decode(session[:], []byte(h.Session)); err != nil || n != 16 {
+		if len(h.Session) != 2*len(session) {
+			return nil, fmt.Errorf("%w: hello session id", ErrMalformed)
+		}
+		// All zeros stand for no session, so they cannot stand for one.
+		if _, err := hex.Decode(session[:], []byte(h.Session)); err != nil || session == [16]byte{} {
 			return nil, fmt.Errorf("%w: hello session id", ErrMalformed)
 		}
 	}
