@@ -1,0 +1,270 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+const (
+	defaultStopGrace   = 10 * time.Second
+	defaultHookTimeout = 60 * time.Second
+	maxLinks           = 8
+	maxCapacity        = 1024
+	maxLabels          = 64
+	maxLabelText       = 256
+	maxSocketPath      = 107 // bytes of sun_path without its final zero, unix(7)
+)
+
+// Validate returns every fault, each beginning with its key; nil when there is none.
+func (c *Config) Validate() error {
+	var faults []error
+	bad := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
+	}
+	if len(c.RelayURL) == 0 {
+		bad("relay_url", "missing: say where the relay is, such as https://gateway.example.com")
+	}
+	for _, u := range c.RelayURL {
+		if err := checkRelayURL(u); err != nil {
+			bad("relay_url", "%w", err)
+		}
+	}
+	if _, err := ident.ParseAgentID(c.AgentID); err != nil {
+		bad("agent_id", "%w", err)
+	}
+	switch {
+	case c.Credential == "" && c.CredentialFile == "":
+		bad("credential_file", "missing: name the file with the agent's credential, or set ADIT_CREDENTIAL")
+	case c.Credential != "" && c.CredentialFile != "":
+		bad("credential_file", "set beside credential: keep one of the two")
+	case c.Credential != "" && !strings.HasPrefix(c.Credential.Reveal(), ident.PrefixAgent):
+		bad("credential", "is no agent credential: those begin with %s", ident.PrefixAgent)
+	case c.CredentialFile != "":
+		if _, err := c.Token(); err != nil {
+			bad("credential_file", "%w", err)
+		}
+	}
+	c.validateLabels(bad)
+	if c.StateDir == "" {
+		bad("state_dir", "missing")
+	}
+	if c.Links < 1 || c.Links > maxLinks {
+		bad("links", "is %d, must be 1 to %d", c.Links, maxLinks)
+	}
+	if _, err := ParsePorts(c.AllowPorts); err != nil {
+		bad("allow_ports", "%w", err)
+	}
+	if c.StopGrace < 0 || c.StopGrace.D() > time.Hour {
+		bad("stop_grace", "is %s, must be 0s to 1h", c.StopGrace)
+	}
+	c.validateListeners(bad)
+	if c.Tasks.Capacity < 1 || c.Tasks.Capacity > maxCapacity {
+		bad("tasks.capacity", "is %d, must be 1 to %d", c.Tasks.Capacity, maxCapacity)
+	}
+	for _, u := range c.Health {
+		if err := checkHTTPURL(u); err != nil {
+			bad("health", "%w", err)
+		}
+	}
+	for _, u := range c.Facts.ComfyUI {
+		if err := checkHTTPURL(u); err != nil {
+			bad("facts.comfyui", "%w", err)
+		}
+	}
+	c.validateHooks(bad)
+	if c.Terminal.Enabled {
+		bad("terminal.enabled", "this version of the agent has no terminal: leave it off")
+	}
+	if c.TLS.CAFile != "" {
+		if _, err := c.TLSConfig(); err != nil {
+			bad("tls.ca_file", "%w", err)
+		}
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		bad("log.level", "is %q, must be debug, info, warn or error", c.Log.Level)
+	}
+	if !slices.Contains([]string{"auto", "json", "text"}, c.Log.Format) {
+		bad("log.format", "is %q, must be auto, json or text", c.Log.Format)
+	}
+	return errors.Join(faults...)
+}
+
+func (c *Config) validateLabels(bad func(key, format string, args ...any)) {
+	if len(c.Labels) > maxLabels {
+		bad("labels", "are %d, at most %d are allowed", len(c.Labels), maxLabels)
+	}
+	for k, v := range c.Labels {
+		if k == "" || len(k) > maxLabelText || len(v) > maxLabelText {
+			bad("labels", "%.40q: a name is 1 to %d bytes, a value at most as many", k, maxLabelText)
+		}
+	}
+}
+
+func (c *Config) validateListeners(bad func(key, format string, args ...any)) {
+	if path := c.SocketPath(); len(path) > maxSocketPath {
+		bad("local.socket", "%s is longer than %d bytes, the limit of a unix socket's path", path, maxSocketPath)
+	}
+	if c.Local.Listen != "" {
+		host, _, err := splitListen(c.Local.Listen)
+		switch {
+		case err != nil:
+			bad("local.listen", "%w", err)
+		case !isLoopback(host):
+			bad("local.listen", "%s is not a loopback address: use 127.0.0.1 or [::1]", c.Local.Listen)
+		}
+	}
+	if c.Metrics.Listen != "" {
+		if _, _, err := splitListen(c.Metrics.Listen); err != nil {
+			bad("metrics.listen", "%w", err)
+		} else if c.Metrics.Listen == c.Local.Listen && !strings.HasSuffix(c.Local.Listen, ":0") {
+			bad("metrics.listen", "is the same as local.listen: give each its own port")
+		}
+	}
+}
+
+func (c *Config) validateHooks(bad func(key, format string, args ...any)) {
+	for key, argv := range map[string][]string{"hooks.opened": c.Hooks.Opened, "hooks.closed": c.Hooks.Closed} {
+		if len(argv) == 0 {
+			continue
+		}
+		if !filepath.IsAbs(argv[0]) {
+			bad(key, "%q is not an absolute path: hooks are run without a shell and without PATH", argv[0])
+			continue
+		}
+		if info, err := os.Stat(argv[0]); err != nil {
+			bad(key, "%w", err)
+		} else if info.IsDir() || info.Mode()&0o111 == 0 {
+			bad(key, "%s is not executable", argv[0])
+		}
+	}
+	if c.Hooks.Timeout.D() < time.Second || c.Hooks.Timeout.D() > time.Hour {
+		bad("hooks.timeout", "is %s, must be 1s to 1h", c.Hooks.Timeout)
+	}
+}
+
+// Warnings returns what is allowed but unwise, each beginning with its key.
+func (c *Config) Warnings() []string {
+	var out []string
+	if c.CredentialFile != "" {
+		if info, err := os.Stat(c.CredentialFile); err == nil && info.Mode().Perm()&0o077 != 0 {
+			who := "its group"
+			if info.Mode().Perm()&0o007 != 0 {
+				who = "every user of this machine"
+			}
+			out = append(out, fmt.Sprintf("credential_file: %s may be read or changed by %s: chmod 600 %s", c.CredentialFile, who, c.CredentialFile))
+		}
+	}
+	for _, raw := range c.RelayURL {
+		if u, err := url.Parse(raw); err == nil && (u.Scheme == "http" || u.Scheme == "ws") && !isLoopback(u.Hostname()) {
+			out = append(out, fmt.Sprintf("relay_url: %s sends the credential and everything else unencrypted: use https", raw))
+		}
+	}
+	if host, _, err := splitListen(c.Metrics.Listen); err == nil && !isLoopback(host) {
+		out = append(out, fmt.Sprintf("metrics.listen: %s can be reached from other machines", c.Metrics.Listen))
+	}
+	if c.Local.Listen != "" {
+		out = append(out, fmt.Sprintf("local.listen: every user and program of this machine may use %s, its task leases included", c.Local.Listen))
+	}
+	return out
+}
+
+// Token returns the agent's credential: it reads the file anew at each call, so
+// that a replaced credential is taken up without a restart.
+func (c *Config) Token() (ident.Secret, error) {
+	if c.CredentialFile == "" {
+		return c.Credential, nil
+	}
+	b, err := os.ReadFile(c.CredentialFile)
+	if err != nil {
+		return "", err
+	}
+	s := ident.Secret(strings.TrimSpace(string(b)))
+	switch {
+	case s == "":
+		return "", fmt.Errorf("%s is empty", c.CredentialFile)
+	case !strings.HasPrefix(s.Reveal(), ident.PrefixAgent):
+		return "", fmt.Errorf("%s holds no agent credential: those begin with %s", c.CredentialFile, ident.PrefixAgent)
+	}
+	return s, nil
+}
+
+// TLSConfig returns the TLS settings for the relay: the system's authorities and
+// those of tls.ca_file.
+func (c *Config) TLSConfig() (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.TLS.CAFile == "" {
+		return conf, nil
+	}
+	pem, err := os.ReadFile(c.TLS.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // a machine without a store still has the file's
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", c.TLS.CAFile)
+	}
+	conf.RootCAs = pool
+	return conf, nil
+}
+
+func checkRelayURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return fmt.Errorf("%q is no URL", raw)
+	}
+	switch {
+	case !slices.Contains([]string{"http", "https", "ws", "wss"}, u.Scheme):
+		return fmt.Errorf("%q must begin with https:// (or http://, wss://, ws://)", raw)
+	case u.Hostname() == "":
+		return fmt.Errorf("%q names no host", raw)
+	case u.User != nil:
+		return fmt.Errorf("%q must not hold a user or password: the credential has a key of its own", u.Redacted())
+	case u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%q must not have a query or fragment", raw)
+	}
+	return nil
+}
+
+func checkHTTPURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
+		return fmt.Errorf("%q must be a URL such as http://127.0.0.1:8188/", raw)
+	}
+	return nil
+}
+
+func splitListen(addr string) (host string, port uint16, err error) {
+	host, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q must be host:port, such as 127.0.0.1:9465", addr)
+	}
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q has no valid port", addr)
+	}
+	return host, uint16(n), nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}

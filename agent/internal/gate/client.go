@@ -1,0 +1,145 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/agent/internal/status"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// ErrNoAgent is wrapped by errors that say no agent answers.
+var ErrNoAgent = errors.New("no agent answers")
+
+// Client calls the local interface of the agent on this machine.
+type Client struct {
+	http *http.Client
+	base string
+}
+
+// NewClient returns a Client of the first of the addresses that answers when it is
+// called: paths of unix sockets, or host:port of a loopback listener.
+func NewClient(addrs ...string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		var errs []error
+		for _, addr := range addrs {
+			network := "tcp"
+			if strings.Contains(addr, "/") {
+				network = "unix"
+			}
+			c, err := d.DialContext(ctx, network, addr)
+			if err == nil {
+				return c, nil
+			}
+			errs = append(errs, err)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoAgent, errors.Join(errs...))
+	}
+	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}, base: "http://localhost"}
+}
+
+// Report asks for the agent's status.
+func (c *Client) Report(ctx context.Context) (status.Report, error) {
+	return call[status.Report](ctx, c, http.MethodGet, "/v1/status", nil)
+}
+
+// Admit asks for a task lease.
+func (c *Client) Admit(ctx context.Context, q api.AdmitTaskRequest) (api.TaskLease, error) {
+	return call[api.TaskLease](ctx, c, http.MethodPost, "/v1/tasks", q)
+}
+
+// Renew renews a task lease.
+func (c *Client) Renew(ctx context.Context, id ident.TaskID, q api.RenewTaskRequest) (api.TaskLease, error) {
+	return call[api.TaskLease](ctx, c, http.MethodPut, "/v1/tasks/"+url.PathEscape(string(id)), q)
+}
+
+// Release gives a task lease back; outcome is "completed" or "failed".
+func (c *Client) Release(ctx context.Context, id ident.TaskID, token, outcome string) error {
+	_, err := call[json.RawMessage](ctx, c, http.MethodDelete, "/v1/tasks/"+url.PathEscape(string(id))+"?outcome="+url.QueryEscape(outcome), api.RenewTaskRequest{LeaseToken: token})
+	return err
+}
+
+// Declare says what the machine is doing.
+func (c *Client) Declare(ctx context.Context, q StateRequest) (wire.State, error) {
+	return call[wire.State](ctx, c, http.MethodPost, "/v1/state", q)
+}
+
+// Pause throws the kill switch, Resume takes it back.
+func (c *Client) Pause(ctx context.Context) (wire.State, error) {
+	return call[wire.State](ctx, c, http.MethodPost, "/v1/pause", struct{}{})
+}
+
+// Resume takes the kill switch back.
+func (c *Client) Resume(ctx context.Context) (wire.State, error) {
+	return call[wire.State](ctx, c, http.MethodPost, "/v1/resume", struct{}{})
+}
+
+// call makes one call; a refusal is an *api.Problem.
+func call[T any](ctx context.Context, c *Client, method, path string, body any) (out T, err error) {
+	var send io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return out, fmt.Errorf("encode request: %w", err)
+		}
+		send = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, send)
+	if err != nil {
+		return out, fmt.Errorf("make request: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var ue *url.Error
+		if errors.As(err, &ue) {
+			err = ue.Err
+		}
+		return out, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return out, fmt.Errorf("read answer: %w", err)
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		return out, problemOf(resp, answer)
+	}
+	if len(bytes.TrimSpace(answer)) == 0 {
+		return out, nil
+	}
+	if err := json.Unmarshal(answer, &out); err != nil {
+		return out, fmt.Errorf("read answer: %w", err)
+	}
+	return out, nil
+}
+
+func problemOf(resp *http.Response, answer []byte) *api.Problem {
+	p := api.NewProblem(resp.StatusCode, "unknown", api.HopAgent, resp.Status)
+	if typ, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); typ == api.ProblemContentType {
+		var read api.Problem
+		if json.Unmarshal(answer, &read) == nil {
+			p = &read
+		}
+	}
+	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+		p.RetryAfter = api.Duration(time.Duration(n) * time.Second)
+	}
+	return p
+}

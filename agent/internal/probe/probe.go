@@ -1,0 +1,220 @@
+// Package probe owns the look at what listens on a port of this machine: which
+// app it is, which Host header it accepts, and what its user should know. It
+// sends greetings only, nothing that changes an app, follows no redirect out of
+// the port it was asked about, and never takes longer than its limit.
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// Limit bounds a probe of an HTTP port.
+const Limit = 1500 * time.Millisecond
+
+const (
+	firstLimit = time.Second // of the two requests that decide on the Host
+	maxBody    = 64 << 10    // read of an answer
+	maxHeader  = 32 << 10
+	maxFollow  = 2
+)
+
+// Config is what a Prober needs. Its functions must be safe for concurrent use.
+type Config struct {
+	Dial    func(ctx context.Context, port uint16) (net.Conn, error) // to loopback
+	Allowed func(port uint16) bool                                   // the agent's policy
+}
+
+// Prober answers the relay's probes.
+type Prober struct{ conf Config }
+
+// New returns a Prober.
+func New(conf Config) *Prober { return &Prober{conf: conf} }
+
+// Probe looks at a port.
+func (p *Prober) Probe(ctx context.Context, q wire.Probe) wire.Probed {
+	a := wire.Probed{ID: q.ID}
+	if !p.conf.Allowed(q.Port) {
+		a.Detail = fmt.Sprintf("port %d is not among the ports that this machine allows", q.Port)
+		return a
+	}
+	a.Allowed = true
+	ctx, cancel := context.WithTimeout(ctx, Limit)
+	defer cancel()
+	c, err := p.conf.Dial(ctx, q.Port)
+	if err != nil {
+		a.Detail = err.Error()
+		var refusal interface{ Verdict() wire.Verdict }
+		if errors.As(err, &refusal) {
+			a.Detail = refusal.Verdict().Text
+		}
+		return a
+	}
+	a.Listening = true
+	if q.Protocol == "tcp" {
+		p.tcp(ctx, c, q, &a)
+		return a
+	}
+	_ = c.Close()
+	p.http(ctx, q, &a)
+	return a
+}
+
+// http decides on the Host by asking twice at the same time, then names the app.
+func (p *Prober) http(ctx context.Context, q wire.Probe, a *wire.Probed) {
+	client := p.client(q.Port)
+	defer client.CloseIdleConnections()
+	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(q.Port)))
+	var asPublic, asLocal answer
+	first, cancel := context.WithTimeout(ctx, firstLimit)
+	defer cancel()
+	var wg sync.WaitGroup
+	if q.PublicHost != "" {
+		wg.Go(func() { asPublic = get(first, client, q.PublicHost, "/") })
+	}
+	wg.Go(func() { asLocal = get(first, client, local, "/") })
+	wg.Wait()
+	if asPublic.err != nil && asLocal.err != nil {
+		p.notHTTP(ctx, q, a, errors.Join(asPublic.err, asLocal.err))
+		return
+	}
+	best := asPublic
+	a.HostHeader = "public"
+	if q.PublicHost == "" || refused(asPublic) && accepted(asLocal) {
+		a.HostHeader = "local"
+		best = asLocal
+	}
+	if best.err != nil || !accepted(best) && accepted(asLocal) {
+		best = asLocal
+	}
+	if best.err != nil {
+		best = asPublic
+	}
+	host := local
+	if a.HostHeader == "public" {
+		host = q.PublicHost
+	}
+	f := finding{port: q.Port, pathForm: q.PublicHost != "" && !subdomainForm(q.PublicHost), best: best, public: asPublic}
+	f.more = func(path string) answer { return get(ctx, client, host, path) }
+	f.name()
+	a.App = f.app
+	a.Warnings = f.warnings()
+	a.Detail = fmt.Sprintf("answers GET / with %s for the public host and %s for the local one", asPublic.text(), asLocal.text())
+}
+
+// notHTTP names what answered neither request as HTTP.
+func (p *Prober) notHTTP(ctx context.Context, q wire.Probe, a *wire.Probed, err error) {
+	if errors.Is(err, context.DeadlineExceeded) {
+		a.Detail = fmt.Sprintf("port %d takes connections but did not answer an HTTP request within %s", q.Port, firstLimit)
+		return
+	}
+	if c, err := p.conf.Dial(ctx, q.Port); err == nil {
+		a.App = banner(c)
+	}
+	a.Detail = fmt.Sprintf("port %d does not speak HTTP", q.Port)
+	if a.App != "" {
+		a.Warnings = append(a.Warnings, fmt.Sprintf("port %d speaks %s, not HTTP: open the tunnel with tunnel_protocol tcp", q.Port, a.App))
+	}
+}
+
+// client returns an HTTP client whose every connection goes to the port, whatever
+// the URL's host says.
+func (p *Prober) client(port uint16) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return p.conf.Dial(ctx, port) },
+			Proxy:                  nil,
+			MaxResponseHeaderBytes: maxHeader,
+			DisableCompression:     true,
+			DisableKeepAlives:      true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// answer is one answer of the app, its body cut.
+type answer struct {
+	host   string
+	status int
+	header http.Header
+	body   string
+	err    error
+}
+
+func get(ctx context.Context, c *http.Client, host, path string) answer {
+	a := answer{host: host}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+	if err != nil {
+		return answer{host: host, err: fmt.Errorf("make request for host %q: %w", host, err)}
+	}
+	// As a browser asks for a page: vite answers 404 to who does not take HTML.
+	req.Header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
+	req.Header.Set("User-Agent", "adit-agent (probe)")
+	resp, err := c.Do(req)
+	if err != nil {
+		return answer{host: host, err: err}
+	}
+	defer resp.Body.Close()
+	a.status, a.header = resp.StatusCode, resp.Header
+	// A page that comes slowly, or never ends, has said enough by then.
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	a.body = string(body)
+	return a
+}
+
+func (a answer) text() string {
+	switch {
+	case a.err != nil:
+		return "an error"
+	case a.status == 0:
+		return "nothing"
+	}
+	return strconv.Itoa(a.status)
+}
+
+// refused says whether the app turned the request down in a way that its Host may
+// have caused.
+func refused(a answer) bool {
+	switch a.status {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusMisdirectedRequest:
+		return true
+	}
+	return a.err == nil && a.status >= http.StatusInternalServerError
+}
+
+// accepted says whether the app answered and did not refuse; a redirect counts.
+func accepted(a answer) bool { return a.err == nil && a.status != 0 && !refused(a) }
+
+// redirect returns where a redirect of the app leads within the app, or "".
+func (a answer) redirect() string {
+	if a.err != nil || a.status < 300 || a.status > 399 {
+		return ""
+	}
+	u, err := url.Parse(a.header.Get("Location"))
+	if err != nil || u.Opaque != "" || u.Host != "" && !strings.EqualFold(u.Host, a.host) {
+		return ""
+	}
+	u = (&url.URL{Path: "/"}).ResolveReference(&url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery})
+	if !strings.HasPrefix(u.Path, "/") {
+		return ""
+	}
+	return u.RequestURI()
+}
+
+// subdomainForm says whether a public host is a tunnel's own: its first label is
+// a segment.
+func subdomainForm(host string) bool {
+	label, _, _ := strings.Cut(host, ".")
+	return len(label) == segmentLength && label[32] == '-'
+}

@@ -1,0 +1,31 @@
+package uplink
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	up         prometheus.Gauge
+	reconnects *prometheus.CounterVec
+	rtt        prometheus.Histogram
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		up: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "adit_agent_link_up",
+			Help: "Links to relays that are up.",
+		}),
+		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "adit_agent_reconnects_total",
+			Help: "Links that ended and attempts that came to nothing, by reason.",
+		}, []string{"reason"}),
+		rtt: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "adit_agent_link_rtt_seconds",
+			Help:    "Round trips of the control stream, queues at both ends included.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+	}
+	if r != nil {
+		r.MustRegister(m.up, m.reconnects, m.rtt)
+	}
+	return m
+}
