@@ -89,6 +89,7 @@ type Welcome struct {
 	MaxStreams int            `json:"max_streams,omitempty"` // the agent's, over all links
 	Tunnels    []TunnelNotice `json:"tunnels"`               // those open now; the agent reconciles
 	PublicURL  string         `json:"public_url,omitempty"`
+	Time       time.Time      `json:"time,omitzero"` // the relay's clock: expiries are told by it
 }
 
 // Goodbye ends a link on purpose. Retry says how soon the agent may come back.
