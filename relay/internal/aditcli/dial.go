@@ -1,0 +1,116 @@
+package aditcli
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/backoff"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wsconn"
+)
+
+const (
+	// dialTimeout bounds one try: the relay itself holds a request for 10 s while a
+	// machine is away.
+	dialTimeout = 30 * time.Second
+	// dialPatience is how long a new connection outlasts a relay's restart or a
+	// lost link before its client is told.
+	dialPatience = 20 * time.Second
+)
+
+// tunnel dials WebSockets to one tcp tunnel. It is used by several goroutines.
+type tunnel struct {
+	transport http.RoundTripper
+	note      func(format string, args ...any)
+	// reopen makes the tunnel anew after it was closed; nil for a tunnel that
+	// somebody else opened.
+	reopen func(context.Context) (*url.URL, error)
+
+	mu  sync.Mutex
+	url *url.URL
+}
+
+func (t *tunnel) session() ident.SessionID {
+	id, _ := sessionOf(t.address())
+	return id
+}
+
+func (t *tunnel) address() *url.URL {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.url
+}
+
+// dial connects to the tunnel. What may pass by itself (relay restarting, machine
+// away) is tried again for a while; a tunnel of our own that was closed meanwhile
+// (nobody used it for the idle time) is opened again.
+func (t *tunnel) dial(ctx context.Context) (*wsconn.Conn, error) {
+	var wait backoff.Backoff
+	start, reopened := time.Now(), false
+	for {
+		at := t.address()
+		c, err := dialSocket(ctx, t.transport, at)
+		var p *api.Problem
+		switch {
+		case err == nil:
+			return c, nil
+		case errors.As(err, &p) && p.Status == http.StatusNotFound && t.reopen != nil && !reopened:
+			reopened = true
+			if err := t.open(ctx, at); err != nil {
+				return nil, err
+			}
+			continue
+		case !client.Temporary(err) || ctx.Err() != nil || time.Since(start) > dialPatience:
+			return nil, err
+		}
+		t.note("adit: %s; trying again", clean(client.Describe(err)))
+		if wait.Wait(ctx) != nil {
+			return nil, err
+		}
+	}
+}
+
+// open replaces a closed tunnel once, however many connections found it closed.
+func (t *tunnel) open(ctx context.Context, closed *url.URL) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.url != closed {
+		return nil
+	}
+	t.note("adit: the tunnel was closed meanwhile, opening another")
+	u, err := t.reopen(ctx)
+	if err != nil {
+		return err
+	}
+	t.url = u
+	return nil
+}
+
+// dialSocket makes one WebSocket to a tcp tunnel. A refusal is an *api.Problem.
+func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (*wsconn.Conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, client.ErrTimeout)
+	defer cancel()
+	c, res, err := websocket.Dial(ctx, socketURL(at).String(), &websocket.DialOptions{
+		HTTPClient: &http.Client{
+			Transport:     transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		HTTPHeader:      http.Header{"User-Agent": {userAgent()}, "Accept": {api.ProblemContentType}},
+		CompressionMode: websocket.CompressionDisabled,
+	})
+	switch {
+	case err == nil:
+		return wsconn.New(c, wsconn.Options{}), nil
+	case res != nil && res.StatusCode != http.StatusSwitchingProtocols:
+		return nil, client.ReadProblem(res)
+	}
+	return nil, client.NewConnError(ctx, at.Host, err)
+}

@@ -1,0 +1,358 @@
+package aditcli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+const (
+	// clockSlack is how wrong this machine's clock may be: tokens are checked with
+	// 60 s of leeway, and a second is lost by the header's precision.
+	clockSlack = 30 * time.Second
+	// heartbeatLate is when a machine's last sign of life is suspicious: it sends
+	// one every 15 s.
+	heartbeatLate = 40 * time.Second
+	// bannerWait is how long a tcp app has to say something by itself.
+	bannerWait = time.Second
+	// doctorSessions bounds how many tunnels of one machine are tried.
+	doctorSessions = 16
+)
+
+// diagnosis is the doctor's --json document.
+type diagnosis struct {
+	Healthy bool    `json:"healthy"`
+	Checks  []check `json:"checks"`
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor [URL|AGENT|-]",
+		Short: "show the way to a tunnel, machine or relay hop by hop",
+		Long: `doctor walks the way to a tunnel (its URL), a machine (its name) or the relay
+(nothing) and shows each hop with its time: name, TCP, TLS, proxy, relay, token and
+clock, the machine and its link, the app. For the hop that is broken it says what
+mends it. A tunnel's URL can be read from stdin: "-".`,
+		Example: `  adit doctor
+  adit doctor gpu-7
+  adit status gpu-7 --json | jq -r .tunnel_url | adit doctor -`,
+		ValidArgsFunction: a.completeAgents,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return exactArgs("URL|AGENT")(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set, err := a.loadSettings(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			text := ""
+			if len(args) == 1 {
+				text = args[0]
+			}
+			if text == "-" {
+				if text, err = a.readTunnelURL("-"); err != nil {
+					return err
+				}
+			}
+			d := &doctor{app: a, set: set}
+			if err := d.walk(cmd.Context(), text); err != nil {
+				return err
+			}
+			return d.close()
+		},
+	}
+}
+
+// doctor is one examination.
+type doctor struct {
+	app    *app
+	set    settings
+	checks []check
+}
+
+// report takes a step and, for people, shows it at once.
+func (d *doctor) report(c check) {
+	c.Detail = clean(c.Detail)
+	d.checks = append(d.checks, c)
+	if d.app.json {
+		return
+	}
+	colour := map[string]string{stateOK: green, stateWarn: yellow, stateFailed: red}[c.State]
+	_ = d.app.printf("%s  %-10s  %8.1f ms  %s\n", d.app.paint(colour, fmt.Sprintf("%-6s", c.State)), c.Check, c.Millis, c.Detail)
+	if c.Remedy != "" {
+		_ = d.app.printf("        -> %s\n", c.Remedy)
+	}
+}
+
+// close says how it went, by the exit code and with --json by the document.
+func (d *doctor) close() error {
+	out, code := diagnosis{Healthy: true, Checks: d.checks}, exitDone
+	for _, c := range d.checks {
+		if c.State == stateFailed {
+			if out.Healthy {
+				code = exitFailed
+				if c.err != nil {
+					code = exitCode(c.err)
+				}
+			}
+			out.Healthy = false
+		}
+	}
+	if d.app.json {
+		if err := d.app.document(out); err != nil {
+			return err
+		}
+	}
+	if code != exitDone {
+		return &exitError{code}
+	}
+	return nil
+}
+
+// walk chooses the way by what the target is.
+func (d *doctor) walk(ctx context.Context, target string) error {
+	u, isURL := parseTunnelURL(target)
+	switch {
+	case isURL:
+		if _, ok := sessionOf(u); ok {
+			return d.walkTunnel(ctx, u)
+		}
+		if d.set.URL != strings.TrimRight(u.String(), "/") {
+			d.set.Token = "" // it belongs to another relay
+		}
+		d.set.URL = u.String()
+		target = ""
+	case d.set.URL == "":
+		return withHint(errors.New("no relay is known"), "run `adit login URL`, set ADIT_URL, or name a URL here")
+	}
+	var id ident.AgentID
+	if target != "" {
+		var err error
+		if id, err = parseAgent(target); err != nil {
+			return err
+		}
+	}
+	s, err := newSession(d.set, client.DefaultTimeout)
+	if err != nil {
+		return err
+	}
+	defer s.client.Close()
+	if !d.relay(ctx, s) || !d.token(ctx, s) || id == "" {
+		return nil
+	}
+	d.machine(ctx, s, id)
+	return nil
+}
+
+// relay asks for the relay's own health, and compares clocks.
+func (d *doctor) relay(ctx context.Context, s *session) bool {
+	base, err := url.Parse(s.client.BaseURL())
+	if err != nil {
+		d.report(failedCheck("relay", 0, err))
+		return false
+	}
+	a := traced(ctx, s.transport, base.JoinPath("readyz"), d.report)
+	if a == nil {
+		return false
+	}
+	c := check{Check: "relay", State: stateOK, Millis: millis(a.took), Detail: "ready"}
+	switch {
+	case a.problem != nil:
+		c = failedCheck("relay", a.took, a.problem)
+		if a.status == http.StatusServiceUnavailable {
+			c.Remedy = "the relay runs and takes nothing new (draining, or its store has no quorum): wait, or tell its operator"
+		}
+	case a.status == http.StatusServiceUnavailable:
+		c.State, c.Detail, c.err = stateFailed, "the relay says that it is not ready", &api.Problem{Status: a.status}
+		c.Remedy = "it is draining, or its store has no quorum: wait, or tell its operator"
+	case a.status != http.StatusOK:
+		c.State, c.Detail = stateFailed, fmt.Sprintf("%s answered %d: no Adit relay", base.Host, a.status)
+		c.Remedy = remedies[client.CodeNotARelay]
+	}
+	d.report(c)
+	if c.State != stateOK {
+		return false
+	}
+	if date, err := http.ParseTime(a.header.Get("Date")); err == nil {
+		skew := time.Until(date)
+		k := check{Check: "clock", State: stateOK, Detail: "agrees with the relay's"}
+		if skew.Abs() > clockSlack {
+			k.State, k.Detail = stateWarn, fmt.Sprintf("%s away from the relay's", span(skew.Abs()))
+			k.Remedy = "set this machine's clock: tokens expire too early or too late"
+		}
+		d.report(k)
+	}
+	return true
+}
+
+func (d *doctor) token(ctx context.Context, s *session) bool {
+	if s.Token == "" {
+		d.report(check{Check: "token", State: stateWarn, Detail: "none for this relay", Remedy: "run `adit login " + s.URL + "`"})
+		return false
+	}
+	start := time.Now()
+	l, err := s.client.Agents(ctx, 1, 1)
+	if err != nil {
+		d.report(failedCheck("token", time.Since(start), err))
+		return false
+	}
+	d.report(check{Check: "token", State: stateOK, Millis: millis(time.Since(start)), Detail: fmt.Sprintf("accepted; %d machines", l.PageMeta.TotalCount)})
+	return true
+}
+
+// machine looks at one machine, its link and the apps behind its tunnels.
+func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
+	start := time.Now()
+	g, err := s.client.Agent(ctx, id)
+	var p *api.Problem
+	switch {
+	case errors.As(err, &p) && p.Status == http.StatusNotFound:
+		c := failedCheck("machine", time.Since(start), err)
+		c.Remedy = "it is not connected, or has another name (`adit agents`); on the machine, `adit-agent doctor` says why"
+		d.report(c)
+	case err != nil:
+		d.report(failedCheck("machine", time.Since(start), err))
+		return
+	default:
+		d.report(machineCheck(g, time.Since(start)))
+		if g.LinkRTTMillis > 0 {
+			detail := "round trip between machine and relay"
+			if g.LinkCongestion != "" {
+				detail += ", congestion control " + g.LinkCongestion
+			}
+			d.report(check{Check: "link", State: stateOK, Millis: g.LinkRTTMillis, Detail: detail})
+		}
+	}
+	st, err := s.client.TunnelStatus(ctx, id)
+	if err != nil {
+		if p == nil { // a machine that is not there was reported already
+			d.report(failedCheck("tunnels", 0, err))
+		}
+		return
+	}
+	if len(st.Sessions) == 0 && p == nil {
+		d.report(check{Check: "tunnels", State: stateOK, Detail: "none is open", Remedy: fmt.Sprintf("adit open %s opens one", id)})
+	}
+	for i, o := range st.Sessions {
+		if i == doctorSessions {
+			break
+		}
+		if u, ok := parseTunnelURL(o.TunnelURL); ok {
+			d.app.notef("session %s, port %d", o.SessionID, o.TargetPort)
+			d.through(ctx, s.transport, u, o.TunnelProtocol == api.ProtocolTCP, func(check) {})
+		}
+		for _, w := range o.Warnings {
+			d.report(check{Check: "app", State: stateWarn, Detail: w})
+		}
+	}
+}
+
+func machineCheck(g api.Agent, took time.Duration) check {
+	c := check{Check: "machine", State: stateOK, Millis: millis(took), Detail: string(g.AgentStatus)}
+	if s := stateDetail(g); s != "" {
+		c.Detail += ", " + s
+	}
+	late := time.Since(g.LastHeartbeat)
+	switch {
+	case g.Paused:
+		c.State, c.Remedy = stateFailed, "its owner paused it: `adit-agent resume` on the machine"
+	case !g.LastHeartbeat.IsZero() && late > heartbeatLate:
+		c.State, c.Detail = stateWarn, c.Detail+", last seen "+span(late)+" ago"
+		c.Remedy = "its link may be dying: `adit-agent doctor` on the machine"
+	case g.AgentStatus == api.StatusUnhealthy:
+		c.State, c.Remedy = stateWarn, "a health check of the machine fails: tunnels work, tasks are refused"
+	}
+	return c
+}
+
+// walkTunnel follows a tunnel's URL; no token is needed for that.
+func (d *doctor) walkTunnel(ctx context.Context, u *url.URL) error {
+	tr, err := client.NewTransport(client.TransportConfig{CAFile: d.set.CAFile})
+	if err != nil {
+		return err
+	}
+	defer tr.CloseIdleConnections()
+	d.through(ctx, tr, u, u.Scheme == "ws" || u.Scheme == "wss", d.report)
+	return nil
+}
+
+// through goes through a tunnel to its app; steps takes the connection's checks.
+func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tcp bool, steps func(check)) {
+	if tcp {
+		d.throughTCP(ctx, tr, u)
+		return
+	}
+	failed := false
+	a := traced(ctx, tr, pageURL(u), func(c check) {
+		if failed = c.State == stateFailed; failed {
+			d.report(c)
+			return
+		}
+		steps(c)
+	})
+	switch {
+	case a == nil:
+	case a.problem != nil:
+		c := failedCheck(hopName(a.problem), a.took, a.problem)
+		if a.status == http.StatusNotFound {
+			c.Remedy = "the tunnel is closed or expired, or the URL is not complete: open another with `adit open`"
+		}
+		d.report(c)
+	case a.status >= 500:
+		d.report(check{Check: "app", State: stateWarn, Millis: millis(a.took), Detail: fmt.Sprintf("answers %d by itself", a.status), Remedy: "the way is fine; look at the app's own log"})
+	default:
+		d.report(check{Check: "app", State: stateOK, Millis: millis(a.took), Detail: fmt.Sprintf("answers %d", a.status)})
+	}
+}
+
+// throughTCP opens a WebSocket to a tcp tunnel and waits a moment for the app to
+// say something: ssh and databases do.
+func (d *doctor) throughTCP(ctx context.Context, tr *http.Transport, u *url.URL) {
+	start := time.Now()
+	c, err := dialSocket(ctx, tr, u)
+	if err != nil {
+		name := "relay"
+		var p *api.Problem
+		if errors.As(err, &p) {
+			name = hopName(p)
+		}
+		d.report(failedCheck(name, time.Since(start), err))
+		return
+	}
+	k := check{Check: "app", State: stateOK, Millis: millis(time.Since(start)), Detail: "accepts connections"}
+	ctx, cancel := context.WithTimeout(ctx, bannerWait)
+	defer cancel()
+	// Closing frees the read: an app that waits for its client says nothing.
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	buf := make([]byte, 256)
+	if n, _ := c.Read(buf); n > 0 {
+		banner, _, _ := strings.Cut(string(buf[:n]), "\n")
+		if text := strings.TrimRight(banner, "\r"); !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+			k.Detail += fmt.Sprintf(", says %q", text)
+		}
+	}
+	stop()
+	_ = c.Close()
+	d.report(k)
+}
+
+// hopName is the hop that a refusal blames.
+func hopName(p *api.Problem) string {
+	if p.Hop == "" {
+		return "relay"
+	}
+	return string(p.Hop)
+}

@@ -1,0 +1,120 @@
+package aditcli
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"syscall"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
+)
+
+// usageError is a command that was written wrongly.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// exitError ends with a code and prints nothing: everything is said already.
+type exitError struct{ code int }
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit %d", e.code) }
+
+// hintError is an error with its remedy.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+func withHint(err error, format string, args ...any) error {
+	return &hintError{err, fmt.Sprintf(format, args...)}
+}
+
+func exitCode(err error) int {
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &usage):
+		return exitUsage
+	case client.Temporary(err):
+		return exitLater
+	}
+	return exitFailed
+}
+
+// remedies by problem code: what the reader of the error can do.
+var remedies = map[string]string{
+	"unauthenticated":    "the token is wrong, expired or revoked: run `adit login` again",
+	"team_required":      "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
+	"team_invalid":       "a team is a UUID: see --team and ADIT_TEAM",
+	"not_a_member":       "this token's owner is not in that team: see --team and ADIT_TEAM",
+	"agent_offline":      "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
+	"agent_busy":         "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
+	"port_not_allowed":   "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
+	"app_refused":        "nothing listens there: start the app on the machine, or choose another port",
+	"app_timeout":        "something listens there and does not answer: look at the app on the machine",
+	client.CodeNotARelay: "check the address; `adit doctor` shows the way hop by hop",
+}
+
+// hintFor finds the remedy of an error; empty when there is none.
+func hintFor(err error) string {
+	var h *hintError
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	var p *api.Problem
+	if errors.As(err, &p) {
+		if r := remedies[p.Code]; r != "" {
+			return r
+		}
+		switch {
+		case p.RetryAfter > 0:
+			return "try again in " + p.RetryAfter.String()
+		case p.Status == http.StatusUnauthorized:
+			return remedies["unauthenticated"]
+		case p.Status == http.StatusNotFound:
+			return "it does not exist, is closed, or belongs to another team: `adit agents` and `adit status AGENT` show what there is"
+		}
+		return ""
+	}
+	return connHint(err)
+}
+
+func connHint(err error) string {
+	var lost *client.ConnError
+	if !errors.As(err, &lost) {
+		return ""
+	}
+	var (
+		dns  *net.DNSError
+		name x509.HostnameError
+		cert x509.CertificateInvalidError
+	)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return ""
+	case client.UnknownAuthority(err):
+		return "if the relay has a private authority, name its certificate: --ca-file ca.pem, or ADIT_CA_FILE"
+	case errors.As(err, &name):
+		return "the certificate is for another name: check the address"
+	case errors.As(err, &cert) && cert.Reason == x509.Expired:
+		return "the relay's certificate has expired, or this machine's clock is wrong"
+	case errors.As(err, &dns):
+		return "check the address; `adit doctor` shows the way hop by hop"
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "the relay speaks plain HTTP there: use http://"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens at that address: is the relay running?"
+	}
+	return "`adit doctor` shows the way hop by hop"
+}

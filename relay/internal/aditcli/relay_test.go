@@ -1,0 +1,327 @@
+package aditcli_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/wsconn"
+)
+
+// relayToken is the one token that the relay of a story accepts.
+const relayToken = "sk-story2222222222222222222222222222222222222"
+
+// relay plays an Adit relay: its interface with three machines, and its tunnels.
+// Behind every tcp tunnel is an app that answers a connection's bytes in upper
+// case once its client has said all; port 9 is closed.
+type relay struct {
+	srv    *httptest.Server
+	key    ident.ClusterKey
+	broken atomic.Int32 // so many tunnel dials are answered 503
+	feeds  atomic.Int32
+	ctx    context.Context
+
+	mu       sync.Mutex
+	sessions []api.Session // newest first
+	agents   map[ident.SessionID]ident.AgentID
+	once     map[string]ident.SessionID
+}
+
+func newRelay(tb testing.TB) *relay {
+	ctx, cancel := context.WithCancel(tb.Context())
+	r := &relay{ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
+	mux.HandleFunc("GET /api/v1/agents/watch", r.watch)
+	mux.HandleFunc("GET /api/v1/agents/{id}", r.showAgent)
+	mux.HandleFunc("POST /api/v1/agents/{id}/tunnel", r.openTunnel)
+	mux.HandleFunc("GET /api/v1/agents/{id}/tunnel", r.status)
+	mux.HandleFunc("DELETE /api/v1/agents/{id}/tunnel", r.closeTunnel)
+	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
+	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
+	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
+	mux.HandleFunc("/tunnel/{segment}/", r.tunnel)
+	r.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if strings.HasPrefix(q.URL.Path, "/api/") && q.Header.Get("Authorization") != "Bearer "+relayToken {
+			refuse(w, 401, "unauthenticated", api.HopRelay, "no such credential")
+			return
+		}
+		mux.ServeHTTP(w, q)
+	}))
+	r.srv.Start()
+	tb.Cleanup(func() {
+		cancel()
+		r.srv.CloseClientConnections()
+		r.srv.Close()
+	})
+	return r
+}
+
+func (r *relay) url() string { return r.srv.URL }
+
+func refuse(w http.ResponseWriter, status int, code string, hop api.Hop, detail string) {
+	api.NewProblem(status, code, hop, detail).Write(w, "req-story")
+}
+
+func write(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func (r *relay) machines() []api.Agent {
+	pct := 42.0
+	return []api.Agent{
+		{
+			AgentID: "gpu-1", AgentStatus: api.StatusIdle, LastHeartbeat: time.Now(), RunningTasks: []ident.TaskID{},
+			Tool: "comfyui", ToolVersion: "0.3.40", LinkRTTMillis: 12.5, LinkCongestion: "bbr",
+			SystemStats: &api.SystemStats{GPUDevices: []api.GPUDevice{{DeviceName: "RTX 4090", VRAMTotal: 24 << 30, VRAMFree: 20 << 30}}},
+		},
+		{AgentID: "busy", AgentStatus: api.StatusBusy, LastHeartbeat: time.Now(), RunningCount: 1, RunningTasks: []ident.TaskID{"render"}, CurrentTaskID: "render"},
+		// What a machine says of itself must not steer the terminal.
+		{AgentID: "odd", AgentStatus: api.StatusSyncing, LastHeartbeat: time.Now(), SyncPhase: "models\x1b[2J", SyncPercent: &pct},
+	}
+}
+
+func (r *relay) listAgents(w http.ResponseWriter, _ *http.Request) {
+	m := r.machines()
+	write(w, 200, api.AgentList{AgentList: m, PageMeta: api.PageMeta{CurrentPage: 1, PerPage: 100, TotalCount: len(m)}})
+}
+
+func (r *relay) find(w http.ResponseWriter, q *http.Request) *api.Agent {
+	for _, m := range r.machines() {
+		if string(m.AgentID) == q.PathValue("id") {
+			return &m
+		}
+	}
+	refuse(w, 404, "agent_not_found", api.HopRelay, "no such agent")
+	return nil
+}
+
+func (r *relay) showAgent(w http.ResponseWriter, q *http.Request) {
+	if m := r.find(w, q); m != nil {
+		write(w, 200, m)
+	}
+}
+
+// watch sends some events and ends; the second connection is refused for good.
+func (r *relay) watch(w http.ResponseWriter, _ *http.Request) {
+	if r.feeds.Add(1) > 1 {
+		refuse(w, 401, "unauthenticated", api.HopRelay, "revoked meanwhile")
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	m := r.machines()
+	m[0].AgentStatus, m[0].Tunnels = api.StatusTunnel, 1
+	for i, ev := range []api.Event{
+		{Kind: api.EventSnapshot, Agents: r.machines()},
+		{Kind: api.EventAgentChanged, AgentID: "gpu-1", Agent: &m[0]},
+		{Kind: api.EventTunnelClosed, AgentID: "gpu-1", Session: "00112233445566778899aabbccddeeff", Detail: "idle"},
+		{Kind: api.EventAgentGone, AgentID: "busy"},
+	} {
+		b, _ := json.Marshal(ev)
+		_, _ = fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", i, ev.Kind, b)
+	}
+}
+
+func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
+	var req api.OpenTunnelRequest
+	if err := json.NewDecoder(q.Body).Decode(&req); err != nil {
+		refuse(w, 400, "bad_request", api.HopRelay, err.Error())
+		return
+	}
+	if q.PathValue("id") == "away" {
+		api.NewProblem(409, "agent_offline", api.HopLink, "agent away is not connected").WithRetry(5*time.Second).Write(w, "req-story")
+		return
+	}
+	m := r.find(w, q)
+	if m == nil {
+		return
+	}
+	port, protocol, expires := 8188, req.TunnelProtocol, time.Now().Add(24*time.Hour)
+	if req.TargetPort != nil {
+		port = *req.TargetPort
+	}
+	if req.ExpiresIn != nil {
+		expires = time.Now().Add(req.ExpiresIn.D())
+	}
+	switch {
+	case m.AgentStatus == api.StatusBusy && req.WhenBusy == api.BusyReject:
+		refuse(w, 409, "agent_busy", api.HopAgent, "a task is running: render")
+		return
+	case port == 23:
+		refuse(w, 403, "port_not_allowed", api.HopAgent, "port 23 is not in allow_ports")
+		return
+	case protocol == "":
+		protocol = api.ProtocolHTTP
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := ident.NewSessionID()
+	r.agents[id] = m.AgentID
+	s := api.Session{
+		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story",
+		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires",
+	}
+	r.sessions = append([]api.Session{s}, r.sessions...)
+	t := api.Tunnel{
+		SessionID: id, TunnelURL: s.TunnelURL, AdminToken: "adm-story", TunnelProtocol: protocol, TargetPort: port, ExpiresAt: expires,
+		IdleTimeout: s.IdleTimeout, RunningTasks: m.RunningCount, AlternateURLs: []string{}, Warnings: []string{},
+	}
+	if port == 8888 {
+		t.Warnings = append(t.Warnings, "Jupyter needs the subdomain form")
+	}
+	write(w, 201, t)
+}
+
+func (r *relay) address(id ident.SessionID, p api.Protocol) string {
+	base := r.srv.URL
+	if p == api.ProtocolTCP {
+		base = "ws" + strings.TrimPrefix(base, "http")
+	}
+	return base + "/tunnel/" + string(r.key.Segment(id)) + "/"
+}
+
+func (r *relay) status(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st := api.TunnelStatus{Sessions: []api.Session{}}
+	for _, s := range r.sessions {
+		if string(r.agents[s.SessionID]) == q.PathValue("id") {
+			st.Sessions = append(st.Sessions, s)
+		}
+	}
+	if len(st.Sessions) > 0 {
+		st.IsActive, st.SessionID, st.TunnelURL = true, st.Sessions[0].SessionID, st.Sessions[0].TunnelURL
+	}
+	write(w, 200, st)
+}
+
+func (r *relay) closeTunnel(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	one := q.URL.Query().Get("session_id")
+	closed := []ident.SessionID{}
+	r.sessions = slices.DeleteFunc(r.sessions, func(s api.Session) bool {
+		hit := string(r.agents[s.SessionID]) == q.PathValue("id") && (one == "" || one == string(s.SessionID))
+		if hit {
+			closed = append(closed, s.SessionID)
+		}
+		return hit
+	})
+	if one != "" && len(closed) == 0 {
+		refuse(w, 404, "tunnel_not_found", api.HopRelay, "no such tunnel")
+		return
+	}
+	write(w, 200, api.Closed{Closed: closed})
+}
+
+func (r *relay) extend(w http.ResponseWriter, q *http.Request) {
+	write(w, 200, api.Extended{SessionID: ident.SessionID(q.PathValue("session")), ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)})
+}
+
+func (r *relay) viewers(w http.ResponseWriter, _ *http.Request) {
+	write(w, 200, api.ViewerList{Viewers: []api.Viewer{{
+		ViewerID: "9a1b2c3d4e5f6071", RemoteAddr: "192.0.2.7", UserAgent: "evil\x1b]0;title\a", Since: time.Now(), LastSeen: time.Now(), Connections: 2, BytesOut: 3 << 20,
+	}}})
+}
+
+func (r *relay) closeAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sessions = nil
+}
+
+func (r *relay) open() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions)
+}
+
+func (r *relay) newest(port int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sessions {
+		if s.TargetPort == port {
+			return s.TunnelURL
+		}
+	}
+	return ""
+}
+
+// tunnel is the path form: a page for http, a WebSocket for tcp.
+func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
+	if r.broken.Add(-1) >= 0 {
+		api.NewProblem(503, "agent_offline", api.HopLink, "the machine is away").Write(w, "req-story")
+		return
+	}
+	id, ok := r.key.Verify(ident.Segment(q.PathValue("segment")))
+	r.mu.Lock()
+	at := slices.IndexFunc(r.sessions, func(s api.Session) bool { return s.SessionID == id })
+	var s api.Session
+	if at >= 0 {
+		s = r.sessions[at]
+	}
+	r.mu.Unlock()
+	switch {
+	case !ok || at < 0:
+		refuse(w, 404, "tunnel_not_found", api.HopRelay, "no such tunnel")
+		return
+	case s.TargetPort == 9:
+		refuse(w, 502, "app_refused", api.HopApp, "nothing listens on port "+strconv.Itoa(s.TargetPort))
+		return
+	case s.TunnelProtocol == api.ProtocolHTTP:
+		_, _ = io.WriteString(w, "a page")
+		return
+	}
+	c, err := websocket.Accept(w, q, nil)
+	if err != nil {
+		return
+	}
+	near, far := tcpPair()
+	var app sync.WaitGroup
+	defer app.Wait()
+	app.Go(func() {
+		defer func() { _ = far.Close() }()
+		if s.TargetPort == 2200 {
+			_, _ = io.WriteString(far, "SSH-2.0-story\r\n")
+		}
+		b, _ := io.ReadAll(far)
+		_, _ = io.WriteString(far, strings.ToUpper(string(b)))
+	})
+	_, _ = splice.Both(r.ctx, near, wsconn.New(c, wsconn.Options{}), splice.Options{})
+}
+
+func tcpPair() (*net.TCPConn, *net.TCPConn) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = ln.Close() }()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		panic(err)
+	}
+	b, err := ln.Accept()
+	if err != nil {
+		panic(err)
+	}
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
