@@ -18,11 +18,15 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/backoff"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 // DefaultTimeout bounds one call, unless Config says otherwise.
 const DefaultTimeout = 30 * time.Second
+
+// maxTries is how often a call is made whose connection fails.
+const maxTries = 3
 
 // maxAnswer bounds an answer's body: a page of 100 agents is far below it.
 const maxAnswer = 32 << 20
@@ -51,10 +55,9 @@ type Config struct {
 
 // Client calls one relay. It may be used by several goroutines at once.
 type Client struct {
-	base    *url.URL
-	cfg     Config
-	http    *http.Client
-	backoff []time.Duration
+	base *url.URL
+	cfg  Config
+	http *http.Client
 }
 
 // New checks the configuration. It connects to nothing.
@@ -74,7 +77,7 @@ func New(cfg Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	return &Client{base: base, cfg: cfg, backoff: []time.Duration{200 * time.Millisecond, 600 * time.Millisecond}, http: &http.Client{
+	return &Client{base: base, cfg: cfg, http: &http.Client{
 		Transport: cfg.Transport,
 		// A redirect would carry the secret to another address, or turn a POST into
 		// a GET; the answer is reported instead.
@@ -142,18 +145,17 @@ func (c *Client) do(ctx context.Context, k call) error {
 			return fmt.Errorf("%s: %w", k.what, err)
 		}
 	}
-	for try := 0; ; try++ {
+	var wait backoff.Backoff
+	for try := 1; ; try++ {
 		err := c.once(ctx, k, body)
 		if err == nil {
 			return nil
 		}
 		var lost *ConnError
-		if k.onceOnly || try == len(c.backoff) || !errors.As(err, &lost) || !Temporary(err) || errors.Is(err, ErrTimeout) || ctx.Err() != nil {
+		if k.onceOnly || try == maxTries || !errors.As(err, &lost) || !Temporary(err) || errors.Is(err, ErrTimeout) || ctx.Err() != nil {
 			return fmt.Errorf("%s: %w", k.what, err)
 		}
-		select {
-		case <-time.After(c.backoff[try]):
-		case <-ctx.Done():
+		if wait.Wait(ctx) != nil {
 			return fmt.Errorf("%s: %w", k.what, err)
 		}
 	}

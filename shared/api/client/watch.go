@@ -8,12 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/backoff"
 )
 
 // Limits of the event stream.
@@ -23,8 +23,8 @@ const (
 	watchSilence = 45 * time.Second
 	// watchMaxLine bounds one line: a snapshot of thousands of agents is one line.
 	watchMaxLine = 64 << 20
-	watchMinWait = 200 * time.Millisecond
-	watchMaxWait = 15 * time.Second
+	// watchMaxRetry bounds the wait that the relay may ask for.
+	watchMaxRetry = 30 * time.Second
 )
 
 // ErrSilent is why a stream that sent nothing for too long was given up.
@@ -36,8 +36,8 @@ var ErrSilent = errors.New("the event stream fell silent")
 // use. lost, unless nil, hears of every lost connection and of the time until
 // the next try.
 func (c *Client) Watch(ctx context.Context, fn func(api.Event) error, lost func(err error, wait time.Duration)) error {
-	s := &watch{c: c, fn: fn, retry: watchMinWait}
-	wait := s.retry
+	s := &watch{c: c, fn: fn}
+	var wait backoff.Backoff
 	for {
 		got, err := s.connect(ctx)
 		var stop *stopError
@@ -50,9 +50,9 @@ func (c *Client) Watch(ctx context.Context, fn func(api.Event) error, lost func(
 			return fmt.Errorf("watch agents: %w", err)
 		}
 		if got {
-			wait = s.retry
+			wait.Reset()
 		}
-		pause := wait/2 + rand.N(wait/2+1)
+		pause := max(wait.Next(), s.retry)
 		var p *api.Problem
 		if errors.As(err, &p) {
 			pause = max(pause, p.RetryAfter.D())
@@ -65,7 +65,6 @@ func (c *Client) Watch(ctx context.Context, fn func(api.Event) error, lost func(
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		wait = min(2*wait, watchMaxWait)
 	}
 }
 
@@ -153,7 +152,7 @@ func (s *watch) read(r io.Reader, alive func(), got *bool) error {
 			}
 		case "retry":
 			if ms, err := strconv.Atoi(string(value)); err == nil && ms >= 0 {
-				s.retry = min(max(time.Duration(ms)*time.Millisecond, watchMinWait), watchMaxWait)
+				s.retry = min(time.Duration(ms)*time.Millisecond, watchMaxRetry)
 			}
 		} // a comment has an empty field name, unknown fields are ignored
 	}
