@@ -43,12 +43,12 @@ type Feed interface {
 	Close()
 }
 
-// FromStore returns the store as the gate needs it.
-func FromStore(s *store.Store) Store { return fromStore{s} }
+// Shared is the store as the gate and the API use it: it only turns the type of
+// subscriptions into an interface.
+type Shared struct{ *store.Store }
 
-type fromStore struct{ *store.Store }
-
-func (f fromStore) Subscribe(buffer int) Feed { return f.Store.Subscribe(buffer) }
+// Subscribe implements Store.
+func (s Shared) Subscribe(buffer int) Feed { return s.Store.Subscribe(buffer) }
 
 // Local is what carries tunnels on this relay.
 type Local interface {

@@ -1,0 +1,349 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// Authenticator says who is calling, and manages credentials.
+type Authenticator interface {
+	Authenticate(r *http.Request) (creds.Principal, error)
+	// Watch returns a context that ends when the principal's credential does.
+	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
+	Create(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error)
+	Revoke(ctx context.Context, by creds.Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error)
+	List(by creds.Principal, team ident.TeamID) ([]api.Credential, error)
+}
+
+// Store is what the API reads: the relay's copy in memory.
+type Store interface {
+	CatchUp(ctx context.Context) error
+	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
+	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
+	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	Presence(key ident.AgentKey) (store.Presence, bool)
+	Presences(team ident.TeamID) []store.Presence
+	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
+	Subscribe(buffer int) gate.Feed
+}
+
+// Addresses writes the addresses of tunnels.
+type Addresses interface {
+	URL(t store.TunnelRecord) string
+	Alternates(t store.TunnelRecord) []string
+}
+
+// Usage knows who uses which tunnel on this relay.
+type Usage interface {
+	Totals(id ident.SessionID) usage.Totals
+	Viewers(id ident.SessionID) []api.Viewer
+	Kick(id ident.SessionID, viewer ident.ViewerID) bool
+}
+
+// Prober asks an agent what listens on a port.
+type Prober interface {
+	Probe(ctx context.Context, key ident.AgentKey, p wire.Probe) (wire.Probed, error)
+}
+
+// Heartbeats knows the agents of this relay better than the store, which is told
+// less often.
+type Heartbeats interface {
+	Heartbeat(key ident.AgentKey) (store.Presence, bool)
+}
+
+// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage and Logger
+// are required.
+type Config struct {
+	Auth       Authenticator
+	Gate       *gate.Gate
+	Store      Store
+	Addresses  Addresses
+	Usage      Usage
+	Prober     Prober     // nil: nobody is asked
+	Heartbeats Heartbeats // nil: what the store has
+	Audit      gate.Auditor
+	// Remote returns the caller's address; nil: that of the connection.
+	Remote     func(r *http.Request) string
+	ProbeWait  time.Duration // how long opening waits for the probe; default 300 ms
+	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
+	Comment    time.Duration // between comments of an event stream; default 15 s
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// API serves the interface. It is safe for concurrent use.
+type API struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	mux     *http.ServeMux
+	routes  map[string]route // by pattern
+	spec    []byte
+	events  *history
+
+	mu       sync.Mutex
+	stopping context.Context // ends with Run or Drain
+	stop     context.CancelCauseFunc
+	probes   sync.WaitGroup
+}
+
+var errDraining = errors.New("the relay is draining")
+
+// New checks the configuration and returns an API.
+func New(cfg Config) (*API, error) {
+	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Audit == nil || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Audit and Logger are required")
+	}
+	if cfg.ProbeWait == 0 {
+		cfg.ProbeWait = 300 * time.Millisecond
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 30 * time.Second
+	}
+	if cfg.Comment == 0 {
+		cfg.Comment = 15 * time.Second
+	}
+	if cfg.Remote == nil {
+		cfg.Remote = func(r *http.Request) string { return r.RemoteAddr }
+	}
+	spec, err := specification()
+	if err != nil {
+		return nil, fmt.Errorf("rest: %w", err)
+	}
+	a := &API{
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(),
+		routes: make(map[string]route), spec: spec, events: newHistory(),
+	}
+	a.stopping, a.stop = context.WithCancelCause(context.Background())
+	for _, rt := range a.table() {
+		pattern := rt.method + " " + api.Base + rt.path
+		a.routes[pattern] = rt
+		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			c := r.Context().Value(callKey{}).(*call)
+			c.err = c.route.serve(w, r, c.principal)
+		})
+	}
+	return a, nil
+}
+
+// Run keeps the recent events for streams that resume. It blocks until ctx ends,
+// then ends event streams and waits for what runs in the background.
+func (a *API) Run(ctx context.Context) error {
+	stop := a.cfg.Gate.Hear(a.events.add)
+	defer stop()
+	<-ctx.Done()
+	a.stop(errDraining)
+	a.probes.Wait()
+	return nil
+}
+
+// Drain ends event streams and calls that wait for tasks to end, so that the
+// listener can be shut down. Other calls are served until then.
+func (a *API) Drain() { a.stop(errDraining) }
+
+// call is one request on its way.
+type call struct {
+	route     route
+	principal creds.Principal
+	err       error
+}
+
+type callKey struct{}
+
+// Timeouts of one request. Those that may take longer lift them.
+const (
+	readTime  = 30 * time.Second
+	writeTime = 60 * time.Second
+)
+
+// ServeHTTP serves a request from the public listener.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.serve(w, r, nil) }
+
+// ServeAgent serves a request that an agent made over its link: the routes are the
+// same, who is calling is known, and only its own tasks are there.
+func (a *API) ServeAgent(w http.ResponseWriter, r *http.Request, p creds.Principal) {
+	a.serve(w, r, &p)
+}
+
+func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Principal) {
+	start := time.Now()
+	id := requestID(r)
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(start.Add(readTime)) // not every connection has deadlines
+	_ = rc.SetWriteDeadline(start.Add(writeTime))
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set(api.HeaderRequestID, string(id))
+
+	out := &answer{ResponseWriter: w}
+	c := &call{}
+	ctx := gate.WithTrace(r.Context(), gate.Trace{Request: id, Remote: a.cfg.Remote(r)})
+	r = r.WithContext(context.WithValue(ctx, callKey{}, c))
+	defer func() {
+		if v := recover(); v != nil {
+			if v == http.ErrAbortHandler {
+				panic(v)
+			}
+			a.log.Error("panic in an API call", "request_id", id, "panic", v, "stack", string(debug.Stack()))
+			c.err = errors.New("panic")
+		}
+		a.finish(out, r, c, id, start)
+		// The connection may be used for a tunnel next, which knows no deadlines.
+		_ = rc.Flush()
+		_ = rc.SetWriteDeadline(time.Time{})
+	}()
+	c.err = a.dispatch(out, r, c, known)
+}
+
+// dispatch finds the route, authenticates, and calls it.
+func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *creds.Principal) error {
+	_, pattern := a.mux.Handler(r)
+	rt, found := a.routes[pattern]
+	c.route = rt
+	if !found || !rt.public {
+		p, err := a.authenticate(r, rt, known)
+		if err != nil {
+			return err
+		}
+		c.principal = p
+	}
+	if !found || strings.Contains(r.URL.EscapedPath(), "//") { // no redirects to cleaned paths
+		return a.unrouted(w, r)
+	}
+	if !rt.public && !rt.admitsKind(c.principal.Kind) {
+		return api.Problemf(http.StatusForbidden, "forbidden", api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
+	}
+	a.mux.ServeHTTP(w, r)
+	return c.err
+}
+
+// kindTunnelAdmin is the principal of a tunnel's admin token: the team's, for that
+// one tunnel.
+const kindTunnelAdmin creds.Kind = "tunnel_admin"
+
+func (a *API) authenticate(r *http.Request, rt route, known *creds.Principal) (creds.Principal, error) {
+	if known != nil {
+		return *known, nil
+	}
+	if rt.admitsKind(kindTunnelAdmin) {
+		if secret, err := creds.Bearer(r); err == nil && strings.HasPrefix(secret.Reveal(), ident.PrefixAdmin) {
+			return a.tunnelAdmin(r, secret)
+		}
+	}
+	return a.cfg.Auth.Authenticate(r)
+}
+
+// tunnelAdmin authenticates a tunnel's admin token for the tunnel that the path
+// names. A right token proves itself, also when the tunnel is closed.
+func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal, error) {
+	path := strings.TrimPrefix(r.URL.Path, api.Base+"/tunnels/")
+	text, _, _ := strings.Cut(path, "/")
+	id, err := ident.ParseSessionID(text)
+	if err != nil || !secret.Matches(a.cfg.Gate.AdminToken(id).Hash()) {
+		return creds.Principal{}, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "the admin token is not this tunnel's")
+	}
+	t, err := a.tunnel(r.Context(), id)
+	if err != nil {
+		return creds.Principal{}, err
+	}
+	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
+}
+
+// unrouted answers what no route is for: 404, or 405 with what is allowed.
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
+	var allowed []string
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
+		if _, pattern := a.mux.Handler(probe); a.routes[pattern].serve != nil && !strings.Contains(r.URL.EscapedPath(), "//") {
+			allowed = append(allowed, m)
+		}
+	}
+	if len(allowed) == 0 {
+		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is no such route; GET "+api.Base+"/openapi.json describes all of them")
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	return api.Problemf(http.StatusMethodNotAllowed, "method_not_allowed", api.HopRelay, "allowed here: %s", strings.Join(allowed, ", "))
+}
+
+// finish turns an error into its document, and counts.
+func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, start time.Time) {
+	operation := c.route.operation
+	if operation == "" {
+		operation = "none"
+	}
+	if c.err != nil {
+		var p *api.Problem
+		switch {
+		case errors.As(c.err, &p):
+			if p.Status >= 500 && p.Cause != nil {
+				a.log.Warn("api call", "operation", operation, "request_id", id, "error", p.Cause)
+			}
+		case errors.Is(c.err, errDraining):
+			p = api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "this relay is stopping; try again at once").WithRetry(time.Second)
+		case r.Context().Err() != nil:
+			p = api.NewProblem(http.StatusServiceUnavailable, "canceled", api.HopRelay, "the caller left") // nobody reads it
+		default:
+			a.log.Error("api call", "operation", operation, "request_id", id, "error", c.err)
+			p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why, under the request_id")
+		}
+		if w.status == 0 {
+			p.Write(w, id)
+		}
+	}
+	a.metrics.requests.WithLabelValues(operation, fmt.Sprint(w.status)).Inc()
+	if !c.route.long {
+		a.metrics.seconds.WithLabelValues(operation).Observe(time.Since(start).Seconds())
+	}
+}
+
+// answer remembers the status that was sent.
+type answer struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader notes the status.
+func (w *answer) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write is a 200 without another status.
+func (w *answer) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *answer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// requestID takes a well-formed id from the caller, so that it can be followed
+// from their logs to ours.
+func requestID(r *http.Request) ident.RequestID {
+	if id, err := ident.ParseRequestID(r.Header.Get(api.HeaderRequestID)); err == nil {
+		return id
+	}
+	return ident.NewRequestID()
+}

@@ -1,0 +1,47 @@
+package rest
+
+import (
+	"net/http"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+func (a *API) createCredential(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	var req api.CreateCredentialRequest
+	if err := decode(w, r, &req, true); err != nil {
+		return err
+	}
+	rec, secret, err := a.cfg.Auth.Create(r.Context(), p, p.Team, p.User, req)
+	if err != nil {
+		return err
+	}
+	a.audit(r, p, audit.Record{Event: audit.CredentialCreated, Agent: rec.Agent, Detail: string(rec.Kind) + " " + string(rec.ID)})
+	return send(w, http.StatusCreated, api.CreatedCredential{Credential: creds.Public(rec), Secret: secret.Reveal()})
+}
+
+func (a *API) listCredentials(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	if _, err := query(r); err != nil {
+		return err
+	}
+	list, err := a.cfg.Auth.List(p, p.Team)
+	if err != nil {
+		return err
+	}
+	return send(w, http.StatusOK, api.CredentialList{Credentials: notNil(list)})
+}
+
+func (a *API) revokeCredential(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	id, err := ident.ParseCredentialID(r.PathValue("credential_id"))
+	if err != nil {
+		return notFound("credential")
+	}
+	rec, err := a.cfg.Auth.Revoke(r.Context(), p, p.Team, id)
+	if err != nil {
+		return err
+	}
+	a.audit(r, p, audit.Record{Event: audit.CredentialRevoked, Agent: rec.Agent, Detail: string(rec.Kind) + " " + string(rec.ID)})
+	return sendNothing(w)
+}

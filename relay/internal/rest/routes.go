@@ -1,0 +1,184 @@
+package rest
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// route is one line of the table.
+type route struct {
+	method    string
+	path      string       // below api.Base, a pattern of http.ServeMux
+	admits    []creds.Kind // nobody else
+	operation string       // its name in the description and in metrics
+	serve     func(w http.ResponseWriter, r *http.Request, p creds.Principal) error
+	public    bool // no secret is needed
+	long      bool // may take as long as it likes
+}
+
+func (rt route) admitsKind(k creds.Kind) bool { return slices.Contains(rt.admits, k) }
+
+var (
+	team      = []creds.Kind{creds.KindUser, creds.KindDevice, creds.KindIntegration}
+	people    = []creds.Kind{creds.KindUser, creds.KindDevice}
+	teamAdmin = append(slices.Clone(team), kindTunnelAdmin)
+	teamAgent = append(slices.Clone(team), creds.KindAgent)
+)
+
+// table is the whole interface.
+func (a *API) table() []route {
+	return []route{
+		{method: "GET", path: "/openapi.json", operation: "getOpenAPI", serve: a.openAPI, public: true},
+
+		{method: "GET", path: "/agents", admits: team, operation: "listAgents", serve: a.listAgents},
+		{method: "GET", path: "/agents/watch", admits: team, operation: "watchAgents", serve: a.watchAgents, long: true},
+		{method: "GET", path: "/agents/{agent_id}", admits: team, operation: "getAgent", serve: a.getAgent},
+
+		{method: "POST", path: "/agents/{agent_id}/tunnel", admits: team, operation: "openTunnel", serve: a.openTunnel, long: true},
+		{method: "GET", path: "/agents/{agent_id}/tunnel", admits: team, operation: "getTunnels", serve: a.getTunnels},
+		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, operation: "closeTunnels", serve: a.closeTunnels},
+
+		{method: "POST", path: "/tunnels/{session_id}/extend", admits: teamAdmin, operation: "extendTunnel", serve: a.extendTunnel},
+		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, operation: "listViewers", serve: a.listViewers},
+		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, operation: "kickViewer", serve: a.kickViewer},
+
+		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, operation: "admitTask", serve: a.admitTask},
+		{method: "PUT", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "renewTask", serve: a.renewTask},
+		{method: "DELETE", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "releaseTask", serve: a.releaseTask},
+
+		{method: "POST", path: "/credentials", admits: people, operation: "createCredential", serve: a.createCredential},
+		{method: "GET", path: "/credentials", admits: people, operation: "listCredentials", serve: a.listCredentials},
+		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, operation: "revokeCredential", serve: a.revokeCredential},
+	}
+}
+
+// Routes returns method and path of every route, for tests and documentation.
+func (a *API) Routes() [][2]string {
+	var out [][2]string
+	for _, rt := range a.table() {
+		out = append(out, [2]string{rt.method, api.Base + rt.path})
+	}
+	return out
+}
+
+func notFound(what string) *api.Problem {
+	return api.NewProblem(http.StatusNotFound, what+"_not_found", api.HopRelay, "there is no such "+what)
+}
+
+// agent finds the agent that the path names, in the caller's team: one of another
+// team is not there. A miss is confirmed, since the caller may be faster than the
+// store's watch.
+func (a *API) agent(r *http.Request, p creds.Principal) (ident.AgentKey, error) {
+	id, err := ident.ParseAgentID(r.PathValue("agent_id"))
+	if err != nil {
+		return ident.AgentKey{}, notFound("agent")
+	}
+	key := ident.AgentKey{Team: p.Team, Agent: id}
+	if _, ok := a.cfg.Store.Agent(key); ok {
+		return key, nil
+	}
+	if err := a.catchUp(r.Context()); err != nil {
+		return key, err
+	}
+	if _, ok := a.cfg.Store.Agent(key); ok {
+		return key, nil
+	}
+	return key, notFound("agent")
+}
+
+// tunnel finds an open tunnel by its id.
+func (a *API) tunnel(ctx context.Context, id ident.SessionID) (store.TunnelRecord, error) {
+	t, ok := a.cfg.Store.Tunnel(id)
+	if !ok {
+		if err := a.catchUp(ctx); err != nil {
+			return t, err
+		}
+		if t, ok = a.cfg.Store.Tunnel(id); !ok {
+			return t, notFound("tunnel")
+		}
+	}
+	rec, _ := a.cfg.Store.Agent(t.Key())
+	if !open(rec, t) {
+		return t, notFound("tunnel")
+	}
+	return t, nil
+}
+
+// pathTunnel is tunnel for the one that the path names, in the caller's team.
+func (a *API) pathTunnel(r *http.Request, p creds.Principal) (store.TunnelRecord, error) {
+	id, err := ident.ParseSessionID(r.PathValue("session_id"))
+	if err != nil {
+		return store.TunnelRecord{}, notFound("tunnel")
+	}
+	t, err := a.tunnel(r.Context(), id)
+	if err == nil && t.Team != p.Team {
+		return store.TunnelRecord{}, notFound("tunnel")
+	}
+	return t, err
+}
+
+func (a *API) catchUp(ctx context.Context) error {
+	if err := a.cfg.Store.CatchUp(ctx); err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
+
+func unavailable(err error) *api.Problem {
+	return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
+		"the relay's store does not answer; it cannot be known whether this exists").WithRetry(retryStore).WithCause(err)
+}
+
+// query returns one parameter; unknown ones, and one given twice, are refused so
+// that a misspelt filter does not silently select everything.
+func query(r *http.Request, known ...string) (map[string]string, error) {
+	out := map[string]string{}
+	for name, values := range r.URL.Query() {
+		if !slices.Contains(known, name) {
+			return nil, api.Problemf(http.StatusBadRequest, "unknown_parameter", api.HopRelay, "%s: there is no such query parameter", quote(name))
+		}
+		if len(values) > 1 {
+			return nil, api.Problemf(http.StatusBadRequest, "invalid_parameter", api.HopRelay, "%s: given more than once", quote(name))
+		}
+		out[name] = values[0]
+	}
+	return out, nil
+}
+
+// number reads a parameter between 1 and limit (0: no limit).
+func number(q map[string]string, name string, def, limit int) (int, error) {
+	text, ok := q[name]
+	if !ok {
+		return def, nil
+	}
+	n, err := strconv.Atoi(text)
+	switch {
+	case err != nil || n < 1:
+		return 0, invalid(name, "a whole number, 1 or more")
+	case limit > 0 && n > limit:
+		return 0, invalid(name, "at most %d", limit)
+	}
+	return n, nil
+}
+
+// checkText refuses text that is too long for people or that terminals obey.
+func checkText(field, s string, limit int) error {
+	if utf8.RuneCountInString(s) > limit {
+		return invalid(field, "at most %d characters", limit)
+	}
+	for _, c := range s {
+		if !unicode.IsPrint(c) {
+			return invalid(field, "printable characters only")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,378 @@
+package rest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+const (
+	defaultPort = 8188 // ComfyUI's
+	maxLabel    = 64   // characters
+	maxOrigins  = 16   // of allow_origins
+	maxKey      = 255  // characters of an idempotency key
+	retryStore  = 2 * time.Second
+	// probeTime is how long a probe may go on in the background.
+	probeTime = 10 * time.Second
+)
+
+func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	key, err := a.agent(r, p)
+	if err != nil {
+		return err
+	}
+	var req api.OpenTunnelRequest
+	if err := decode(w, r, &req, false); err != nil {
+		return err
+	}
+	spec, err := openSpec(req)
+	if err != nil {
+		return err
+	}
+	if spec.IdempotencyKey, err = idempotencyKey(r); err != nil {
+		return err
+	}
+	spec.BodyHash = bodyHash(key, req)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	if spec.WhenBusy == api.BusyWait { // may take as long as the tasks do
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		defer context.AfterFunc(a.stopping, func() { cancel(errDraining) })()
+	}
+	var late *lateProbe
+	spec.Before = func(ctx context.Context, t *store.TunnelRecord) (err error) {
+		late, err = a.probe(ctx, t)
+		return err
+	}
+	o, err := a.cfg.Gate.Open(ctx, p, key, spec)
+	late.follow(a, p, o.Tunnel, err)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && r.Context().Err() == nil {
+			return cause
+		}
+		return err
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
+	return send(w, http.StatusCreated, a.opened(o))
+}
+
+// openSpec checks ranges and fills in the defaults that are the API's.
+func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
+	s := gate.OpenSpec{
+		Port: defaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
+		Label: req.Label, AllowOrigins: req.AllowOrigins,
+	}
+	if req.TargetPort != nil {
+		if *req.TargetPort < 1 || *req.TargetPort > 65535 {
+			return s, invalid("target_port", "1 to 65535")
+		}
+		s.Port = uint16(*req.TargetPort)
+	}
+	switch req.TunnelProtocol {
+	case "":
+	case api.ProtocolHTTP, api.ProtocolTCP:
+		s.Protocol = req.TunnelProtocol
+	default:
+		return s, invalid("tunnel_protocol", "http or tcp")
+	}
+	switch req.WhenBusy {
+	case "":
+	case api.BusyAllow, api.BusyReject, api.BusyWait:
+		s.WhenBusy = req.WhenBusy
+	default:
+		return s, invalid("when_busy", "allow, reject or wait")
+	}
+	switch req.HostHeader {
+	case "":
+	case api.HostAuto, api.HostPublic, api.HostLocal:
+		s.HostHeader = req.HostHeader
+	default:
+		return s, invalid("host_header", "auto, public or local")
+	}
+	for _, d := range []struct {
+		name string
+		from *api.Duration
+		to   *time.Duration
+	}{{"idle_timeout", req.IdleTimeout, &s.IdleTimeout}, {"expires_in", req.ExpiresIn, &s.ExpiresIn}, {"wait_timeout", req.WaitTimeout, &s.WaitTimeout}} {
+		if d.from == nil {
+			continue
+		}
+		if d.from.D() < time.Second {
+			return s, invalid(d.name, "a second or more")
+		}
+		*d.to = d.from.D()
+	}
+	if err := checkText("label", req.Label, maxLabel); err != nil {
+		return s, err
+	}
+	if len(req.AllowOrigins) > maxOrigins {
+		return s, invalid("allow_origins", "at most %d", maxOrigins)
+	}
+	for _, o := range req.AllowOrigins {
+		u, err := url.Parse(o)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Scheme+"://"+u.Host != strings.ToLower(o) {
+			return s, invalid("allow_origins", "origins like https://app.example.com, without a path")
+		}
+	}
+	return s, nil
+}
+
+func idempotencyKey(r *http.Request) (string, error) {
+	k := r.Header.Get(api.HeaderIdempotencyKey)
+	if len(k) > maxKey {
+		return "", invalid(api.HeaderIdempotencyKey, "at most %d characters", maxKey)
+	}
+	return k, nil
+}
+
+// bodyHash says what was asked: the same for two spellings of one request.
+func bodyHash(key ident.AgentKey, req api.OpenTunnelRequest) string {
+	b, err := json.Marshal(struct {
+		Agent ident.AgentID
+		Req   api.OpenTunnelRequest
+	}{key.Agent, req})
+	if err != nil {
+		panic(fmt.Sprintf("rest: encode a request that was just decoded: %v", err))
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+func (a *API) opened(o gate.Opened) api.Tunnel {
+	t := o.Tunnel
+	return api.Tunnel{
+		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), AdminToken: a.cfg.Gate.AdminToken(t.Session).Reveal(),
+		TunnelProtocol: t.Protocol, TargetPort: int(t.Port), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(t.Warnings),
+		Label: t.Label, App: t.App, HostHeader: t.HostHeader,
+	}
+}
+
+func notNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// lateProbe is a probe that had not answered when the tunnel was opened.
+type lateProbe struct {
+	answer <-chan wire.Probed // closed when none will come
+}
+
+// probe asks the agent what listens on the port, before the tunnel is opened: a
+// port that its policy refuses must not even briefly keep tasks out. It waits a
+// moment only; what comes later is written to the tunnel then.
+func (a *API) probe(ctx context.Context, t *store.TunnelRecord) (*lateProbe, error) {
+	if a.cfg.Prober == nil || a.stopping.Err() != nil {
+		return nil, nil
+	}
+	public := ""
+	if u, err := url.Parse(a.cfg.Addresses.URL(*t)); err == nil {
+		public = u.Host
+	}
+	answer := make(chan wire.Probed, 1)
+	key, ask := t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: public}
+	a.probes.Go(func() {
+		defer close(answer)
+		pctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
+		defer cancel()
+		defer context.AfterFunc(a.stopping, cancel)()
+		if got, err := a.cfg.Prober.Probe(pctx, key, ask); err == nil {
+			answer <- got
+		}
+	})
+	timer := time.NewTimer(a.cfg.ProbeWait)
+	defer timer.Stop()
+	select {
+	case got, ok := <-answer:
+		if !ok {
+			return nil, nil
+		}
+		if !got.Allowed {
+			return nil, portNotAllowed(t.Port, got.Detail)
+		}
+		fill(t, got)
+		return nil, nil
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return &lateProbe{answer}, nil
+}
+
+func portNotAllowed(port uint16, detail string) *api.Problem {
+	if detail == "" {
+		detail = "allow_ports in its configuration says which are"
+	}
+	return api.Problemf(http.StatusForbidden, "port_not_allowed", api.HopAgent, "the agent does not allow port %d: %s", port, detail)
+}
+
+// fill writes what a probe found into a tunnel's record.
+func fill(t *store.TunnelRecord, got wire.Probed) {
+	t.App, t.Warnings = got.App, got.Warnings
+	if !got.Listening {
+		t.Warnings = append(t.Warnings, fmt.Sprintf("nothing listens on port %d yet", t.Port))
+	}
+	if t.AskedHost == api.HostAuto || t.AskedHost == "" {
+		if h := api.HostHeader(got.HostHeader); h == api.HostPublic || h == api.HostLocal {
+			t.HostHeader = h
+		}
+	}
+}
+
+// follow waits in the background for a probe that was late, and writes or acts on
+// what it found.
+func (l *lateProbe) follow(a *API, p creds.Principal, t store.TunnelRecord, err error) {
+	if l == nil || err != nil {
+		return
+	}
+	a.probes.Go(func() {
+		got, ok := <-l.answer
+		if !ok {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
+		defer cancel()
+		if !got.Allowed {
+			err = portNotAllowed(t.Port, got.Detail)
+			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, gate.ReasonPort); cerr != nil {
+				a.log.Warn("close a tunnel to a port that is not allowed", "session_id", t.Session, "error", cerr)
+			}
+			return
+		}
+		if _, err := a.cfg.Store.UpdateTunnel(ctx, t.Session, func(t *store.TunnelRecord) error { fill(t, got); return nil }); err != nil {
+			a.log.Debug("write what a probe found", "session_id", t.Session, "error", err)
+		}
+	})
+}
+
+// open says whether a tunnel carries bytes now.
+func open(rec store.AgentRecord, t store.TunnelRecord) bool {
+	return rec.Tunnels[t.Session].State == store.TunnelOpen && time.Now().Before(t.ExpiresAt)
+}
+
+func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	key, err := a.agent(r, p)
+	if err != nil {
+		return err
+	}
+	if _, err := query(r); err != nil {
+		return err
+	}
+	rec, _ := a.cfg.Store.Agent(key)
+	out := api.TunnelStatus{Sessions: []api.Session{}}
+	for _, t := range a.cfg.Store.AgentTunnels(key) { // newest first
+		if open(rec, t) {
+			out.Sessions = append(out.Sessions, a.session(t))
+		}
+	}
+	if len(out.Sessions) > 0 {
+		out.IsActive, out.SessionID, out.TunnelURL = true, out.Sessions[0].SessionID, out.Sessions[0].TunnelURL
+	}
+	return send(w, http.StatusOK, out)
+}
+
+func (a *API) session(t store.TunnelRecord) api.Session {
+	used := a.cfg.Usage.Totals(t.Session)
+	return api.Session{
+		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
+		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
+		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: t.Warnings,
+	}
+}
+
+func (a *API) closeTunnels(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	key, err := a.agent(r, p)
+	if err != nil {
+		return err
+	}
+	q, err := query(r, "session_id")
+	if err != nil {
+		return err
+	}
+	var ids []ident.SessionID
+	text, one := q["session_id"]
+	if one {
+		id, err := ident.ParseSessionID(text)
+		if err != nil {
+			return notFound("tunnel")
+		}
+		ids = append(ids, id)
+	}
+	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, gate.ReasonAsked)
+	if err != nil {
+		return err
+	}
+	return send(w, http.StatusOK, api.Closed{Closed: notNil(closed)})
+}
+
+func (a *API) extendTunnel(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	t, err := a.pathTunnel(r, p)
+	if err != nil {
+		return err
+	}
+	var req api.ExtendRequest
+	if err := decode(w, r, &req, false); err != nil {
+		return err
+	}
+	var by time.Duration
+	if req.ExpiresIn != nil {
+		if by = req.ExpiresIn.D(); by < time.Second {
+			return invalid("expires_in", "a second or more")
+		}
+	}
+	expires, err := a.cfg.Gate.Extend(r.Context(), p.Name, t.Key(), t.Session, by)
+	if err != nil {
+		return err
+	}
+	return send(w, http.StatusOK, api.Extended{SessionID: t.Session, ExpiresAt: expires.UTC()})
+}
+
+func (a *API) listViewers(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	t, err := a.pathTunnel(r, p)
+	if err != nil {
+		return err
+	}
+	if _, err := query(r); err != nil {
+		return err
+	}
+	a.audit(r, p, audit.Record{Event: audit.ViewersListed, Agent: t.Agent, Session: t.Session})
+	return send(w, http.StatusOK, api.ViewerList{Viewers: notNil(a.cfg.Usage.Viewers(t.Session))})
+}
+
+func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	t, err := a.pathTunnel(r, p)
+	if err != nil {
+		return err
+	}
+	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
+	if err != nil || !a.cfg.Usage.Kick(t.Session, id) {
+		return notFound("viewer")
+	}
+	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
+	return sendNothing(w)
+}
+
+// audit records what the gate does not.
+func (a *API) audit(r *http.Request, p creds.Principal, rec audit.Record) {
+	rec.Actor, rec.Team, rec.RemoteAddr = p.Name, p.Team, a.cfg.Remote(r)
+	rec.RequestID = requestID(r)
+	if err := a.cfg.Audit.Append(context.WithoutCancel(r.Context()), rec); err != nil {
+		a.log.Error("write audit record", "event", rec.Event, "error", err)
+	}
+}
