@@ -105,6 +105,7 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		}
 	}
 	if full(u.last) {
+		u.s.isFull.Store(true)
 		return AgentRecord{}, false, unavailable(ctx, u.doing, u.last)
 	}
 

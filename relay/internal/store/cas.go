@@ -68,6 +68,7 @@ func (s *Store) swap(ctx context.Context, doing, key string, propose func(cur *k
 			return nil
 		}
 		if full(last) {
+			s.isFull.Store(true)
 			return unavailable(ctx, doing, last)
 		}
 		p, err := propose(cur)

@@ -112,8 +112,18 @@ func memberConfig(dir, socket string, quota int64, log *slog.Logger) (*embed.Con
 	return cfg, nil
 }
 
-// failed tells when the member ends by itself.
-func (e *embedded) failed() <-chan struct{} { return e.etcd.Server.StopNotify() }
+// watch returns when ctx ends, or with an error when the member or its listener
+// ends by itself.
+func (e *embedded) watch(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.etcd.Server.StopNotify():
+		return errors.New("the embedded store ended by itself")
+	case err := <-e.etcd.Err():
+		return fmt.Errorf("the embedded store stopped listening: %w", err)
+	}
+}
 
 // stop ends the member and gives the directory back. Clients must be closed
 // before: their open watches would be waited for.

@@ -39,7 +39,7 @@ func (s *Store) runHealth(ctx context.Context) error {
 			s.askProgress()
 		}
 		s.setQuorum(err)
-		if err == nil && n%detailEvery == 0 {
+		if err == nil && (n%detailEvery == 0 || s.isFull.Load()) {
 			s.details(ctx)
 		}
 		select {
@@ -79,23 +79,48 @@ func (s *Store) details(ctx context.Context) {
 	if client == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	list, errList := client.MemberList(ctx)
-	st, errStatus := client.Status(ctx, client.Endpoints()[0])
+	list, errList := client.MemberList(actx)
+	st, errStatus := client.Status(actx, client.Endpoints()[0])
 	if err := errors.Join(errList, errStatus); err != nil {
 		s.log.Debug("no details of the store", "error", err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if errList == nil {
 		s.health.members = len(list.Members)
 	}
 	if errStatus == nil {
-		s.health.size = st.DbSize
-		s.health.alarm = ""
+		s.health.size, s.health.alarm = st.DbSize, ""
 		if len(st.Errors) > 0 {
 			s.health.alarm = "the store reports: " + st.Errors[0]
 		}
 	}
+	alarm := s.health.alarm
+	s.mu.Unlock()
+	s.isFull.Store(alarm != "")
+	if alarm != "" && s.embedded() {
+		s.relieve(ctx, client, st)
+	}
+}
+
+// relieve ends the alarm of an embedded store that was full once there is room
+// again: etcd leaves that to an operator with its own tools, which nobody has
+// here. Room comes from compaction, which goes on in a full store.
+func (s *Store) relieve(ctx context.Context, client *clientv3.Client, st *clientv3.StatusResponse) {
+	if st.DbSizeInUse > s.cfg.QuotaBytes/10*8 {
+		s.log.Error("the store is full: nothing new can be written", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if _, err := client.Defragment(ctx, client.Endpoints()[0]); err != nil {
+		s.log.Warn("defragmenting the store", "error", err)
+		return
+	}
+	if _, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		s.log.Warn("ending the store's alarm", "error", err)
+		return
+	}
+	s.log.Warn("the store was full and has room again", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
 }

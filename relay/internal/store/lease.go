@@ -197,7 +197,7 @@ func (s *Store) keepLease(ctx context.Context) {
 			return
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			s.metrics.renewals.WithLabelValues("failed").Inc()
-			s.log.Warn("the relay's lease is gone from the store")
+			s.log.Debug("the relay's lease is gone from the store")
 			return
 		default:
 			s.metrics.renewals.WithLabelValues("failed").Inc()
@@ -237,7 +237,7 @@ func (s *Store) fence() {
 	l.serving = make(chan struct{})
 	l.mu.Unlock()
 	s.metrics.fenced.Inc()
-	s.log.Error("the relay's lease could not be renewed in time: it stops serving its agents", "lease", fmt.Sprintf("%x", int64(id)))
+	s.log.Error("the relay lost its lease: it stops serving its agents", "lease", fmt.Sprintf("%x", int64(id)))
 }
 
 // endLease is the clean end: the relay's record goes at once. The lease itself

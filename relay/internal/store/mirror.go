@@ -14,10 +14,11 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// mirror is the store's records in memory. One goroutine writes it (the watch),
-// everybody reads. Entries are replaced, never changed, so that a reader may keep
-// what it got. One RWMutex guards all: a read holds it for one or two map accesses,
-// a write for the events of one response; measured in BenchmarkMirror.
+// mirror is the store's records in memory. One goroutine writes it (the watch's,
+// which may therefore read without the lock), everybody reads. Entries are
+// replaced, never changed, so that a reader may keep what it got. One RWMutex
+// guards all: a read holds it for a map access, a write for those of one response,
+// whose records were decoded before; measured in BenchmarkMirrorRead.
 type mirror struct {
 	mu          sync.RWMutex
 	tunnels     map[ident.SessionID]*entry[TunnelRecord]
@@ -60,24 +61,18 @@ func newMirror() *mirror {
 	}
 }
 
-// put applies the current value of a key and returns what changed; nil when the
-// key is none of the mirror's or the value is the one it has. It needs m.mu.
-func (m *mirror) put(kv *mvccpb.KeyValue) (*Change, error) {
+// commit is a change that is ready to be made; it needs m.mu and says what it did.
+type commit func() *Change
+
+// put prepares the current value of a key: it decodes, without the lock. There is
+// no commit when the key is none of the mirror's or the value is the one it has.
+func (m *mirror) put(kv *mvccpb.KeyValue) (commit, error) {
 	dir, rest := splitKey(string(kv.Key))
 	switch dir {
 	case dirTunnel:
 		return m.putTunnel(ident.SessionID(rest), kv)
 	case dirAgent:
-		key, ok := splitAgent(rest)
-		if !ok {
-			return nil, fmt.Errorf("key %s names no agent", kv.Key)
-		}
-		e, err := decode(m.agents[key], kv, m.generation)
-		if e == nil {
-			return nil, err
-		}
-		m.agents[key] = e
-		return &Change{Kind: KindAgent, Key: key}, nil
+		return m.putAgent(rest, kv)
 	case dirPresence:
 		return m.putPresence(rest, kv)
 	case dirCredential:
@@ -88,8 +83,10 @@ func (m *mirror) put(kv *mvccpb.KeyValue) (*Change, error) {
 		if e == nil {
 			return nil, err
 		}
-		m.relays[id] = e
-		return &Change{Kind: KindRelay, Relay: id}, nil
+		return func() *Change {
+			m.relays[id] = e
+			return &Change{Kind: KindRelay, Relay: id}
+		}, nil
 	}
 	return nil, nil
 }
@@ -131,9 +128,8 @@ func (m *mirror) delete(name string) *Change {
 	return nil
 }
 
-func (m *mirror) putTunnel(id ident.SessionID, kv *mvccpb.KeyValue) (*Change, error) {
-	old := m.tunnels[id]
-	e, err := decode(old, kv, m.generation)
+func (m *mirror) putTunnel(id ident.SessionID, kv *mvccpb.KeyValue) (commit, error) {
+	e, err := decode(m.tunnels[id], kv, m.generation)
 	if e == nil {
 		return nil, err
 	}
@@ -144,12 +140,14 @@ func (m *mirror) putTunnel(id ident.SessionID, kv *mvccpb.KeyValue) (*Change, er
 	t.Protocol, t.AskedHost = api.Protocol(m.word(string(t.Protocol))), api.HostHeader(m.word(string(t.AskedHost)))
 	t.HostHeader, t.App = api.HostHeader(m.word(string(t.HostHeader))), m.word(t.App)
 	t.OpenedBy, t.Credential = m.word(t.OpenedBy), ident.CredentialID(m.word(string(t.Credential)))
-	if old != nil {
-		remove(m.byAgent, old.record.Key(), old, newestFirst)
-	}
-	m.tunnels[id] = e
-	insert(m.byAgent, t.Key(), e, newestFirst)
-	return &Change{Kind: KindTunnel, Key: t.Key(), Session: id}, nil
+	return func() *Change {
+		if old, ok := m.tunnels[id]; ok {
+			remove(m.byAgent, old.record.Key(), old, newestFirst)
+		}
+		m.tunnels[id] = e
+		insert(m.byAgent, t.Key(), e, newestFirst)
+		return &Change{Kind: KindTunnel, Key: t.Key(), Session: id}
+	}, nil
 }
 
 func (m *mirror) dropTunnel(id ident.SessionID) *Change {
@@ -162,40 +160,57 @@ func (m *mirror) dropTunnel(id ident.SessionID) *Change {
 	return &Change{Kind: KindTunnel, Key: e.record.Key(), Session: id, Deleted: true}
 }
 
-func (m *mirror) putPresence(rest string, kv *mvccpb.KeyValue) (*Change, error) {
+func (m *mirror) putAgent(rest string, kv *mvccpb.KeyValue) (commit, error) {
 	key, ok := splitAgent(rest)
 	if !ok {
 		return nil, fmt.Errorf("key %s names no agent", kv.Key)
 	}
-	old := m.presences[key]
-	e, err := decode(old, kv, m.generation)
+	e, err := decode(m.agents[key], kv, m.generation)
+	if e == nil {
+		return nil, err
+	}
+	return func() *Change {
+		m.agents[key] = e
+		return &Change{Kind: KindAgent, Key: key}
+	}, nil
+}
+
+func (m *mirror) putPresence(rest string, kv *mvccpb.KeyValue) (commit, error) {
+	key, ok := splitAgent(rest)
+	if !ok {
+		return nil, fmt.Errorf("key %s names no agent", kv.Key)
+	}
+	e, err := decode(m.presences[key], kv, m.generation)
 	if e == nil {
 		return nil, err
 	}
 	e.record.Team, e.record.Agent = key.Team, key.Agent
-	if old != nil {
-		remove(m.byTeam, key.Team, old, byAgentID)
-	}
-	m.presences[key] = e
-	insert(m.byTeam, key.Team, e, byAgentID)
-	return &Change{Kind: KindPresence, Key: key}, nil
+	return func() *Change {
+		if old, ok := m.presences[key]; ok {
+			remove(m.byTeam, key.Team, old, byAgentID)
+		}
+		m.presences[key] = e
+		insert(m.byTeam, key.Team, e, byAgentID)
+		return &Change{Kind: KindPresence, Key: key}
+	}, nil
 }
 
-func (m *mirror) putCredential(id ident.CredentialID, kv *mvccpb.KeyValue) (*Change, error) {
-	old := m.credentials[id]
-	e, err := decode(old, kv, m.generation)
+func (m *mirror) putCredential(id ident.CredentialID, kv *mvccpb.KeyValue) (commit, error) {
+	e, err := decode(m.credentials[id], kv, m.generation)
 	if e == nil {
 		return nil, err
 	}
 	e.record.ID = id
-	if old != nil {
-		delete(m.byHash, old.record.Hash)
-		remove(m.credsOf, old.record.Team, old, byCredentialID)
-	}
-	m.credentials[id] = e
-	m.byHash[e.record.Hash] = e
-	insert(m.credsOf, e.record.Team, e, byCredentialID)
-	return &Change{Kind: KindCredential, Key: ident.AgentKey{Team: e.record.Team}, Credential: id}, nil
+	return func() *Change {
+		if old, ok := m.credentials[id]; ok {
+			delete(m.byHash, old.record.Hash)
+			remove(m.credsOf, old.record.Team, old, byCredentialID)
+		}
+		m.credentials[id] = e
+		m.byHash[e.record.Hash] = e
+		insert(m.credsOf, e.record.Team, e, byCredentialID)
+		return &Change{Kind: KindCredential, Key: ident.AgentKey{Team: e.record.Team}, Credential: id}
+	}, nil
 }
 
 // decode returns the entry for a key's value, or nil when old is of the same
@@ -214,16 +229,10 @@ func decode[T any](old *entry[T], kv *mvccpb.KeyValue, generation uint32) (*entr
 
 // beginList starts a new generation: entries that the list does not have again
 // are deleted by endList.
-func (m *mirror) beginList() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.generation++
-}
+func (m *mirror) beginList() { m.generation++ }
 
 // endList deletes what the list did not have and returns these changes.
 func (m *mirror) endList() []Change {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	var gone []string
 	for id, e := range m.tunnels {
 		if e.seen != m.generation {
@@ -250,10 +259,24 @@ func (m *mirror) endList() []Change {
 			gone = append(gone, relayKey(id))
 		}
 	}
-	changes := make([]Change, 0, len(gone))
-	for _, name := range gone {
-		if c := m.delete(name); c != nil {
-			changes = append(changes, *c)
+	commits := make([]commit, len(gone))
+	for i, name := range gone {
+		commits[i] = func() *Change { return m.delete(name) }
+	}
+	return m.commitAll(commits)
+}
+
+// commitAll makes the prepared changes, all at one moment for every reader.
+func (m *mirror) commitAll(commits []commit) []Change {
+	if len(commits) == 0 {
+		return nil
+	}
+	changes := make([]Change, 0, len(commits))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range commits {
+		if change := c(); change != nil {
+			changes = append(changes, *change)
 		}
 	}
 	return changes

@@ -47,6 +47,8 @@ type Store struct {
 	dial    dialFunc
 	wrap    func(keyValues) keyValues // tests put faults between here and etcd
 
+	staleAfter time.Duration
+
 	client  atomic.Pointer[clientv3.Client]
 	mirror  *mirror
 	lease   *relayLease
@@ -61,6 +63,7 @@ type Store struct {
 	ready   chan struct{} // closed at the first sync
 	synced  sync.Once
 	running atomic.Bool
+	isFull  atomic.Bool // a write was refused for it; the health check looks closer
 
 	mu     sync.Mutex
 	health health
@@ -119,6 +122,8 @@ func New(cfg Config) (*Store, error) {
 		nudge:   make(chan struct{}, 1),
 		ready:   make(chan struct{}),
 		seed:    maphash.MakeSeed(),
+
+		staleAfter: staleAfter,
 	}
 	for i := range s.stripes {
 		s.stripes[i] = make(stripe, 1)
@@ -139,14 +144,17 @@ func (s *Store) Run(ctx context.Context) error {
 		return errors.New("run the store: it has run already")
 	}
 	endpoints := s.cfg.Endpoints
-	var failed <-chan struct{}
+	watch := func(context.Context) error { return nil }
 	if s.embedded() {
 		e, err := startEmbedded(ctx, s.cfg.DataDir, s.cfg.QuotaBytes, s.log)
+		if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		defer e.stop() // after the client is closed: it would wait for open watches
-		endpoints, failed = []string{e.endpoint}, e.failed()
+		endpoints, watch = []string{e.endpoint}, e.watch
 	}
 	client, err := connect(endpoints, s.cfg.TLS, s.dial, s.log)
 	if err != nil {
@@ -165,14 +173,7 @@ func (s *Store) Run(ctx context.Context) error {
 	g.Go(func() error { return s.runCatchUp(gctx) })
 	g.Go(func() error { return s.runHealth(gctx) })
 	g.Go(func() error { return s.runSweep(gctx) })
-	g.Go(func() error {
-		select {
-		case <-failed:
-			return errors.New("the embedded store ended by itself")
-		case <-gctx.Done():
-			return nil
-		}
-	})
+	g.Go(func() error { return watch(gctx) })
 	return g.Wait()
 }
 

@@ -29,7 +29,7 @@ var errRelist = errors.New("the mirror must be listed again")
 var errSilent = errors.New("no word from the watch")
 
 // stale says whether the mirror may be out of date.
-func (s *Store) stale() bool { return s.silence() > staleAfter }
+func (s *Store) stale() bool { return s.silence() > s.staleAfter }
 
 // silence is the time since the last word from the store; before the first one it
 // is the time since the machine started, which is stale too.
@@ -59,7 +59,7 @@ func (s *Store) runMirror(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, errRelist) || s.relist.Swap(false) {
+		if s.relist.Swap(false) || errors.Is(err, errRelist) {
 			listed = false
 		}
 		if clock()-began > time.Second {
@@ -120,21 +120,19 @@ func (s *Store) pages(ctx context.Context, page func(kvs []*mvccpb.KeyValue, at 
 }
 
 func (s *Store) applyList(kvs []*mvccpb.KeyValue) []Change {
-	var changes []Change
+	commits := make([]commit, 0, len(kvs))
 	var faults []error
-	s.mirror.mu.Lock()
 	for _, kv := range kvs {
 		c, err := s.mirror.put(kv)
-		switch {
-		case err != nil:
+		if err != nil {
 			faults = append(faults, err)
-		case c != nil:
-			changes = append(changes, *c)
+		}
+		if c != nil {
+			commits = append(commits, c)
 		}
 	}
-	s.mirror.mu.Unlock()
 	s.reportFaults(faults)
-	return changes
+	return s.mirror.commitAll(commits)
 }
 
 // reportFaults logs records that cannot be read: somebody else wrote them. The
@@ -173,9 +171,6 @@ func (s *Store) watch(ctx context.Context) error {
 			}
 			return err
 		}
-		if s.relist.Load() {
-			return errRelist
-		}
 		s.hear()
 		s.apply(&r)
 	}
@@ -197,7 +192,11 @@ func (s *Store) pump(ctx context.Context, w clientv3.Watcher, stop <-chan struct
 		case <-t.C:
 		case <-s.nudge:
 		}
-		if s.stale() && clock()-opened > staleAfter {
+		if s.relist.Load() { // a watch from the other past may wait for long
+			cancel(errRelist)
+			return
+		}
+		if s.stale() && clock()-opened > s.staleAfter {
 			cancel(errSilent)
 			return
 		}
@@ -230,30 +229,27 @@ func (s *Store) apply(r *clientv3.WatchResponse) {
 		s.mirror.advance(max(had, r.Header.Revision))
 		return
 	}
-	var changes []Change
+	commits := make([]commit, 0, len(r.Events))
 	var faults []error
 	at := had
-	s.mirror.mu.Lock()
 	for _, ev := range r.Events {
 		if ev.Kv.ModRevision <= had {
 			continue
 		}
 		at = ev.Kv.ModRevision
-		var c *Change
-		var err error
 		if ev.Type == mvccpb.Event_DELETE {
-			c = s.mirror.delete(string(ev.Kv.Key))
-		} else {
-			c, err = s.mirror.put(ev.Kv)
+			commits = append(commits, func() *Change { return s.mirror.delete(string(ev.Kv.Key)) })
+			continue
 		}
+		c, err := s.mirror.put(ev.Kv)
 		if err != nil {
 			faults = append(faults, err)
 		}
 		if c != nil {
-			changes = append(changes, *c)
+			commits = append(commits, c)
 		}
 	}
-	s.mirror.mu.Unlock()
+	changes := s.mirror.commitAll(commits)
 	// The header's revision may be ahead of the events; it says nothing here.
 	s.mirror.advance(at)
 	s.publish(changes)

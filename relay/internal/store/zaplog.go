@@ -24,22 +24,26 @@ type zapSink struct {
 	warn slog.Level
 }
 
-// routine are warnings about what is so by design: sockets in a directory of our
-// own, one listener, no users inside etcd.
+// routine are warnings and errors about what is so by design (a socket in a
+// directory of our own, no users inside etcd), about a new data directory, and
+// about each clean stop. A listener that ends at another time is reported by Run.
 var routine = []string{
 	"Running http and grpc server on single port",
 	"simple token is not cryptographically signed",
-	"consistent-index",
+	"Failed to detect schema version",
+	"failed to update storage version",
+	"setting up serving from embedded etcd failed",
+	"insecure grpc server due to error",
 }
 
 func (z zapSink) level(l zapcore.Level, message string) slog.Level {
 	switch {
-	case l >= zapcore.ErrorLevel:
-		return slog.LevelError
 	case l < zapcore.WarnLevel:
 		return slog.LevelDebug
-	case slices.ContainsFunc(routine, func(r string) bool { return strings.Contains(message, r) }):
+	case l <= zapcore.ErrorLevel && slices.ContainsFunc(routine, func(r string) bool { return strings.Contains(message, r) }):
 		return slog.LevelDebug
+	case l >= zapcore.ErrorLevel:
+		return slog.LevelError
 	}
 	return z.warn
 }

@@ -1,0 +1,291 @@
+package store_test
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
+)
+
+func presenceOf(key ident.AgentKey, epoch uint64) store.Presence {
+	return store.Presence{Team: key.Team, Agent: key.Agent, Relay: "relay-1", Epoch: epoch, ConnectedAt: time.Now().UTC()}
+}
+
+func setEpoch(t *testing.T, s *store.Store, key ident.AgentKey, epoch uint64) {
+	t.Helper()
+	if _, err := s.UpdateAgent(t.Context(), key, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
+		r.Epoch = epoch
+		return store.Effects{}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A late message of an old session can neither show nor hide an agent.
+func TestPresenceFollowsEpoch(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s, other := w.relay(), w.relay()
+		if err := s.PutPresence(t.Context(), presenceOf(gpu1, 1)); !errors.Is(err, store.ErrStaleEpoch) {
+			t.Errorf("a presence without a session gave %v, expected ErrStaleEpoch", err)
+		}
+		setEpoch(t, s, gpu1, 1)
+		if err := s.PutPresence(t.Context(), presenceOf(gpu1, 1)); err != nil {
+			t.Fatal(err)
+		}
+		// The other relay takes over; this one's mirror may not know yet.
+		setEpoch(t, other, gpu1, 2)
+		if err := s.PutPresence(t.Context(), presenceOf(gpu1, 1)); !errors.Is(err, store.ErrStaleEpoch) {
+			t.Errorf("a presence of the old session gave %v, expected ErrStaleEpoch", err)
+		}
+		p := presenceOf(gpu1, 2)
+		p.Relay = "relay-2"
+		if err := other.PutPresence(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DeletePresence(t.Context(), gpu1, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := s.Presence(gpu1); !ok || got.Relay != "relay-2" {
+			t.Errorf("after the old session's goodbye the agent is at %q, %v; expected relay-2", got.Relay, ok)
+		}
+		if err := other.DeletePresence(t.Context(), gpu1, 2); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := s.Presence(gpu1); ok {
+			t.Error("the agent is still shown after its session's goodbye")
+		}
+	})
+}
+
+func TestPresenceList(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s := w.relay()
+		for _, a := range []ident.AgentID{"b", "c", "a"} {
+			for _, team := range []ident.TeamID{teamA, teamB} {
+				key := ident.AgentKey{Team: team, Agent: a}
+				setEpoch(t, s, key, 1)
+				if err := s.PutPresence(t.Context(), presenceOf(key, 1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := s.DeletePresence(t.Context(), ident.AgentKey{Team: teamB, Agent: "a"}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var got []ident.AgentID
+		for _, p := range s.Presences(teamA) {
+			got = append(got, p.Agent)
+		}
+		if len(got) != 3 || got[0] != "a" || got[1] != "b" || got[2] != "c" {
+			t.Errorf("the team's agents are %v, expected a b c", got)
+		}
+		if n := len(s.Presences(teamB)); n != 2 {
+			t.Errorf("the other team has %d agents, expected 2", n)
+		}
+		n := 0
+		for range s.AllPresences() {
+			n++
+		}
+		for range s.AllAgents() {
+			n++
+		}
+		if n != 5+6 {
+			t.Errorf("all presences and agents are %d, expected 11", n)
+		}
+	})
+}
+
+func TestCredentials(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		shift := atomic.Int64{}
+		s := w.relay(withNow(func() time.Time { return time.Now().Add(time.Duration(shift.Load())) }))
+		ctx := t.Context()
+		start := time.Now()
+		secret := ident.NewSecret(ident.PrefixIntegration)
+		r := store.CredentialRecord{
+			ID: ident.NewCredentialID(), Kind: "integration", Team: teamA, Name: "ci", Prefix: secret.DisplayPrefix(),
+			Hash: secret.Hash(), CreatedAt: start.UTC(), ExpiresAt: start.Add(24 * time.Hour).UTC(),
+		}
+		forever := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: "forever"}
+		for _, c := range []store.CredentialRecord{r, forever} {
+			if err := s.CreateCredential(ctx, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		thief := r
+		thief.Hash = "other"
+		for _, c := range []store.CredentialRecord{r, thief} {
+			if err := s.CreateCredential(ctx, c); !errors.Is(err, store.ErrExists) {
+				t.Errorf("creating over another credential gave %v, expected ErrExists", err)
+			}
+		}
+		sync := func() {
+			t.Helper()
+			if err := s.CatchUp(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sync()
+		if got, ok := s.CredentialByHash(secret.Hash()); !ok || got.ID != r.ID {
+			t.Errorf("by its hash the credential is %+v, %v", got, ok)
+		}
+		if got := s.Credentials(teamA); len(got) != 2 {
+			t.Errorf("the team has %d credentials, expected 2", len(got))
+		}
+
+		// Touching: once a minute.
+		for _, at := range []time.Time{start, start.Add(30 * time.Second), start.Add(2 * time.Minute)} {
+			if err := s.TouchCredential(ctx, r.ID, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sync()
+		if got, _ := s.Credential(r.ID); !got.LastUsed.Equal(start.Add(2 * time.Minute)) {
+			t.Errorf("last used %v, expected %v", got.LastUsed, start.Add(2*time.Minute))
+		}
+
+		if _, err := s.RevokeCredential(ctx, teamB, r.ID, start); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("revoking another team's credential gave %v, expected ErrNotFound", err)
+		}
+		first, err := s.RevokeCredential(ctx, teamA, r.ID, start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := s.RevokeCredential(ctx, teamA, r.ID, start.Add(time.Hour))
+		if err != nil || !again.RevokedAt.Equal(first.RevokedAt) {
+			t.Errorf("revoking twice gave %v, %v; expected the first time to stay", again.RevokedAt, err)
+		}
+		if err := s.TouchCredential(ctx, r.ID, start.Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.RevokeCredential(ctx, teamA, forever.ID, start); err != nil {
+			t.Fatal(err)
+		}
+		sync()
+		if got, _ := s.CredentialByHash(secret.Hash()); got.RevokedAt.IsZero() || got.LastUsed.After(start.Add(time.Hour/2)) {
+			t.Errorf("after a use the revoked credential is %+v, expected it as revoked", got)
+		}
+
+		// Tombstones go when the secret has expired anyway.
+		for _, c := range []struct {
+			after time.Duration
+			left  int
+		}{{12 * time.Hour, 2}, {25 * time.Hour, 1}, {91 * 24 * time.Hour, 0}} {
+			shift.Store(int64(c.after))
+			s.SweepCredentials(ctx)
+			sync()
+			if got := s.Credentials(teamA); len(got) != c.left {
+				t.Errorf("%s later %d tombstones are left, expected %d", c.after, len(got), c.left)
+			}
+		}
+	})
+}
+
+// Uses that are noted while a credential is revoked never bring it back.
+func TestTouchAgainstRevoke(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		stores := []*store.Store{w.relay(), w.relay()}
+		for range 10 {
+			r := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: ident.NewNonce()}
+			if err := stores[0].CreateCredential(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for i := range 6 {
+				wg.Go(func() {
+					at := time.Now().Add(time.Duration(i) * time.Hour)
+					if err := stores[i%2].TouchCredential(t.Context(), r.ID, at); err != nil {
+						t.Errorf("touch: %v", err)
+					}
+				})
+			}
+			wg.Go(func() {
+				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now()); err != nil {
+					t.Errorf("revoke: %v", err)
+				}
+			})
+			wg.Wait()
+			if err := stores[0].CatchUp(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := stores[0].Credential(r.ID); got.RevokedAt.IsZero() {
+				t.Fatal("a use undid a revocation")
+			}
+		}
+	})
+}
+
+// Of many who use one enrolment token exactly one gets it.
+func TestEnrolment(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		stores := []*store.Store{w.relay(), w.relay()}
+		r := store.EnrolmentRecord{Hash: "abc", Team: teamA, Agent: "gpu-1", CreatedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour).UTC()}
+		if err := stores[0].CreateEnrolment(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		var won atomic.Int32
+		for i := range 12 {
+			wg.Go(func() {
+				got, err := stores[i%2].TakeEnrolment(t.Context(), r.Hash)
+				switch {
+				case err == nil && got.Agent == r.Agent:
+					won.Add(1)
+				case !errors.Is(err, store.ErrNotFound):
+					t.Errorf("taking gave %+v, %v", got, err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d callers got the token, expected exactly one", won.Load())
+		}
+		if err := stores[0].CreateEnrolment(t.Context(), store.EnrolmentRecord{Hash: "old", ExpiresAt: time.Now().Add(-time.Second)}); err == nil {
+			t.Error("a token that has expired was created")
+		}
+		short := store.EnrolmentRecord{Hash: "short", Team: teamA, ExpiresAt: time.Now().Add(300 * time.Millisecond)}
+		if err := stores[0].CreateEnrolment(t.Context(), short); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Eventually(t, "an expired token is unknown", func() bool {
+			if time.Now().Before(short.ExpiresAt) {
+				return false
+			}
+			_, err := stores[0].TakeEnrolment(t.Context(), short.Hash)
+			return errors.Is(err, store.ErrNotFound)
+		})
+	})
+}
+
+func TestClusterKey(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s, other := w.relay(), w.relay()
+		for range 2 {
+			if err := s.CheckClusterKey(t.Context(), "aaaa"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := other.CheckClusterKey(t.Context(), "bbbb")
+		if !errors.Is(err, store.ErrClusterKey) {
+			t.Errorf("another key gave %v, expected ErrClusterKey", err)
+		}
+		t.Log(err)
+		if err := other.CheckClusterKey(t.Context(), "aaaa"); err != nil {
+			t.Error(err)
+		}
+	})
+}
