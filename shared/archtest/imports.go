@@ -2,6 +2,7 @@ package archtest
 
 import (
 	"go/ast"
+	"path"
 	"strings"
 )
 
@@ -80,7 +81,10 @@ func upwards(dir, target string) bool {
 	return ranked && rankedToo && from < to
 }
 
-// testSupport says whether a directory holds code that exists for tests.
+// testSupport says whether a directory holds code that exists for tests: the kit,
+// the end-to-end world, and what a package offers its neighbours' tests, which is
+// named like gatetest or fakerelay.
 func testSupport(dir string) bool {
-	return withinAny(dir, "shared/testkit", "relay/e2e")
+	name := path.Base(dir)
+	return withinAny(dir, "shared/testkit", "relay/e2e") || strings.HasSuffix(name, "test") || strings.HasPrefix(name, "fake")
 }
