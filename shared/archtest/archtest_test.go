@@ -104,7 +104,7 @@ func TestRules(t *testing.T) {
 		"ident imports wire":   {"shared/ident/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/wire"`, "downwards"},
 		"testing in code":      {"relay/a.go", doc + `import _ "testing"`, "only tests may"},
 		"testkit in code":      {"relay/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/testkit/wan"`, "only tests may"},
-		"testkit in gatetest": {"relay/internal/gate/gatetest/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/testkit"`, ""},
+		"testkit in gatetest":  {"relay/internal/gate/gatetest/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/testkit"`, ""},
 		"testkit in tests":     {"relay/a_test.go", doc + `import _ "github.com/adit-tunnel/adit/shared/testkit/wan"`, ""},
 		"main of 15 lines":     {"relay/cmd/x/main.go", "// Command x.\npackage main\n" + strings.Repeat("\n", 13), ""},
 		"main of 16 lines":     {"relay/cmd/x/main.go", "// Command x.\npackage main\n" + strings.Repeat("\n", 14), "at most 15"},
