@@ -99,6 +99,9 @@ func TestTwoPeopleOnOneTunnel(t *testing.T) {
 	release := make(chan struct{})
 	var inside atomic.Int32
 	port := app(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/work" { // the agent's probe asks for /
+			return
+		}
 		inside.Add(1)
 		_ = http.NewResponseController(w).Flush()
 		select {
@@ -115,7 +118,7 @@ func TestTwoPeopleOnOneTunnel(t *testing.T) {
 	answers := make(chan answer, 2)
 	for _, agent := range []string{"alice", "bob"} {
 		go func() {
-			status, body := world.Get(w.HTTP(), tun.TunnelURL, "User-Agent", agent)
+			status, body := world.Get(w.HTTP(), tun.TunnelURL+"work", "User-Agent", agent)
 			answers <- answer{status, body}
 		}()
 	}

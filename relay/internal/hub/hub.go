@@ -88,9 +88,16 @@ type Config struct {
 	Event func(Event)
 }
 
+// The kinds of event.
+const (
+	EventConnected  = "agent_connected"
+	EventGone       = "agent_gone"
+	EventSuperseded = "agent_superseded"
+)
+
 // Event is a change of an agent's session.
 type Event struct {
-	Kind       string // "agent_connected", "agent_gone" or "agent_superseded"
+	Kind       string // one of the Event… constants
 	Key        ident.AgentKey
 	Epoch      uint64
 	RemoteAddr string

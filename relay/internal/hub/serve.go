@@ -194,7 +194,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	h.mu.Unlock()
 	h.metrics.connects.WithLabelValues("ok").Inc()
 	h.log.Info("agent connected", "team", key.Team, "agent", key.Agent, "epoch", epoch, "version", hello.Version, "remote", remote)
-	h.cfg.Event(Event{Kind: "agent_connected", Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
+	h.cfg.Event(Event{Kind: EventConnected, Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
 	return s, nil
 }
 
@@ -203,7 +203,7 @@ func (h *Hub) replace(old, s *session, remote string) {
 	detail := "this agent connected again"
 	if old.instance != s.instance {
 		detail = fmt.Sprintf("another process named %q connected from %s; give one of the two another agent_id, or stop one", s.key.Agent, remote)
-		h.cfg.Event(Event{Kind: "agent_superseded", Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
+		h.cfg.Event(Event{Kind: EventSuperseded, Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
 	}
 	old.end(wire.Goodbye{Reason: wire.GoodbyeSuperseded, Detail: detail})
 }
@@ -367,7 +367,7 @@ func (h *Hub) leave(s *session, m *member, reason error) {
 		return
 	}
 	h.log.Info("agent gone", "team", s.key.Team, "agent", s.key.Agent, "epoch", s.epoch, "reason", reason)
-	h.cfg.Event(Event{Kind: "agent_gone", Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
+	h.cfg.Event(Event{Kind: EventGone, Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
 	h.serving.Add(1)
 	go h.fade(s)
 }

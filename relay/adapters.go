@@ -1,0 +1,176 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// hubGate is the gate as the hub needs it.
+type hubGate struct{ r *Relay }
+
+func (g hubGate) Connect(ctx context.Context, key ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
+	epoch, rec, err := g.r.p.gate.Connect(ctx, key, gate.Claim{
+		Relay: g.r.id(), Instance: c.Instance, Seen: c.Seen, Live: c.Live, Capacity: c.Capacity,
+	})
+	if errors.Is(err, gate.ErrSuperseded) {
+		err = fmt.Errorf("%w: %w", hub.ErrSuperseded, err)
+	}
+	return epoch, rec, err
+}
+
+func (g hubGate) Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error {
+	return g.r.p.gate.Declare(ctx, key, epoch, state, unhealthy)
+}
+
+// local is what carries tunnels on this relay, as the gate needs it.
+type local struct{ p *parts }
+
+func (l local) Cut(id ident.SessionID, reason string) {
+	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
+	l.p.edge.Drop(id, usage.ErrClosed)
+	l.p.hub.Cut(id, reason)
+}
+
+func (l local) Opened(key ident.AgentKey, t store.TunnelRecord) { l.p.hub.Opened(key, t) }
+
+func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
+	l.p.hub.Closed(key, id, reason)
+}
+
+func (l local) LastUsed(id ident.SessionID) time.Time { return l.p.meter.Totals(id).LastUsed }
+
+// dialer opens streams for the edge.
+type dialer struct{ hub *hub.Hub }
+
+func (d dialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
+	st, err := d.hub.Open(ctx, key, h)
+	if err != nil {
+		if errors.Is(err, hub.ErrAway) {
+			return nil, fmt.Errorf("%w: %w", edge.ErrAway, err)
+		}
+		return nil, err
+	}
+	return st, nil
+}
+
+func (d dialer) Wait(ctx context.Context, key ident.AgentKey) error { return d.hub.Wait(ctx, key) }
+
+// prober asks agents about the apps behind tunnels and keeps what they found in
+// the tunnel's record, for every relay and every list.
+type prober struct{ p *parts }
+
+// Probe asks once.
+func (b prober) Probe(ctx context.Context, t store.TunnelRecord, publicHost string) (wire.Probed, error) {
+	found, err := b.p.hub.Probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
+	if err != nil {
+		return found, err
+	}
+	if !found.Listening && found.App == "" && len(found.Warnings) == 0 {
+		return found, nil // nothing to keep: it is asked again when somebody comes
+	}
+	_, err = b.p.store.UpdateTunnel(ctx, t.Session, func(r *store.TunnelRecord) error {
+		if r.AskedHost == api.HostAuto || r.AskedHost == "" {
+			r.HostHeader = api.HostHeader(found.HostHeader)
+		}
+		r.App, r.Warnings = found.App, found.Warnings
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) { // closed meanwhile
+		return found, nil
+	}
+	return found, err
+}
+
+// ProbeHost is Probe for the edge, which wants only the mode.
+func (b prober) ProbeHost(ctx context.Context, t store.TunnelRecord, publicHost string) (api.HostHeader, error) {
+	found, err := b.Probe(ctx, t, publicHost)
+	return api.HostHeader(found.HostHeader), err
+}
+
+// operator manages credentials for the admin socket.
+type operator struct {
+	creds *creds.Authenticator
+	store *store.Store
+	audit *audit.Log
+}
+
+func (o operator) principal() creds.Principal { return creds.Operator("admin-socket") }
+
+func (o operator) CreateCredential(ctx context.Context, req admin.CreateCredential) (api.CreatedCredential, error) {
+	rec, secret, err := o.creds.Create(ctx, o.principal().InTeam(req.Team), req.Team, req.User, api.CreateCredentialRequest{
+		Kind: req.Kind, Name: req.Name, ExpiresIn: req.ExpiresIn, AgentID: req.Agent,
+	})
+	if err == nil {
+		err = o.note(ctx, audit.CredentialCreated, rec)
+	}
+	if err != nil {
+		return api.CreatedCredential{}, err
+	}
+	return api.CreatedCredential{Credential: creds.Public(rec), Secret: secret.Reveal()}, nil
+}
+
+func (o operator) ListCredentials(_ context.Context, team ident.TeamID) ([]api.Credential, error) {
+	return o.creds.List(o.principal().InTeam(team), team)
+}
+
+func (o operator) RevokeCredential(ctx context.Context, id ident.CredentialID) error {
+	rec, ok := o.store.Credential(id)
+	if !ok {
+		return api.Problemf(http.StatusNotFound, "credential_not_found", api.HopRelay, "there is no credential %s", id)
+	}
+	if _, err := o.creds.Revoke(ctx, o.principal().InTeam(rec.Team), rec.Team, id); err != nil {
+		return err
+	}
+	return o.note(ctx, audit.CredentialRevoked, rec)
+}
+
+// note records what the operator did, before it is acknowledged.
+func (o operator) note(ctx context.Context, event audit.Event, rec store.CredentialRecord) error {
+	err := o.audit.Append(ctx, audit.Record{
+		Event: event, Actor: o.principal().Name, Team: rec.Team, Agent: rec.Agent,
+		Detail: fmt.Sprintf("%s %s %q", rec.Kind, rec.ID, rec.Name),
+	})
+	if err != nil {
+		return fmt.Errorf("the credential %s was changed, but the audit log could not be written: %w", rec.ID, err)
+	}
+	return nil
+}
+
+// credentialChanges feeds the changes of credentials to creds.
+func credentialChanges(s *store.Store) func(context.Context, func(ident.CredentialID)) error {
+	return func(ctx context.Context, changed func(ident.CredentialID)) error {
+		sub := s.Subscribe(1024)
+		defer sub.Close()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case c, ok := <-sub.C():
+				if !ok {
+					return errors.New("the store's changes ended")
+				}
+				if sub.Lost() {
+					changed("")
+				}
+				if c.Kind == store.KindCredential {
+					changed(c.Credential)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,205 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/front"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/rest"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/tunnels"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/lifecycle"
+)
+
+// parts are a relay's, from the bottom up.
+type parts struct {
+	key      ident.ClusterKey
+	store    *store.Store
+	audit    *audit.Log
+	creds    *creds.Authenticator
+	meter    *usage.Meter
+	gate     *gate.Gate
+	hub      *hub.Hub
+	resolver *tunnels.Resolver
+	edge     *edge.Edge
+	api      *rest.API
+	admin    *admin.Server
+	front    *front.Server
+	metrics  http.Handler // nil: no metrics listener
+}
+
+// feedStore is the store with its subscriptions as the interface that gate and
+// rest share.
+type feedStore struct{ *store.Store }
+
+func (f feedStore) Subscribe(buffer int) gate.Feed { return f.Store.Subscribe(buffer) }
+
+// assemble makes every part and connects them. The order is that of the layers:
+// what a part needs is made before it, but for the gate's view of what carries
+// tunnels, which leans on the gate itself and is reached through parts.
+func (r *Relay) assemble() (*parts, error) {
+	p := &parts{}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.doors} {
+		if err := step(p, reg); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// state makes what is durable: the key, the store and the audit log.
+func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
+	if p.key, err = loadClusterKey(r.cfg.ClusterKeyFile, len(r.cfg.Store.Endpoints) == 0); err != nil {
+		return err
+	}
+	storeTLS, err := clientTLS(r.cfg.Store.TLS.CAFile, r.cfg.Store.TLS.CertFile, r.cfg.Store.TLS.KeyFile)
+	if err != nil {
+		return fmt.Errorf("store.tls: %w", err)
+	}
+	p.store, err = store.New(store.Config{
+		DataDir: r.cfg.DataDir, Endpoints: r.cfg.Store.Endpoints, TLS: storeTLS, QuotaBytes: r.cfg.Store.Quota,
+		Relay:  store.RelayRecord{ID: r.id(), URL: r.cfg.PublicURL, Version: lifecycle.Version(), Started: r.started},
+		Logger: r.log.With("part", "store"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.audit, err = audit.Open(audit.Config{Dir: r.auditDir(), Relay: r.id(), Logger: r.log.With("part", "audit"), Registerer: reg})
+	return err
+}
+
+// rules makes what decides: credentials, usage, the gate, the hub and the API.
+func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
+	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
+	p.creds, err = creds.New(creds.Config{
+		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim},
+		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim},
+		Store: p.store, Changes: credentialChanges(p.store), ClientAddr: r.remote,
+		Logger: r.log.With("part", "creds"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.meter = usage.New(usage.Config{Logger: r.log.With("part", "usage"), Registerer: reg})
+	p.gate, err = gate.New(gate.Config{
+		Store: feedStore{p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
+		Limits: gate.Limits{
+			IdleTimeout: t.IdleTimeout.D(), MaxIdleTimeout: t.MaxIdleTimeout.D(), ExpiresIn: t.ExpiresIn.D(), MaxExpiresIn: t.MaxExpiresIn.D(),
+			PerAgent: l.TunnelsPerAgent, PerTeam: l.TunnelsPerTeam, OpensPerSecond: l.OpensPerMinute / 60, OpensBurst: max(1, int(l.OpensPerMinute)),
+		},
+		Logger: r.log.With("part", "gate"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.hub, err = hub.New(hub.Config{
+		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
+		Gate: hubGate{r}, Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
+		MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
+		Logger: r.log.With("part", "hub"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.resolver, err = tunnels.New(tunnels.Config{
+		Store: p.store, Key: p.key, PublicURL: r.cfg.Public(), WildcardDomain: r.cfg.WildcardDomain,
+	})
+	if err != nil {
+		return err
+	}
+	p.api, err = rest.New(rest.Config{
+		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: p.meter,
+		Prober: p.hub, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
+		Logger: r.log.With("part", "rest"), Registerer: reg,
+	})
+	return err
+}
+
+// doors makes what listens: the edge, the public listener, metrics and the admin
+// socket.
+func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
+	own := front.NewOwn(front.Routes{
+		API: p.api, Link: http.HandlerFunc(r.serveLink), Ready: r.ready,
+	})
+	fallback := r.cfg.PathFallback
+	if fallback == "none" {
+		fallback = ""
+	}
+	p.edge, err = edge.New(edge.Config{
+		Resolver: p.resolver, Dialer: dialer{p.hub}, Meter: p.meter, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
+		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
+		Logger: r.log.With("part", "edge"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.front, err = front.New(front.Config{
+		Listen: r.cfg.Listen, CertFile: r.cfg.TLS.CertFile, KeyFile: r.cfg.TLS.KeyFile,
+		ConnsPerAddress: r.cfg.Limits.ConnsPerAddress, Exempt: r.trusted, Handler: p.edge,
+		Logger: r.log.With("part", "front"),
+	})
+	if err != nil {
+		return err
+	}
+	p.metrics = r.metricsHandler(reg)
+	p.admin = admin.New(admin.Config{
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p.creds, p.store, p.audit}, Status: r.status,
+		Drain: func() {
+			select {
+			case r.drainNow <- struct{}{}:
+			default: // asked already
+			}
+		},
+		Backup: func(ctx context.Context, w io.Writer) error {
+			_, err := p.store.Backup(ctx, w)
+			return err
+		},
+		Audit: r.auditDir(), Logger: r.log.With("part", "admin"),
+	})
+	return nil
+}
+
+// clientTLS returns nil without files.
+func clientTLS(caFile, certFile, keyFile string) (*tls.Config, error) {
+	if caFile == "" && certFile == "" {
+		return nil, nil
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if caFile != "" {
+		pem, err := os.ReadFile(caFile)
+		if err != nil {
+			return nil, fmt.Errorf("read ca_file: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ca_file %s holds no certificate", caFile)
+		}
+	}
+	if certFile != "" {
+		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read cert_file and key_file: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return cfg, nil
+}

@@ -1,0 +1,172 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/lifecycle"
+)
+
+// serveLink authenticates an agent and gives its request to the hub.
+func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
+	p, err := r.p.creds.Authenticate(req)
+	if err == nil {
+		err = r.p.hub.ServeLink(w, req, p)
+	}
+	if err == nil {
+		return
+	}
+	var problem *api.Problem
+	if !errors.As(err, &problem) {
+		problem = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not serve the link").WithCause(err)
+	}
+	id := ident.NewRequestID()
+	if problem.Status == http.StatusUnauthorized || problem.Status == http.StatusForbidden {
+		rec := audit.Record{Event: audit.AuthRefused, Detail: "link: " + problem.Code, RequestID: id, RemoteAddr: r.remote(req)}
+		if err := r.p.audit.Append(req.Context(), rec); err != nil {
+			r.log.Warn("write audit record", "event", rec.Event, "error", err)
+		}
+	}
+	r.log.Debug("link refused", "code", problem.Code, "remote", r.remote(req), "request_id", id, "error", problem.Cause)
+	problem.Write(w, id)
+}
+
+// agentAPI serves the gate's routes to one agent, over its link.
+func (r *Relay) agentAPI(p creds.Principal) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { r.p.api.ServeAgent(w, req, p) })
+}
+
+// agentEvent records what happened to an agent's session.
+func (r *Relay) agentEvent(e hub.Event) {
+	event := audit.AgentConnected
+	switch e.Kind {
+	case hub.EventGone:
+		event = audit.AgentGone
+	case hub.EventSuperseded:
+		event = audit.AgentSuperseded
+	}
+	rec := audit.Record{
+		Event: event, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,
+	}
+	if err := r.p.audit.Append(context.Background(), rec); err != nil {
+		r.log.Warn("write audit record", "event", event, "error", err)
+	}
+}
+
+// otherRelays lists the pool's other relays that are not draining.
+func (r *Relay) otherRelays() []string {
+	var urls []string
+	for _, o := range r.p.store.Relays() {
+		if o.ID != r.id() && o.URL != "" && !o.Draining {
+			urls = append(urls, o.URL)
+		}
+	}
+	return urls
+}
+
+// ready says why the relay is not, if it is not.
+func (r *Relay) ready(context.Context) *api.Problem {
+	if r.draining.Load() {
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
+	}
+	st := r.p.store.Status()
+	if !st.Quorum || st.Stale || !r.p.store.Serving() {
+		return api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
+	}
+	return nil
+}
+
+func (r *Relay) trusted(ip net.IP) bool {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return false
+	}
+	for _, p := range r.proxies {
+		if p.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+// remote is the caller's address: the connection's, or what the last trusted proxy
+// says of it.
+func (r *Relay) remote(req *http.Request) string {
+	host, _, err := net.SplitHostPort(req.RemoteAddr)
+	if err != nil || !r.trusted(net.ParseIP(host)) {
+		return host
+	}
+	hops := strings.Split(strings.Join(req.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		ip := net.ParseIP(strings.TrimSpace(hops[i]))
+		if ip == nil {
+			break
+		}
+		host = ip.String()
+		if !r.trusted(ip) {
+			break
+		}
+	}
+	return host
+}
+
+func (r *Relay) metricsHandler(reg *prometheus.Registry) http.Handler {
+	if r.cfg.Metrics.Listen == "" {
+		return nil
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "adit_relay_build_info", Help: "Always 1; the label says which build runs.", ConstLabels: prometheus.Labels{"version": lifecycle.Version()},
+	})
+	info.Set(1)
+	reg.MustRegister(info, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "adit_relay_draining", Help: "1 while the relay is stopping.",
+	}, func() float64 {
+		if r.draining.Load() {
+			return 1
+		}
+		return 0
+	}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
+	if r.cfg.Metrics.Pprof {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+// status is what `adit-relay status` shows.
+func (r *Relay) status(context.Context) admin.Status {
+	agents, streams := r.p.hub.Count()
+	st := admin.Status{
+		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL, StartedAt: r.started, Draining: r.draining.Load(),
+		Store: r.p.store.Status(), Agents: agents, Streams: streams, Relays: r.p.store.Relays(),
+	}
+	for range r.p.store.AllTunnels() {
+		st.Tunnels++
+	}
+	if r.cfg.WildcardDomain == "" {
+		st.Warnings = append(st.Warnings, "no wildcard_domain: apps with absolute paths (Jupyter, TensorBoard, vite) do not work in path form")
+	}
+	if r.cfg.TLS.CertFile == "" && r.cfg.Public().Scheme == "http" && r.cfg.Public().Hostname() != "localhost" {
+		st.Warnings = append(st.Warnings, "public_url is plain http: tokens travel unencrypted")
+	}
+	return st
+}

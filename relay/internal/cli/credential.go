@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+func newCredential() *cobra.Command {
+	cmd := &cobra.Command{Use: "credential", Short: "create, list and revoke credentials (over the admin socket)"}
+	socketFlag(cmd)
+	cmd.AddCommand(newCredentialCreate(), newCredentialList(), newCredentialRevoke())
+	return cmd
+}
+
+func newCredentialCreate() *cobra.Command {
+	var kind, team, user, agent, name, expires string
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "create a credential and print its secret, the only time it is shown",
+		Long: `Create prints the secret alone on stdout, so that it can go straight into a file.
+Only a hash of it is kept: what is lost is replaced, not shown again.`,
+		Example: `  adit-relay credential create --kind agent --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1 > credential
+  adit-relay credential create --kind integration --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --name ci --expires 90d
+  adit-relay credential create --kind device --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --user alice --name laptop`,
+		Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name}
+			var err error
+			if req.Team, err = ident.ParseTeamID(team); err != nil {
+				return usageError{fmt.Errorf("--team: %w", err)}
+			}
+			if expires != "" {
+				d, err := api.ParseDuration(expires)
+				if err != nil {
+					return usageError{fmt.Errorf("--expires: %w", err)}
+				}
+				req.ExpiresIn = &d
+			}
+			if req.Name == "" {
+				req.Name = defaultName(req)
+			}
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			var out api.CreatedCredential
+			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/credentials", nil, req, &out); err != nil {
+				return fmt.Errorf("create credential: %w", err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "created %s %s (%s…)\n", out.Kind, out.ID, out.Prefix)
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Secret)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&kind, "kind", "", "integration, agent or device")
+	f.StringVar(&team, "team", "", "the team's UUID")
+	f.StringVar(&user, "user", "", "whose it is (kind device)")
+	f.StringVar(&agent, "agent", "", "the only agent that may use it (kind agent; default: any agent of the team)")
+	f.StringVar(&name, "name", "", "a name for lists")
+	f.StringVar(&expires, "expires", "", "lifetime, such as 90d (1 to 365 days; default: it does not expire)")
+	return cmd
+}
+
+func defaultName(req admin.CreateCredential) string {
+	switch {
+	case req.Agent != "":
+		return string(req.Agent)
+	case req.User != "":
+		return string(req.User)
+	}
+	return string(req.Kind)
+}
+
+func newCredentialList() *cobra.Command {
+	var team string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "list a team's credentials, never their secrets", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			id, err := ident.ParseTeamID(team)
+			if err != nil {
+				return usageError{fmt.Errorf("--team: %w", err)}
+			}
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			var out api.CredentialList
+			if err := c.Call(cmd.Context(), http.MethodGet, "/v1/credentials", url.Values{"team": {string(id)}}, nil, &out); err != nil {
+				return fmt.Errorf("list credentials: %w", err)
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), out)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tLAST USED\tEXPIRES\tSTATE")
+			for _, cr := range out.Credentials {
+				state := "active"
+				if cr.Revoked {
+					state = "revoked"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, cr.Name, cr.Prefix, day(cr.CreatedAt, "-"), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().StringVar(&team, "team", "", "the team's UUID")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newCredentialRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke ID", Short: "revoke a credential; what it holds open ends within seconds", Args: exactArgs(1),
+		Example: "  adit-relay credential revoke cred_0123456789abcdef",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := ident.ParseCredentialID(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			if err := c.Call(cmd.Context(), http.MethodDelete, "/v1/credentials/"+string(id), nil, nil, nil); err != nil {
+				return fmt.Errorf("revoke credential: %w", err)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "revoked %s\n", id)
+			return nil
+		},
+	}
+}
+
+func day(t time.Time, zero string) string {
+	if t.IsZero() {
+		return zero
+	}
+	return t.UTC().Format("2006-01-02 15:04")
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,202 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/logs"
+)
+
+func newStatus() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "show what the running relay holds, and its store", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			var st admin.Status
+			if err := c.Call(cmd.Context(), http.MethodGet, "/v1/status", nil, nil, &st); err != nil {
+				return fmt.Errorf("ask for the status: %w", err)
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), st)
+			}
+			w := cmd.OutOrStdout()
+			state := "serving"
+			if st.Draining {
+				state = "draining"
+			}
+			kind := "external"
+			if st.Store.Embedded {
+				kind = "embedded"
+			}
+			quorum := "has quorum"
+			if !st.Store.Quorum {
+				quorum = "NO QUORUM: " + st.Store.Detail
+			}
+			fmt.Fprintf(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
+				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, st.Store.SizeBytes, st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
+			for _, r := range st.Relays {
+				fmt.Fprintf(w, "pool      %s, version %s, since %s\n", r.ID, r.Version, day(r.Started, "-"))
+			}
+			for _, warning := range st.Warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", warning)
+			}
+			return nil
+		},
+	}
+	socketFlag(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newDrain() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "drain", Short: "stop the running relay gracefully, as SIGTERM does", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/drain", nil, nil, nil); err != nil {
+				return fmt.Errorf("drain the relay: %w", err)
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "the relay drains and stops")
+			return nil
+		},
+	}
+	socketFlag(cmd)
+	return cmd
+}
+
+func newAudit() *cobra.Command {
+	var team, agent, session, event, since string
+	cmd := &cobra.Command{
+		Use: "audit", Short: "print the audit log of the running relay as JSON lines", Args: exactArgs(0),
+		Example: `  adit-relay audit --since 24h
+  adit-relay audit --agent gpu-1 --event tunnel_opened`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			q := url.Values{}
+			for k, v := range map[string]string{"team": team, "agent": agent, "session": session, "event": event} {
+				if v != "" {
+					q.Set(k, v)
+				}
+			}
+			if since != "" {
+				if d, err := api.ParseDuration(since); err == nil {
+					q.Set("since", time.Now().Add(-d.D()).UTC().Format(time.RFC3339))
+				} else if _, err := time.Parse(time.RFC3339, since); err == nil {
+					q.Set("since", since)
+				} else {
+					return usageError{fmt.Errorf("--since: %q is neither a duration such as 24h nor a time such as 2006-01-02T15:04:05Z", since)}
+				}
+			}
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			body, err := c.Stream(cmd.Context(), http.MethodGet, "/v1/audit", q, nil)
+			if err != nil {
+				return fmt.Errorf("read the audit log: %w", err)
+			}
+			defer body.Close()
+			_, err = io.Copy(cmd.OutOrStdout(), body)
+			return err
+		},
+	}
+	socketFlag(cmd)
+	f := cmd.Flags()
+	f.StringVar(&team, "team", "", "only this team")
+	f.StringVar(&agent, "agent", "", "only this agent")
+	f.StringVar(&session, "session", "", "only this tunnel")
+	f.StringVar(&event, "event", "", "only this event")
+	f.StringVar(&since, "since", "", "only from this time on (a time, or a duration back from now)")
+	return cmd
+}
+
+func newStore() *cobra.Command {
+	cmd := &cobra.Command{Use: "store", Short: "back up and restore the relay's state"}
+	backup := &cobra.Command{
+		Use: "backup FILE", Short: "write a consistent copy of the running relay's state to a file", Args: exactArgs(1),
+		Example: "  adit-relay store backup /var/backups/adit-$(date +%F)",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			body, err := c.Stream(cmd.Context(), http.MethodGet, "/v1/store/backup", nil, nil)
+			if err != nil {
+				return fmt.Errorf("back up the store: %w", err)
+			}
+			defer body.Close()
+			return writeWhole(args[0], body)
+		},
+	}
+	socketFlag(backup)
+	restore := &cobra.Command{
+		Use: "restore FILE", Short: "fill the empty store of a stopped relay from a backup", Args: exactArgs(1),
+		Long: `Restore reads a file that 'store backup' wrote and fills the store that the
+configuration names. The relay must be stopped, and the store empty. The cluster
+key (cluster_key_file) is no part of a backup: without it, old tunnel URLs are dead.`,
+		Example: "  adit-relay store restore --config /etc/adit/relay.yaml /var/backups/adit-2026-01-31",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return fmt.Errorf("open the backup: %w", err)
+			}
+			defer f.Close()
+			log, _, err := logs.New(cmd.ErrOrStderr(), logs.Options{Level: cfg.Log.Level, Format: cfg.Log.Format})
+			if err != nil {
+				return err
+			}
+			sum, err := store.Restore(cmd.Context(), cfg.DataDir, f, log)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "restored %d records\n", sum.Records)
+			return nil
+		},
+	}
+	configFlags(restore)
+	cmd.AddCommand(backup, restore)
+	return cmd
+}
+
+// writeWhole writes a file that is either complete or not there.
+func writeWhole(path string, r io.Reader) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".adit-backup-")
+	if err != nil {
+		return fmt.Errorf("make the backup file: %w", err)
+	}
+	defer os.Remove(f.Name()) // after the rename there is nothing left to remove
+	_, err = io.Copy(f, r)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write the backup: %w", err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("name the backup: %w", err)
+	}
+	return nil
+}
