@@ -44,7 +44,7 @@ func TestUnknownKeysDoNotHammerTheIssuer(t *testing.T) {
 	i := issuer.Start(t)
 	a := withIssuer(t, i)
 	wantAccepted(t, a, request(t, bearer(i.Token(member(nil))), inTeam(teamA)))
-	before := i.KeySetRequests()
+	before, began := i.KeySetRequests(), time.Now()
 	forged := []string{i.TokenWrong(issuer.UnknownKey, member(nil)), i.TokenWrong(issuer.NoKeyID, member(nil))}
 	var wg sync.WaitGroup
 	for range 8 {
@@ -57,8 +57,9 @@ func TestUnknownKeysDoNotHammerTheIssuer(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := i.KeySetRequests() - before; n > 3 {
-		t.Errorf("800 sessions with unknown keys made %d requests to the issuer, want at most 3", n)
+	most := 3 + int(time.Since(began)/(5*time.Second)) // a burst, then one in five seconds
+	if n := i.KeySetRequests() - before; n > most {
+		t.Errorf("800 sessions with unknown keys made %d requests to the issuer, want at most %d", n, most)
 	}
 	// Nor do those that could not be accepted with any key.
 	before = i.KeySetRequests()

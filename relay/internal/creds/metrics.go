@@ -33,7 +33,7 @@ const (
 
 type metrics struct {
 	auth      *prometheus.CounterVec // kind, outcome
-	misses    *prometheus.CounterVec // outcome: confirmed, cached, limited, unavailable
+	misses    *prometheus.CounterVec // outcome: confirmed (absent), found, cached, limited, unavailable
 	refreshes *prometheus.CounterVec // source: issuer, file; outcome: ok, error, limited
 	watched   prometheus.Gauge
 	touches   *prometheus.CounterVec // outcome: ok, error, dropped

@@ -8,10 +8,12 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -84,12 +86,12 @@ func TestClaims(t *testing.T) {
 		{"azp of somebody else does not matter", issuer.Claims{"azp": "console"}, true},
 		{"one of several audiences", issuer.Claims{"aud": []string{"other", issuer.Audience}}, true},
 		{"no nbf, no iat", issuer.Claims{"nbf": nil, "iat": nil}, true},
-		{"expired within the leeway", issuer.Claims{"exp": in(-50 * time.Second)}, true},
+		{"expired within the leeway", issuer.Claims{"exp": in(-20 * time.Second)}, true},
 		{"nbf ahead within the leeway", issuer.Claims{"nbf": in(50 * time.Second), "iat": in(50 * time.Second)}, true},
 		{"fractional exp", issuer.Claims{"exp": float64(in(time.Hour)) + .5}, true},
-		{"expired beyond the leeway", issuer.Claims{"exp": in(-65 * time.Second)}, false},
+		{"expired beyond the leeway", issuer.Claims{"exp": in(-62 * time.Second)}, false},
 		{"expired long ago", issuer.Claims{"exp": 1}, false},
-		{"nbf ahead beyond the leeway", issuer.Claims{"nbf": in(70 * time.Second)}, false},
+		{"nbf ahead beyond the leeway", issuer.Claims{"nbf": in(120 * time.Second)}, false},
 		{"no exp", issuer.Claims{"exp": nil}, false},
 		{"exp is text", issuer.Claims{"exp": "4102444800"}, false},
 		{"exp is beyond any time", issuer.Claims{"exp": 1e300}, false},
@@ -116,6 +118,32 @@ func TestClaims(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTheLeewayIsAMinute(t *testing.T) {
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	path := filepath.Join(t.TempDir(), "keys.json")
+	if err := os.WriteFile(path, []byte(jwks("k", key)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuth(t, creds.Config{JWT: creds.JWT{PublicKeyFile: path}})
+		now := time.Now()
+		at := func(d time.Duration) int64 { return now.Add(d).Unix() }
+		try := func(name string, ok bool, more map[string]any) {
+			t.Helper()
+			c := goodClaims()
+			maps.Copy(c, more)
+			r := request(t, inTeam(teamA), bearer(sign(t, jose.ES256, key, "k", c)))
+			if p := refusal(t, a, r); (p == nil) != ok {
+				t.Errorf("%s: refused with %v, want accepted=%v", name, p, ok)
+			}
+		}
+		try("exp 60 s ago", true, map[string]any{"exp": at(-60 * time.Second)})
+		try("exp 61 s ago", false, map[string]any{"exp": at(-61 * time.Second)})
+		try("nbf in 60 s", true, map[string]any{"nbf": at(60 * time.Second)})
+		try("nbf in 61 s", false, map[string]any{"nbf": at(61 * time.Second)})
+	})
 }
 
 func TestWhatAnExpiringSessionOpensLivesAsLongAsItIsTaken(t *testing.T) {
