@@ -106,15 +106,13 @@ func New(conf Config, opts Options) (*Agent, error) {
 	a.tunnels = uplink.NewTunnels(inState("tunnels.json"), log)
 	a.desk = desk.New(desk.Config{
 		Ports: ports, OwnPorts: a.own, Paused: a.board.Paused, Closed: a.tunnels.Closed,
-		Epoch: func() uint64 { return a.uplink.Epoch() },
-		Dial: func(ctx context.Context, port uint16) (splice.Conn, error) {
-			return forward.Dial(ctx, port)
-		},
+		Epoch:  func() uint64 { return a.uplink.Epoch() },
+		Dial:   func(ctx context.Context, port uint16) (splice.Conn, error) { return dialPort(ctx, port) },
 		Logger: log, Registerer: reg,
 	})
 	prober := probe.New(probe.Config{
 		Allowed: a.desk.Allowed,
-		Dial:    func(ctx context.Context, port uint16) (net.Conn, error) { return forward.Dial(ctx, port) },
+		Dial:    func(ctx context.Context, port uint16) (net.Conn, error) { return dialPort(ctx, port) },
 	})
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,
@@ -141,6 +139,19 @@ func New(conf Config, opts Options) (*Agent, error) {
 		Logger: log, Registerer: reg,
 	})
 	return a, nil
+}
+
+// dialPort is forward.Dial for whoever wants an interface: a nil *forward.Conn in
+// one would not be nil.
+func dialPort(ctx context.Context, port uint16) (conn interface {
+	net.Conn
+	splice.Conn
+}, err error) {
+	c, err := forward.Dial(ctx, port)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Run runs the agent until ctx ends and its streams had their time to finish. It

@@ -280,16 +280,18 @@ func (d *Desk) overloaded(s *link.Stream) {
 	d.metrics.streams.WithLabelValues(kindUnknown, d.refuse(s, wire.Hello{}, wire.Verdict{Code: wire.CodeOverloaded, Text: text})).Inc()
 }
 
-// refuse writes a refusal, logs it, and returns its outcome label.
+// refuse logs a refusal, writes it, and returns its outcome label.
 func (d *Desk) refuse(s net.Conn, h wire.Hello, v wire.Verdict) string {
-	_, err := s.Write(wire.AppendVerdict(nil, v))
-	d.audit(h, v, err)
+	d.audit(h, v)
+	if _, err := s.Write(wire.AppendVerdict(nil, v)); err != nil {
+		d.conf.Logger.Debug("write verdict", "session_id", h.Session, "request_id", h.Request, "error", err)
+	}
 	return outcomeLabel(v.Code)
 }
 
 // audit records a refusal. What only says that the app is down is no matter of
 // policy and is logged as detail.
-func (d *Desk) audit(h wire.Hello, v wire.Verdict, err error) {
+func (d *Desk) audit(h wire.Hello, v wire.Verdict) {
 	level := slog.LevelWarn
 	if v.Code == wire.CodeAppRefused || v.Code == wire.CodeAppTimeout {
 		level = slog.LevelDebug
@@ -310,9 +312,6 @@ func (d *Desk) audit(h wire.Hello, v wire.Verdict, err error) {
 		"session_id", h.Session, "request_id", h.Request, "epoch", h.Epoch}
 	if skipped > 0 && level == slog.LevelWarn {
 		attrs = append(attrs, "refusals_not_logged", skipped)
-	}
-	if err != nil {
-		attrs = append(attrs, "error", err)
 	}
 	d.conf.Logger.Log(context.Background(), level, "stream refused", attrs...)
 }

@@ -44,9 +44,19 @@ func (e *Error) Verdict() wire.Verdict {
 	return wire.Verdict{Code: e.Code, Text: text}
 }
 
+// Conn is a connection to a program on this machine.
+type Conn struct{ *net.TCPConn }
+
+// Reset closes the connection so that the program sees an error, not an end: what
+// it got of a request whose link was lost is not the whole of it.
+func (c *Conn) Reset() error {
+	_ = c.SetLinger(0) // a connection that is gone already needs none
+	return c.Close()
+}
+
 // Dial connects to a port of this machine: 127.0.0.1 first, [::1] beside it when
 // that takes long or fails. Its error is an *Error, or ctx's cause.
-func Dial(ctx context.Context, port uint16) (*net.TCPConn, error) {
+func Dial(ctx context.Context, port uint16) (*Conn, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, DialTimeout)
 	defer cancel()
 	type result struct {
@@ -83,7 +93,7 @@ func Dial(ctx context.Context, port uint16) (*net.TCPConn, error) {
 						_ = r.conn.Close()
 					}
 				}
-				return r.conn.(*net.TCPConn), nil
+				return &Conn{r.conn.(*net.TCPConn)}, nil
 			}
 			errs = append(errs, r.err)
 			if !second {
