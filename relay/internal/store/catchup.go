@@ -103,7 +103,8 @@ func (s *Store) confirm(ctx context.Context) error {
 	if err != nil {
 		return unavailable(ctx, "catch up with the store", err)
 	}
-	for {
+	from := s.mirror.revision()
+	for n := 1; ; n++ {
 		// The revision may belong to a key that no event will tell of.
 		if s.mirror.revision() < revision {
 			s.askProgress()
@@ -116,6 +117,13 @@ func (s *Store) confirm(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return unavailable(ctx, "catch up with the store", nil)
+		}
+		if n%10 == 0 { // a second without a step: this watch may never get there
+			if at := s.mirror.revision(); at == from {
+				s.reopenWatch()
+			} else {
+				from = at
+			}
 		}
 	}
 }

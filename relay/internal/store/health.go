@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -22,23 +23,22 @@ type health struct {
 	size    int64
 }
 
-// runHealth asks the store now and then whether it has a quorum. A revision that
-// went back shows that another state was put in its place: the mirror starts over.
+// runHealth asks the store now and then whether it has a quorum.
 func (s *Store) runHealth(ctx context.Context) error {
 	t := time.NewTicker(probeEvery)
 	defer t.Stop()
+	var last sighting
 	for n := 0; ; n++ {
-		before := s.mirror.revision()
-		revision, err := s.probe(ctx)
-		if ctx.Err() != nil {
+		now := sighting{mirror: s.mirror.revision()}
+		var err error
+		if now.store, err = s.probe(ctx); ctx.Err() != nil {
 			return nil
 		}
-		if err == nil && revision < before {
-			s.log.Warn("the store's revision went back: it was restored or replaced", "had", before, "has", revision)
-			s.relist.Store(true)
-			s.askProgress()
-		}
 		s.setQuorum(err)
+		if err == nil {
+			s.compare(last, now)
+			last = now
+		}
 		if err == nil && (n%detailEvery == 0 || s.isFull.Load()) {
 			s.details(ctx)
 		}
@@ -47,6 +47,29 @@ func (s *Store) runHealth(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// sighting is how far the mirror was, and after that the store.
+type sighting struct{ mirror, store int64 }
+
+// compare finds what the watch itself cannot tell. A revision that went back shows
+// that another state was put in the store's place: the mirror starts over. A mirror
+// that has not moved towards where the store was a while ago hangs on a member that
+// is cut off from the others and does not know it.
+func (s *Store) compare(last, now sighting) {
+	if now.store < now.mirror {
+		s.log.Warn("the store's revision went back: it was restored or replaced", "had", now.mirror, "has", now.store)
+		s.relist.Store(true)
+		s.askProgress()
+		return
+	}
+	stuck := now.mirror > 0 && now.mirror == last.mirror && now.mirror < last.store
+	if stuck {
+		s.reopenWatch()
+	}
+	if stuck != s.stuck.Swap(stuck) {
+		s.log.Warn("comparing the mirror with the store", "stuck", stuck, "mirror", now.mirror, "store", now.store)
 	}
 }
 
@@ -82,7 +105,7 @@ func (s *Store) details(ctx context.Context) {
 	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	list, errList := client.MemberList(actx)
-	st, errStatus := client.Status(actx, client.Endpoints()[0])
+	st, errStatus := s.statusOf(actx, client)
 	if err := errors.Join(errList, errStatus); err != nil {
 		s.log.Debug("no details of the store", "error", err)
 	}
@@ -102,6 +125,36 @@ func (s *Store) details(ctx context.Context) {
 	if alarm != "" && s.embedded() {
 		s.relieve(ctx, client, st)
 	}
+}
+
+// statusOf asks one endpoint after the other until one answers.
+func (s *Store) statusOf(ctx context.Context, client *clientv3.Client) (st *clientv3.StatusResponse, err error) {
+	endpoints := client.Endpoints()
+	for _, e := range endpoints {
+		ectx, cancel := context.WithTimeout(ctx, attemptTimeout/time.Duration(len(endpoints)))
+		st, err = client.Status(ectx, e)
+		cancel()
+		if err != nil {
+			continue
+		}
+		if tooOld(st.Version) {
+			s.versionOnce.Do(func() {
+				s.log.Error("this etcd is too old: a miss may be wrongly confirmed", "endpoint", e, "version", st.Version, "needed", "3.5.10")
+			})
+		}
+		return st, nil
+	}
+	return nil, err
+}
+
+// tooOld says whether a version of etcd may report progress before the events it
+// is about (fixed in 3.5.8; in 3.5.10 for streams that are shared).
+func tooOld(version string) bool {
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(version, "%d.%d.%d", &major, &minor, &patch); n != 3 {
+		return false
+	}
+	return major < 3 || major == 3 && (minor < 5 || minor == 5 && patch < 10)
 }
 
 // relieve ends the alarm of an embedded store that was full once there is room

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 
@@ -66,12 +67,7 @@ func (s *Store) Relays() []RelayRecord {
 	for _, e := range snapshot(s.mirror, s.mirror.relays) {
 		out = append(out, e.value.record)
 	}
-	slices.SortFunc(out, func(a, b RelayRecord) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, func(a, b RelayRecord) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 

@@ -57,13 +57,17 @@ type Store struct {
 	stripes [256]stripe
 	seed    maphash.Seed
 
-	heard   atomic.Int64  // clock() of the last word from the watch
-	relist  atomic.Bool   // the mirror's past is not the store's
-	nudge   chan struct{} // asks the watch for its progress now
-	ready   chan struct{} // closed at the first sync
-	synced  sync.Once
-	running atomic.Bool
-	isFull  atomic.Bool // a write was refused for it; the health check looks closer
+	heard  atomic.Int64  // clock() of the last word from the watch
+	stuck  atomic.Bool   // the watch stands still while the store goes on
+	relist atomic.Bool   // the mirror's past is not the store's
+	reopen atomic.Bool   // the watch shall start over
+	nudge  chan struct{} // asks the watch for its progress now
+	ready  chan struct{} // closed at the first sync
+	synced sync.Once
+
+	versionOnce sync.Once
+	running     atomic.Bool
+	isFull      atomic.Bool // a write was refused for it; the health check looks closer
 
 	mu     sync.Mutex
 	health health
@@ -199,6 +203,9 @@ func (s *Store) Status() Status {
 	if st.Detail == "" {
 		st.Detail = h.alarm
 	}
+	if st.Detail == "" && s.stuck.Load() {
+		st.Detail = errStuck.Error()
+	}
 	if st.Detail == "" && st.Stale {
 		st.Detail = "no word from the store for " + s.silence().Round(time.Second).String()
 	}
@@ -227,6 +234,8 @@ func (s *Store) usable() error {
 	switch {
 	case s.client.Load() == nil:
 		return fmt.Errorf("%w: it is not running", ErrUnavailable)
+	case s.stuck.Load():
+		return fmt.Errorf("%w: %w", ErrUnavailable, errStuck)
 	case s.stale():
 		return fmt.Errorf("%w: no word from it for %s", ErrUnavailable, s.silence().Round(time.Millisecond))
 	case !s.Serving():

@@ -28,8 +28,17 @@ var errRelist = errors.New("the mirror must be listed again")
 // errSilent ends a watch that says nothing any more.
 var errSilent = errors.New("no word from the watch")
 
+// errStuck ends a watch that says it is alive and shows nothing new.
+var errStuck = errors.New("the watch stands still while the store goes on")
+
 // stale says whether the mirror may be out of date.
-func (s *Store) stale() bool { return s.silence() > s.staleAfter }
+func (s *Store) stale() bool { return s.stuck.Load() || s.silence() > s.staleAfter }
+
+// reopenWatch makes the watch start over, perhaps on another endpoint.
+func (s *Store) reopenWatch() {
+	s.reopen.Store(true)
+	s.askProgress()
+}
 
 // silence is the time since the last word from the store; before the first one it
 // is the time since the machine started, which is stale too.
@@ -54,6 +63,7 @@ func (s *Store) runMirror(ctx context.Context) error {
 			listed = true
 			s.synced.Do(func() { close(s.ready) })
 		}
+		s.reopen.Store(false)
 		began := clock()
 		err := s.watch(ctx)
 		if ctx.Err() != nil {
@@ -194,6 +204,10 @@ func (s *Store) pump(ctx context.Context, w clientv3.Watcher, stop <-chan struct
 		}
 		if s.relist.Load() { // a watch from the other past may wait for long
 			cancel(errRelist)
+			return
+		}
+		if s.reopen.Load() {
+			cancel(errStuck)
 			return
 		}
 		if s.stale() && clock()-opened > s.staleAfter {

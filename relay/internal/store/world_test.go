@@ -64,49 +64,60 @@ type member struct {
 	stop func()
 }
 
+// externalConfig is that of a member with listeners of its own.
+func externalConfig(t *testing.T, scheme string) *embed.Config {
+	t.Helper()
+	cfg := embed.NewConfig()
+	cfg.Dir = t.TempDir()
+	client := url.URL{Scheme: scheme, Host: fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))}
+	peer := url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))}
+	cfg.Name = "member-" + peer.Port()
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.TickMs, cfg.ElectionMs = 50, 500
+	cfg.UnsafeNoFsync = true
+	cfg.EnableGRPCGateway = false
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	return cfg
+}
+
+// startMember runs one member until the test ends.
+func startMember(t *testing.T, cfg *embed.Config) *member {
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Errorf("start an external etcd: %v", err)
+		return nil
+	}
+	m := &member{etcd: e, url: cfg.ListenClientUrls[0].String()}
+	m.stop = sync.OnceFunc(func() {
+		e.Close()
+		for range e.Err() {
+		}
+	})
+	t.Cleanup(m.stop)
+	select {
+	case <-e.Server.ReadyNotify():
+	case <-time.After(30 * time.Second):
+		t.Error("an external etcd does not get ready")
+	}
+	return m
+}
+
 // startCluster runs an external etcd of so many members.
 func startCluster(t *testing.T, size int) []*member {
 	t.Helper()
-	members := make([]*member, size)
-	configs := make([]*embed.Config, size)
+	var configs []*embed.Config
 	var initial []string
-	for i := range members {
-		cfg := embed.NewConfig()
-		cfg.Dir = t.TempDir()
-		cfg.Name = fmt.Sprintf("external-%d", i)
-		client := url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))}
-		peer := url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))}
-		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-		cfg.TickMs, cfg.ElectionMs = 50, 500
-		cfg.UnsafeNoFsync = true
-		cfg.EnableGRPCGateway = false
-		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-		initial = append(initial, cfg.InitialClusterFromName(cfg.Name))
-		configs[i], members[i] = cfg, &member{url: client.String()}
+	for range size {
+		cfg := externalConfig(t, "http")
+		configs, initial = append(configs, cfg), append(initial, cfg.InitialCluster)
 	}
+	members := make([]*member, size)
 	var wg sync.WaitGroup
-	for i, m := range members {
-		configs[i].InitialCluster = strings.Join(initial, ",")
-		wg.Go(func() {
-			e, err := embed.StartEtcd(configs[i])
-			if err != nil {
-				t.Errorf("start an external etcd: %v", err)
-				return
-			}
-			m.etcd = e
-			m.stop = sync.OnceFunc(func() {
-				e.Close()
-				for range e.Err() {
-				}
-			})
-			t.Cleanup(m.stop)
-			select {
-			case <-e.Server.ReadyNotify():
-			case <-time.After(30 * time.Second):
-				t.Error("an external etcd does not get ready")
-			}
-		})
+	for i, cfg := range configs {
+		cfg.InitialCluster = strings.Join(initial, ",")
+		wg.Go(func() { members[i] = startMember(t, cfg) })
 	}
 	wg.Wait()
 	if t.Failed() {

@@ -88,7 +88,7 @@ func attrs(fields []zapcore.Field) []slog.Attr {
 		enc := zapcore.NewMapObjectEncoder()
 		f.AddTo(enc)
 		for k, v := range enc.Fields {
-			out = append(out, slog.Any(strings.ReplaceAll(k, "-", "_"), v))
+			out = append(out, slog.Any(strings.NewReplacer("-", "_", " ", "_").Replace(k), v))
 		}
 	}
 	return out
