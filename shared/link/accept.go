@@ -26,6 +26,11 @@ func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
 		p.Write(w, "")
 		return nil, fmt.Errorf("accept link: %w", p)
 	}
+	if r.Header.Get("Origin") != "" {
+		p := api.NewProblem(http.StatusForbidden, "origin_refused", api.HopRelay, "links are not for browsers")
+		p.Write(w, "")
+		return nil, fmt.Errorf("accept link: %w", p)
+	}
 	if hasToken(r.Header, "Upgrade", rawUpgrade) && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor >= 1 {
 		return acceptRaw(w, cfg)
 	}

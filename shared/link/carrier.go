@@ -97,7 +97,7 @@ type bufConn struct {
 
 	mu      sync.Mutex // of the writing side
 	holding bool
-	held    []byte
+	held    *[]byte
 	vec     [2][]byte // backs the vector of a gathering write
 	vecs    net.Buffers
 }
@@ -173,9 +173,20 @@ func (c *bufConn) release() error {
 func (c *bufConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.holding && len(p) < directMin && len(c.held)+len(p) <= 2*maxPending {
-		c.held = append(c.held, p...)
-		return len(p), nil
+	if c.holding && len(p) < directMin {
+		if c.held == nil {
+			c.held = getBuffer(len(p))
+		}
+		if h := *c.held; len(h)+len(p) > cap(h) && cap(h) < bigBuffer {
+			b := getBuffer(bigBuffer)
+			*b = append(*b, h...)
+			putBuffer(c.held)
+			c.held = b
+		}
+		if len(*c.held)+len(p) <= cap(*c.held) {
+			*c.held = append(*c.held, p...)
+			return len(p), nil
+		}
 	}
 	if err := c.writeLocked(p); err != nil {
 		return 0, err
@@ -191,10 +202,12 @@ func (c *bufConn) writeBoth(first, second []byte) error {
 }
 
 func (c *bufConn) writeLocked(p []byte) error {
-	err := c.gather(c.held, p)
-	if c.held = c.held[:0]; cap(c.held) > smallBuffer && !c.holding && len(p) == 0 {
-		c.held = nil
+	if c.held == nil {
+		return c.gather(nil, p)
 	}
+	err := c.gather(*c.held, p)
+	putBuffer(c.held)
+	c.held = nil
 	return err
 }
 
