@@ -50,7 +50,7 @@ func (x *exchange) startBody(u *upstream, head []byte) {
 		case s.err == nil:
 			x.guard.arm(u, x.e.config.HeaderTimeout)
 		case errors.Is(s.err, errBodyRead):
-			_ = u.Close() // a cut request must not look like a whole one
+			_ = u.Reset() // a cut request must not look like a whole one
 		default:
 			x.guard.arm(u, brokenWait)
 			s.discard(x.r.Body)
@@ -245,7 +245,7 @@ func (g *guard) end(rc *http.ResponseController) {
 	u := g.stream
 	g.mu.Unlock()
 	if u != nil {
-		_ = u.Close()
+		_ = u.Reset()
 	}
 	_ = rc.SetReadDeadline(longAgo)
 	_ = rc.SetWriteDeadline(time.Now().Add(cutLinger))

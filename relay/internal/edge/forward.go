@@ -272,9 +272,11 @@ func (x *exchange) earlyHints(h http.Header) {
 // fail answers for an app that did not, or ends the connection when the user left.
 func (x *exchange) fail(err error) {
 	if x.guard.wasCut() || x.cause() != nil {
+		// Not the request's context: net/http ends that too when a cut interrupts
+		// its reading.
 		cause := x.cause()
-		if x.r.Context().Err() != nil {
-			x.abort() // nobody is there
+		if errors.Is(cause, context.Canceled) {
+			x.abort() // the user left
 		}
 		x.problem(cutProblem(cause))
 		return

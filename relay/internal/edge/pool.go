@@ -74,6 +74,23 @@ func (r reader) Read(p []byte) (int, error) {
 // Read returns what was read ahead first.
 func (u *upstream) Read(p []byte) (int, error) { return u.br.Read(p) }
 
+// Reset gives the stream up so that the app sees an error, not an end; splice
+// looks for it. A Stream that cannot do so is closed.
+func (u *upstream) Reset() error {
+	if r, ok := u.Stream.(interface{ Reset() error }); ok {
+		return r.Reset()
+	}
+	return u.Close()
+}
+
+// Done is closed when the app takes no more data, if the Stream can tell.
+func (u *upstream) Done() <-chan struct{} {
+	if d, ok := u.Stream.(interface{ Done() <-chan struct{} }); ok {
+		return d.Done()
+	}
+	return nil
+}
+
 // Write counts what the user sent.
 func (u *upstream) Write(p []byte) (int, error) {
 	n, err := u.Stream.Write(p)
@@ -152,10 +169,11 @@ func (p *pool) watch(u *upstream) {
 	defer p.tasks.Done()
 	_, err := u.br.Peek(1)
 	var timeout net.Error
-	u.broken = !errors.As(err, &timeout) || !timeout.Timeout() // data counts: nobody asked for it
+	broken := !errors.As(err, &timeout) || !timeout.Timeout() // data counts: nobody asked for it
+	u.broken = broken
 	close(u.watched)
-	if !u.broken {
-		return // get interrupted it
+	if !broken {
+		return // get interrupted it; the stream is no longer ours to look at
 	}
 	p.mu.Lock()
 	found := false

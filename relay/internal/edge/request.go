@@ -356,7 +356,7 @@ func withoutCookie(header, name string) string {
 	if !strings.Contains(header, name) {
 		return header
 	}
-	kept := header[:0:0]
+	kept := ""
 	for i, piece := range strings.Split(header, ";") {
 		if n, _, _ := strings.Cut(strings.TrimSpace(piece), "="); n == name {
 			continue

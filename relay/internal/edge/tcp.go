@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"bufio"
 	"context"
+	"net"
 	"net/http"
 	"time"
 
@@ -49,7 +51,8 @@ func (e *Edge) serveTCP(x *exchange) {
 		x.fail(x.cause())
 		return
 	}
-	c, err := websocket.Accept(x.w, x.r, &websocket.AcceptOptions{
+	keep := &keeper{ResponseWriter: x.w, rc: x.rc}
+	c, err := websocket.Accept(keep, x.r, &websocket.AcceptOptions{
 		Subprotocols:       []string{subprotocol},
 		InsecureSkipVerify: true, // check() compared Origin, more strictly
 		CompressionMode:    websocket.CompressionDisabled,
@@ -64,8 +67,27 @@ func (e *Edge) serveTCP(x *exchange) {
 	x.e.metrics.tcp.Inc()
 	defer x.e.metrics.tcp.Dec()
 	user := wsconn.New(c, wsconn.Options{})
-	goodbye := func(code uint16, reason string) { _ = user.CloseWith(websocket.StatusCode(code), reason) }
-	x.join(user, app, goodbye, splice.Options{})
+	x.join(user, app, func(code uint16, reason string) {
+		// It waits for the peer, or for a place among what the peer does not read,
+		// longer than a closed tunnel may live.
+		late := time.AfterFunc(goodbyeLinger, func() { _ = keep.conn.Close() })
+		defer late.Stop()
+		_ = user.CloseWith(websocket.StatusCode(code), reason)
+	}, splice.Options{})
+}
+
+// keeper keeps hold of the connection that websocket.Accept takes over.
+type keeper struct {
+	http.ResponseWriter
+	rc   *http.ResponseController
+	conn net.Conn
+}
+
+// Hijack implements http.Hijacker.
+func (k *keeper) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := k.rc.Hijack()
+	k.conn = conn
+	return conn, rw, err
 }
 
 // openTCP opens a stream that the agent has accepted.

@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha1" // RFC 6455 proves with it that the app understood, nothing more
 	"encoding/base64"
@@ -25,6 +24,10 @@ const (
 	// switchWrite bounds the writing of the 101 to the user.
 	switchWrite = 10 * time.Second
 )
+
+// noCR takes out what some readers hold for the end of a line; net/http's parser
+// lets it through within one.
+var noCR = strings.NewReplacer("\r", " ")
 
 // validSwitch checks a 101: only after a right one are bytes copied raw.
 func validSwitch(x *exchange, resp *http.Response) error {
@@ -129,7 +132,10 @@ func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
 		return
 	}
 	x.begun(http.StatusSwitchingProtocols)
-	user := &webSocketUser{Conn: conn, br: rw.Reader, use: x.use}
+	// What came behind the request is in net/http's buffer. Its reader is left alone
+	// from then on: at the user's half-close it would end the request's context.
+	early, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	user := &webSocketUser{Conn: conn, early: early, use: x.use}
 	_ = conn.SetDeadline(time.Now().Add(switchWrite))
 	head := append(make([]byte, 0, 1<<10), "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"...)
 	for name, values := range h {
@@ -137,7 +143,7 @@ func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
 			continue
 		}
 		for _, v := range values {
-			head = appendField(head, name, v)
+			head = appendField(head, name, noCR.Replace(v))
 		}
 	}
 	if _, err := conn.Write(append(head, "\r\n"...)); err != nil {
@@ -156,9 +162,9 @@ func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
 // directions, for use and for the close frame.
 type webSocketUser struct {
 	net.Conn
-	br  *bufio.Reader
-	use *usage.Use
-	in  frames // of the one reader
+	early []byte // read before the connection was ours
+	use   *usage.Use
+	in    frames // of the one reader
 
 	mu      sync.Mutex // a frame of ours must not come into one of the app's
 	out     frames
@@ -167,7 +173,14 @@ type webSocketUser struct {
 
 // Read reads what the user sent; first what came together with the request.
 func (c *webSocketUser) Read(p []byte) (int, error) {
-	n, err := c.br.Read(p)
+	var n int
+	var err error
+	if len(c.early) > 0 {
+		n = copy(p, c.early)
+		c.early = c.early[n:]
+	} else {
+		n, err = c.Conn.Read(p)
+	}
 	if c.in.feed(p[:n]) {
 		c.use.Frame(true)
 	}

@@ -1,0 +1,544 @@
+package edge_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+func TestOriginMatrix(t *testing.T) {
+	w := newWorld(t, nil)
+	var hits atomic.Int64
+	port := w.appFunc(func(http.ResponseWriter, *http.Request) { hits.Add(1) })
+	_, seg := w.tunnel(port, func(r *store.TunnelRecord) { r.AllowOrigins = []string{"https://front.example:443"} })
+	_, sibling := w.tunnel(port, nil)
+	pub := w.public.Port()
+	sub := seg + ".localhost:" + pub
+	for _, c := range []struct {
+		name, host, path, origin string
+		allowed                  bool
+	}{
+		{"no origin", w.public.Host, "/tunnel/" + seg + "/", "", true},
+		{"own, path form", w.public.Host, "/tunnel/" + seg + "/", "http://localhost:" + pub, true},
+		{"own, other case", w.public.Host, "/tunnel/" + seg + "/", "HTTP://LocalHost:" + pub, true},
+		{"own, subdomain form", sub, "/", "http://" + sub, true},
+		{"allowed", sub, "/", "https://FRONT.example", true},
+		{"allowed but http", sub, "/", "http://front.example", false},
+		{"null", sub, "/", "null", false},
+		{"empty", sub, "/", "-", false},
+		{"sibling", sub, "/", "http://" + sibling + ".localhost:" + pub, false},
+		{"parent", sub, "/", "http://localhost:" + pub, false},
+		{"other port", sub, "/", "http://" + seg + ".localhost:1", false},
+		{"other scheme", sub, "/", "https://" + sub, false},
+		{"suffix trick", w.public.Host, "/tunnel/" + seg + "/", "http://localhost:" + pub + ".evil.example", false},
+		{"prefix trick", w.public.Host, "/tunnel/" + seg + "/", "http://localhost:" + pub + "@evil.example", false},
+		{"evil", w.public.Host, "/tunnel/" + seg + "/", "https://evil.example", false},
+	} {
+		for _, method := range []string{"POST", "DELETE", "WEBSOCKET", "GET"} {
+			before := hits.Load()
+			r, _ := http.NewRequestWithContext(t.Context(), strings.Replace(method, "WEBSOCKET", "GET", 1), "http://"+w.addr()+c.path, nil)
+			r.Host = c.host
+			if c.origin == "-" {
+				r.Header["Origin"] = []string{""}
+			} else if c.origin != "" {
+				r.Header.Set("Origin", c.origin)
+			}
+			if method == "WEBSOCKET" {
+				r.Header.Set("Connection", "Upgrade")
+				r.Header.Set("Upgrade", "websocket")
+				r.Header.Set("Sec-WebSocket-Version", "13")
+				r.Header.Set("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+			}
+			resp := w.do(r)
+			body := text(t, resp.Body)
+			reached := hits.Load() > before
+			if want := c.allowed || method == "GET"; reached != want {
+				t.Errorf("%s with Origin %s (%q): reached the app: %v, want %v", method, c.name, c.origin, reached, want)
+			} else if !want && (resp.StatusCode != 403 || !strings.Contains(body, `"hop":"relay"`) || strings.Contains(body, seg)) {
+				t.Errorf("%s with Origin %s: %d %s", method, c.name, resp.StatusCode, body)
+			}
+		}
+	}
+}
+
+func TestLocationAndCookies(t *testing.T) {
+	w := newWorld(t, nil)
+	var set http.Header
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
+		for k, v := range set {
+			rw.Header()[k] = v
+		}
+		rw.WriteHeader(302)
+	})
+	_, seg := w.tunnel(port, nil)
+	pub, prefix := "http://"+w.public.Host, "/tunnel/"+seg
+	subHost := seg + ".localhost:" + w.public.Port()
+	app := fmt.Sprint(port)
+	for _, c := range []struct{ field, value, path, sub string }{
+		{"Location", "/login?next=%2F", prefix + "/login?next=%2F", "/login?next=%2F"},
+		{"Location", "login", "login", "login"},
+		{"Location", "?a", "?a", "?a"},
+		{"Location", prefix + "/x", prefix + "/x", prefix + "/x"},
+		{"Location", "http://127.0.0.1:" + app + "/x?y#z", pub + prefix + "/x?y#z", "http://" + subHost + "/x?y#z"},
+		{"Location", "http://localhost:" + app, pub + prefix + "/", "http://" + subHost + "/"},
+		{"Location", "https://elsewhere.example/x", "https://elsewhere.example/x", "https://elsewhere.example/x"},
+		{"Location", "//elsewhere.example/x", "//elsewhere.example/x", "//elsewhere.example/x"},
+		{"Location", "http://127.0.0.1:1/x", "http://127.0.0.1:1/x", "http://127.0.0.1:1/x"},
+		{"Location", "http://127.0.0.1:" + app + "@evil.example/", "http://127.0.0.1:" + app + "@evil.example/", "http://127.0.0.1:" + app + "@evil.example/"},
+		{"Content-Location", "/doc", prefix + "/doc", "/doc"},
+		{"Refresh", "5; url=/next", "5; url=" + prefix + "/next", "5; url=/next"},
+		{"Refresh", "0;URL='http://127.0.0.1:" + app + "/n'", "0;URL='" + pub + prefix + "/n'", "0;URL='http://" + subHost + "/n'"},
+		{"Refresh", "30", "30", "30"},
+		{"Set-Cookie", `a="b c"=,é; Path=/; HttpOnly; SameSite=lax`, `a="b c"=,é; Path=` + prefix + `/; HttpOnly; SameSite=lax`, `a="b c"=,é; Path=/; HttpOnly; SameSite=lax`},
+		{"Set-Cookie", "a=b;domain=.localhost ;path=/app;Secure", "a=b; Path=" + prefix + "/app;Secure", "a=b;path=/app;Secure"},
+		{"Set-Cookie", "a=b", "a=b", "a=b"},
+		{"Set-Cookie", "a=b; Path=" + prefix + "/x; Partitioned", "a=b; Path=" + prefix + "/x; Partitioned", "a=b; Path=" + prefix + "/x; Partitioned"},
+		{"Service-Worker-Allowed", "/", "", "/"},
+		{"Referrer-Policy", "no-referrer", "no-referrer", "no-referrer"},
+	} {
+		set = http.Header{c.field: {c.value}}
+		if got := w.get(seg, "/").Header.Get(c.field); got != c.path {
+			t.Errorf("path form, %s: %q became %q, want %q", c.field, c.value, got, c.path)
+		}
+		set = http.Header{c.field: {c.value}}
+		r, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+w.addr()+"/", nil)
+		r.Host = subHost
+		if got := w.do(r).Header.Get(c.field); got != c.sub {
+			t.Errorf("subdomain form, %s: %q became %q, want %q", c.field, c.value, got, c.sub)
+		}
+	}
+	// The app's own idea of its host: what the browser sent.
+	set = http.Header{"Location": {"https://" + w.public.Host + "/x"}}
+	if got := w.get(seg, "/").Header.Get("Location"); got != pub+prefix+"/x" {
+		t.Errorf("a redirect to the public host became %q", got)
+	}
+}
+
+func TestRefererFallback(t *testing.T) {
+	next := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "relay") })
+	w := newWorld(t, func(c *edge.Config) {
+		c.Next = next
+		c.Owns = func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/api/") }
+	})
+	rec, seg := w.tunnel(1, nil)
+	for _, c := range []struct{ name, method, path, referer, want string }{
+		{"absolute path", "GET", "/static/a.js?v=1", "http://" + w.public.Host + "/tunnel/" + seg + "/lab", "/tunnel/" + seg + "/static/a.js?v=1"},
+		{"HEAD", "HEAD", "/x", "http://" + w.public.Host + "/tunnel/" + seg + "/", "/tunnel/" + seg + "/x"},
+		{"double slash", "GET", "//evil.example/x", "http://" + w.public.Host + "/tunnel/" + seg + "/", "/tunnel/" + seg + "//evil.example/x"},
+		{"relay's own route", "GET", "/api/v1/agents", "http://" + w.public.Host + "/tunnel/" + seg + "/", ""},
+		{"POST", "POST", "/x", "http://" + w.public.Host + "/tunnel/" + seg + "/", ""},
+		{"other origin", "GET", "/x", "http://evil.example/tunnel/" + seg + "/", ""},
+		{"other scheme", "GET", "/x", "gopher://" + w.public.Host + "/tunnel/" + seg + "/", ""},
+		{"no segment", "GET", "/x", "http://" + w.public.Host + "/tunnel/x/", ""},
+		{"wrong token", "GET", "/x", "http://" + w.public.Host + "/tunnel/" + seg[:33] + strings.Repeat("a", 26) + "/", ""},
+		{"no referer", "GET", "/x", "", ""},
+	} {
+		r, _ := http.NewRequestWithContext(t.Context(), c.method, "http://"+w.addr()+c.path, nil)
+		r.Host = w.public.Host
+		if c.referer != "" {
+			r.Header.Set("Referer", c.referer)
+		}
+		resp := w.do(r)
+		if got := resp.Header.Get("Location"); got != c.want || (c.want != "") != (resp.StatusCode == 307) {
+			t.Errorf("%s: %d to %q, want %q", c.name, resp.StatusCode, got, c.want)
+		}
+	}
+	w.close(rec.Session)
+}
+
+func TestCookieFallback(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) { c.PathFallback = edge.FallbackCookie })
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Set-Cookie", "_xsrf=1; Path=/")
+		fmt.Fprintf(rw, "%s|%s|%s", r.RequestURI, r.Header.Get("Cookie"), r.Header.Get("X-Forwarded-Prefix"))
+	})
+	_, seg := w.tunnel(port, nil)
+	r := w.request("GET", seg, "/lab", nil)
+	r.Header.Set("Accept", "text/html")
+	resp := w.do(r)
+	cookies := resp.Header["Set-Cookie"]
+	if len(cookies) != 2 || cookies[0] != "_xsrf=1; Path=/" || cookies[1] != "adit_tunnel="+seg+"; Path=/; HttpOnly; SameSite=Lax" {
+		t.Fatalf("cookies %q", cookies)
+	}
+	r, _ = http.NewRequestWithContext(t.Context(), "POST", "http://"+w.addr()+"/api/kernels?x", nil)
+	r.Host = w.public.Host
+	r.Header.Set("Cookie", `_xsrf="1 2"; adit_tunnel=`+seg+"; z=3")
+	resp = w.do(r)
+	if got := text(t, resp.Body); got != `/api/kernels?x|_xsrf="1 2"; z=3|` {
+		t.Errorf("the app saw %s", got)
+	}
+	r.Header.Set("Origin", "https://evil.example")
+	if resp := w.do(r); resp.StatusCode != 403 {
+		t.Errorf("another site's POST was answered %d", resp.StatusCode)
+	}
+}
+
+func TestTrustedProxies(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) {
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}
+	})
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
+		h := r.Header
+		fmt.Fprintf(rw, "%s|%s|%s|%s|%s", h.Get("X-Forwarded-For"), h.Get("X-Forwarded-Host"), h.Get("X-Forwarded-Proto"), h.Get("X-Real-Ip"), h.Get("X-Request-Id"))
+	})
+	rec, seg := w.tunnel(port, nil)
+	r := w.request("GET", seg, "/", nil)
+	for k, v := range map[string]string{"X-Forwarded-For": "6.6.6.6, 203.0.113.9, 10.1.1.1", "X-Forwarded-Host": "pub.example", "X-Forwarded-Proto": "https",
+		"X-Real-IP": "203.0.113.9", "X-Request-ID": "from-front.1", "Connection": "X-Forwarded-For"} {
+		r.Header.Set(k, v)
+	}
+	if got, want := text(t, w.do(r).Body), "6.6.6.6, 203.0.113.9, 10.1.1.1, 127.0.0.1|pub.example|https|203.0.113.9|from-front.1"; got != want {
+		t.Errorf("the app saw %s, want %s", got, want)
+	}
+	viewers := w.meter.Viewers(rec.Session)
+	if len(viewers) != 1 || viewers[0].RemoteAddr != "203.0.113.9" {
+		t.Errorf("the viewer is %v, want the address that a trusted proxy saw", viewers)
+	}
+}
+
+func TestHoldAndComeBack(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) { c.Hold = 10 * time.Second })
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "back") })
+	_, seg := w.tunnel(port, nil)
+	w.dialer.setAway(true)
+	done := make(chan string, 1)
+	r := w.request("POST", seg, "/", strings.NewReader("x"))
+	go func() {
+		resp, err := w.client().Do(r)
+		if err != nil {
+			done <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		done <- string(b)
+	}()
+	select {
+	case got := <-done:
+		t.Fatalf("not held: %s", got)
+	case <-time.After(100 * time.Millisecond):
+	}
+	w.dialer.setAway(false)
+	if got := <-done; got != "back" {
+		t.Errorf("after the agent's return: %s", got)
+	}
+}
+
+func TestAgentOffline(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) { c.Hold = 50 * time.Millisecond })
+	_, seg := w.tunnel(1, nil)
+	w.dialer.setAway(true)
+	resp := w.get(seg, "/")
+	body := text(t, resp.Body)
+	if resp.StatusCode != 503 || !strings.Contains(body, `"agent_offline"`) || !strings.Contains(body, `"hop":"link"`) || resp.Header.Get("Retry-After") != "3" {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
+	}
+	r := w.request("GET", seg, "/", nil)
+	r.Header.Set("Accept", "text/html,*/*")
+	resp = w.do(r)
+	body = text(t, resp.Body)
+	csp := resp.Header.Get("Content-Security-Policy")
+	if resp.StatusCode != 503 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") || !strings.Contains(body, `http-equiv="refresh"`) ||
+		!strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") || strings.Contains(body, seg) || strings.Contains(body, "http://") {
+		t.Errorf("the page: %v %s", resp.Header, body)
+	}
+}
+
+func TestRefusalsNameTheHop(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, c := range []struct {
+		code   wire.Code
+		status int
+		want   string
+		hop    api.Hop
+	}{
+		{wire.CodePortNotAllowed, 403, "port_not_allowed", api.HopAgent},
+		{wire.CodeAppRefused, 502, "app_refused", api.HopApp},
+		{wire.CodeAppTimeout, 504, "app_timeout", api.HopApp},
+		{wire.CodePaused, 503, "agent_paused", api.HopAgent},
+		{wire.CodeOverloaded, 503, "agent_overloaded", api.HopAgent},
+		{wire.CodeBadHello, 502, "agent_incompatible", api.HopAgent},
+		{wire.CodeInternal, 502, "agent_error", api.HopAgent},
+	} {
+		for _, protocol := range []api.Protocol{api.ProtocolHTTP, api.ProtocolTCP} {
+			_, seg := w.tunnel(8188, func(r *store.TunnelRecord) { r.Protocol = protocol })
+			w.dialer.refuse.Store(&wire.Verdict{Code: c.code, Text: "<because>"})
+			r := w.request("GET", seg, "/", nil)
+			if protocol == api.ProtocolTCP {
+				r.Header.Set("Connection", "Upgrade")
+				r.Header.Set("Upgrade", "websocket")
+				r.Header.Set("Sec-WebSocket-Version", "13")
+				r.Header.Set("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+			}
+			resp := w.do(r)
+			body := text(t, resp.Body)
+			if resp.StatusCode != c.status || !strings.Contains(body, `"code":"`+c.want+`"`) || !strings.Contains(body, `"hop":"`+string(c.hop)+`"`) {
+				t.Errorf("%s, verdict %d: %d %s", protocol, c.code, resp.StatusCode, body)
+			}
+			if c.code == wire.CodeAppRefused && (!strings.Contains(body, "8188") || !strings.Contains(body, "ComfyUI")) {
+				t.Errorf("the port and its usual app are not named: %s", body)
+			}
+		}
+	}
+	_, seg := w.tunnel(8188, nil)
+	r := w.request("GET", seg, "/", nil)
+	r.Header.Set("Accept", "text/html")
+	if body := text(t, w.do(r).Body); strings.Contains(body, "<because>") {
+		t.Error("the agent's text is not escaped")
+	}
+}
+
+func TestAgentNotToldYet(t *testing.T) {
+	w := newWorld(t, nil)
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "ok") })
+	_, seg := w.tunnel(port, nil)
+	w.dialer.refuseN.Store(1)
+	w.dialer.refuse.Store(&wire.Verdict{Code: wire.CodeUnknownTunnel, Text: "once"})
+	if resp := w.get(seg, "/"); resp.StatusCode != 200 {
+		t.Errorf("the first request to a new tunnel: %d %s", resp.StatusCode, text(t, resp.Body))
+	}
+}
+
+func TestLostStreamIsRetriedOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	var conns atomic.Int64
+	var dropFirst int64 = 1
+	port := w.rawApp(dropper(&conns, &dropFirst))
+	_, seg := w.tunnel(port, nil)
+	if resp := w.get(seg, "/"); resp.StatusCode != 200 {
+		t.Errorf("a GET that lost its stream: %d", resp.StatusCode)
+	}
+	conns.Store(0)
+	atomic.StoreInt64(&dropFirst, 2)
+	_, seg = w.tunnel(port, nil)
+	if resp := w.get(seg, "/"); resp.StatusCode != 502 || conns.Load() != 2 {
+		t.Errorf("lost twice: %d after %d tries", resp.StatusCode, conns.Load())
+	}
+	for _, body := range []io.Reader{nil, strings.NewReader("x")} {
+		conns.Store(0)
+		atomic.StoreInt64(&dropFirst, 1)
+		_, seg = w.tunnel(port, nil)
+		resp := w.do(w.request("POST", seg, "/", body))
+		if b := text(t, resp.Body); resp.StatusCode != 502 || conns.Load() != 1 || !strings.Contains(b, "app_closed") {
+			t.Errorf("a POST must not be repeated: %d after %d tries, %s", resp.StatusCode, conns.Load(), b)
+		}
+	}
+}
+
+func TestAppThatIsNoHTTP(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) { c.HeaderTimeout = 2 * time.Second })
+	ssh := w.rawApp(func(c net.Conn) { io.WriteString(c, "SSH-2.0-OpenSSH_9.6\r\n"); io.Copy(io.Discard, c) })
+	silent := w.rawApp(func(c net.Conn) { io.Copy(io.Discard, c) })
+	endless := w.rawApp(func(c net.Conn) {
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+		for {
+			if _, err := io.WriteString(c, "X: "+strings.Repeat("y", 4000)+"\r\n"); err != nil {
+				return
+			}
+		}
+	})
+	switcher := w.rawApp(func(c net.Conn) {
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: evil\r\n\r\n")
+		io.Copy(io.Discard, c)
+	})
+	for port, want := range map[int]string{ssh: "app_not_http", silent: "app_timeout", endless: "app_header_too_large", switcher: "app_bad_upgrade"} {
+		_, seg := w.tunnel(port, nil)
+		resp := w.get(seg, "/")
+		if body := text(t, resp.Body); !strings.Contains(body, `"code":"`+want+`"`) || !strings.Contains(body, `"hop":"app"`) {
+			t.Errorf("%s: %d %s", want, resp.StatusCode, body)
+		}
+	}
+}
+
+func TestTooManyStreams(t *testing.T) {
+	w := newWorld(t, func(c *edge.Config) { c.MaxStreams = 2 })
+	release := make(chan struct{})
+	port := w.appFunc(func(http.ResponseWriter, *http.Request) { <-release })
+	rec, seg := w.tunnel(port, nil)
+	for range 2 {
+		r := w.request("GET", seg, "/", nil)
+		go func() {
+			if resp, err := w.client().Do(r); err == nil {
+				resp.Body.Close()
+			}
+		}()
+	}
+	eventually(t, "two requests are under way", func() bool {
+		v := w.meter.Viewers(rec.Session)
+		return len(v) == 1 && v[0].Connections == 2
+	})
+	resp := w.get(seg, "/")
+	if resp.StatusCode != 429 || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("the third: %d", resp.StatusCode)
+	}
+	close(release)
+}
+
+func TestCutEndsRequestsWithinASecond(t *testing.T) {
+	w := newWorld(t, nil)
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/pending" {
+			io.Copy(io.Discard, r.Body) // net/http notices that a peer left only behind the body
+			<-r.Context().Done()
+			return
+		}
+		rw.(http.Flusher).Flush()
+		if r.URL.Path == "/flood" {
+			io.Copy(rw, pattern{}) // to a user who does not read
+			return
+		}
+		<-r.Context().Done()
+	})
+	rec, seg := w.tunnel(port, nil)
+	open := func(path string) net.Conn {
+		conn, _ := w.dial()
+		fmt.Fprintf(conn, "GET /tunnel/%s%s HTTP/1.1\r\nHost: %s\r\n\r\n", seg, path, w.public.Host)
+		return conn
+	}
+	stream, pending, flood := open("/stream"), open("/pending"), open("/flood")
+	upload, _ := w.dial()
+	fmt.Fprintf(upload, "POST /tunnel/%s/pending HTTP/1.1\r\nHost: %s\r\nContent-Length: 100\r\n\r\nabc", seg, w.public.Host)
+	eventually(t, "four uses are under way", func() bool {
+		v := w.meter.Viewers(rec.Session)
+		return len(v) == 1 && v[0].Connections == 4 && v[0].BytesOut > 1<<20
+	})
+	begin := time.Now()
+	if n := w.close(rec.Session); n != 4 {
+		t.Errorf("%d uses were cut, want 4", n)
+	}
+	eventually(t, "all uses have ended", func() bool {
+		v := w.meter.Viewers(rec.Session)
+		return len(v) == 0 || v[0].Connections == 0
+	})
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("cutting took %v", took)
+	}
+	if b, _ := io.ReadAll(stream); strings.HasSuffix(string(b), "0\r\n\r\n") {
+		t.Error("the cut stream looks whole")
+	}
+	if b, _ := io.ReadAll(pending); !strings.Contains(string(b), "404 Not Found") || !strings.Contains(string(b), "Connection: close") {
+		t.Errorf("the waiting request got %q", b)
+	}
+	flood.Close()
+}
+
+func TestKick(t *testing.T) {
+	w := newWorld(t, nil)
+	port := w.appFunc(func(http.ResponseWriter, *http.Request) {})
+	rec, seg := w.tunnel(port, nil)
+	agent := func(name string) *http.Request {
+		r := w.request("GET", seg, "/", nil)
+		r.Header.Set("User-Agent", name)
+		return r
+	}
+	w.do(agent("a"))
+	w.do(agent("b"))
+	viewers := w.meter.Viewers(rec.Session)
+	if len(viewers) != 2 || !w.meter.Kick(rec.Session, viewers[0].ViewerID) {
+		t.Fatalf("viewers %v", viewers)
+	}
+	if resp := w.do(agent("a")); resp.StatusCode != 403 || !strings.Contains(text(t, resp.Body), "viewer_disconnected") {
+		t.Errorf("the kicked viewer got %d", resp.StatusCode)
+	}
+	if resp := w.do(agent("b")); resp.StatusCode != 200 {
+		t.Errorf("the other viewer got %d", resp.StatusCode)
+	}
+}
+
+type prober struct {
+	asked atomic.Int64
+	mode  api.HostHeader
+}
+
+func (p *prober) ProbeHost(context.Context, store.TunnelRecord, string) (api.HostHeader, error) {
+	p.asked.Add(1)
+	return p.mode, nil
+}
+
+func TestUndecidedHostModeIsProbed(t *testing.T) {
+	p := &prober{mode: api.HostLocal}
+	w := newWorld(t, func(c *edge.Config) { c.Prober = p })
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, r.Host) })
+	_, seg := w.tunnel(port, func(r *store.TunnelRecord) { r.AskedHost = api.HostAuto })
+	for range 3 {
+		if got, want := text(t, w.get(seg, "/").Body), fmt.Sprintf("127.0.0.1:%d", port); got != want {
+			t.Errorf("the app saw Host %s, want %s", got, want)
+		}
+	}
+	if p.asked.Load() != 1 {
+		t.Errorf("probed %d times", p.asked.Load())
+	}
+	p.mode = ""
+	_, seg = w.tunnel(port, func(r *store.TunnelRecord) { r.AskedHost = api.HostAuto })
+	for range 3 {
+		if got := text(t, w.get(seg, "/").Body); got != w.public.Host {
+			t.Errorf("undecided: the app saw Host %s", got)
+		}
+	}
+	if p.asked.Load() != 2 {
+		t.Errorf("an app that does not answer is probed at every request: %d", p.asked.Load())
+	}
+}
+
+func TestMetricsAndNames(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	w := newWorld(t, func(c *edge.Config) { c.Registerer = reg })
+	port := w.appFunc(func(http.ResponseWriter, *http.Request) {})
+	_, seg := w.tunnel(port, nil)
+	w.get(seg, "/")
+	w.get("x", "/")
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("metric names: %v %v", problems, err)
+	}
+	eventually(t, "the requests are counted", func() bool {
+		err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP adit_relay_edge_problems_total Requests that the relay answered itself with an error, by the hop that failed.
+# TYPE adit_relay_edge_problems_total counter
+adit_relay_edge_problems_total{hop="agent"} 0
+adit_relay_edge_problems_total{hop="app"} 0
+adit_relay_edge_problems_total{hop="link"} 0
+adit_relay_edge_problems_total{hop="relay"} 1
+`), "adit_relay_edge_problems_total")
+		return err == nil
+	})
+}
+
+func FuzzRewriteCookie(f *testing.F) {
+	for _, s := range []string{"a=b", `a="b; c"; Path=/; Domain=x; Secure`, "=;;;", "a=b; path = /x ;HttpOnly", "a;PATH=/;path=/y;Max-Age=0", "a=\x00\xff; Path"} {
+		f.Add(s, true)
+	}
+	f.Fuzz(func(t *testing.T, v string, secure bool) {
+		got := edge.RewriteCookie(v, "/tunnel/s", secure)
+		pair, _, _ := strings.Cut(v, ";")
+		gotPair, attributes, _ := strings.Cut(got, ";")
+		if gotPair != pair {
+			t.Errorf("name and value changed: %q from %q", gotPair, pair)
+		}
+		for a := range strings.SplitSeq(attributes, ";") {
+			name, value, _ := strings.Cut(a, "=")
+			name, value = strings.ToLower(strings.Trim(name, " \t")), strings.Trim(value, " \t")
+			if name == "domain" || name == "path" && strings.HasPrefix(value, "/") && !strings.HasPrefix(value, "/tunnel/s") {
+				t.Errorf("%q keeps %q", got, a)
+			}
+		}
+		if again := edge.RewriteCookie(got, "/tunnel/s", secure); again != got {
+			t.Errorf("rewriting twice: %q, then %q", got, again)
+		}
+	})
+}

@@ -1,0 +1,343 @@
+package edge_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/tunnels"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const team = ident.TeamID("11111111-2222-3333-4444-555555555555")
+
+var clusterKey = ident.ClusterKey{1, 2, 3}
+
+// world is a relay's edge in front of real apps, with the link left out.
+type world struct {
+	t      testing.TB
+	edge   *edge.Edge
+	server *httptest.Server
+	public *url.URL
+	meter  *usage.Meter
+	dialer *dialer
+
+	mu      sync.Mutex
+	tunnels map[ident.SessionID]store.TunnelRecord
+}
+
+func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.tunnels[id]
+	return r, ok
+}
+
+func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := store.AgentRecord{Tunnels: map[ident.SessionID]store.TunnelState{}}
+	for id := range w.tunnels {
+		r.Tunnels[id] = store.TunnelState{State: store.TunnelOpen}
+	}
+	return r, true
+}
+
+func (w *world) CatchUp(context.Context) error { return nil }
+
+// newWorld starts a world; change may alter the edge's configuration.
+func newWorld(t testing.TB, change func(*edge.Config)) *world {
+	t.Helper()
+	w := &world{t: t, meter: usage.New(usage.Config{}), tunnels: map[ident.SessionID]store.TunnelRecord{}}
+	w.dialer = &dialer{back: make(chan struct{})}
+	var handler atomic.Pointer[edge.Edge]
+	w.server = httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { handler.Load().ServeHTTP(rw, r) }))
+	w.server.EnableHTTP2 = true
+	config := edge.Config{Dialer: w.dialer, Meter: w.meter}
+	if testing.Verbose() {
+		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	secure := false
+	if change != nil {
+		change(&config)
+		secure = config.PathFallback == "tls" // the test's own mark
+		if secure {
+			config.PathFallback = ""
+		}
+	}
+	scheme := "http"
+	if secure {
+		w.server.StartTLS()
+		scheme = "https"
+	} else {
+		w.server.Start()
+	}
+	w.server.Client().Transport.(*http.Transport).DisableCompression = true
+	port := w.server.Listener.Addr().(*net.TCPAddr).Port
+	w.public = &url.URL{Scheme: scheme, Host: "localhost:" + strconv.Itoa(port)}
+	resolver, err := tunnels.New(tunnels.Config{Store: w, Key: clusterKey, PublicURL: w.public, WildcardDomain: "localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Resolver = resolver
+	w.edge, err = edge.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler.Store(w.edge)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.edge.Run(ctx) }()
+	t.Cleanup(func() {
+		w.server.CloseClientConnections()
+		w.server.Close()
+		cancel()
+		<-ended
+		http.DefaultClient.CloseIdleConnections()
+	})
+	return w
+}
+
+// tunnel opens a tunnel to a port and returns its record and segment.
+func (w *world) tunnel(port int, change func(*store.TunnelRecord)) (store.TunnelRecord, string) {
+	r := store.TunnelRecord{
+		Session: ident.NewSessionID(), Team: team, Agent: "box", Port: uint16(port), Protocol: api.ProtocolHTTP,
+		OpenedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour), AskedHost: api.HostPublic,
+	}
+	if change != nil {
+		change(&r)
+	}
+	w.mu.Lock()
+	w.tunnels[r.Session] = r
+	w.mu.Unlock()
+	return r, string(clusterKey.Segment(r.Session))
+}
+
+func (w *world) close(id ident.SessionID) int {
+	w.mu.Lock()
+	delete(w.tunnels, id)
+	w.mu.Unlock()
+	return w.edge.Drop(id, nil)
+}
+
+// app starts a real HTTP app and returns its port.
+func (w *world) app(h http.Handler) int {
+	s := httptest.NewServer(h)
+	w.t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
+	return s.Listener.Addr().(*net.TCPAddr).Port
+}
+
+func (w *world) appFunc(f http.HandlerFunc) int { return w.app(f) }
+
+// rawApp serves each connection by a function, for what no HTTP library does.
+func (w *world) rawApp(f func(net.Conn)) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	conns := map[net.Conn]bool{}
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns[c] = true
+			mu.Unlock()
+			all.Go(func() { defer c.Close(); f(c) })
+		}
+	})
+	w.t.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		for c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		all.Wait()
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// addr is the relay's address, and host what a browser writes into Host.
+func (w *world) addr() string { return w.server.Listener.Addr().String() }
+
+// pathURL is the address in path form.
+func (w *world) pathURL(segment, rest string) string {
+	return w.public.Scheme + "://" + w.addr() + "/tunnel/" + segment + rest
+}
+
+// request makes a request with the public Host.
+func (w *world) request(method, segment, rest string, body io.Reader) *http.Request {
+	r, err := http.NewRequestWithContext(w.t.Context(), method, w.pathURL(segment, rest), body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r.Host = w.public.Host
+	return r
+}
+
+// do sends without following redirects and without decompression.
+func (w *world) do(r *http.Request) *http.Response {
+	w.t.Helper()
+	resp, err := w.client().Do(r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func (w *world) client() *http.Client {
+	return &http.Client{Transport: w.server.Client().Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+func (w *world) get(segment, rest string) *http.Response {
+	w.t.Helper()
+	return w.do(w.request("GET", segment, rest, nil))
+}
+
+// dial opens a raw connection to the relay.
+func (w *world) dial() (net.Conn, *bufio.Reader) {
+	c, err := net.Dial("tcp", w.addr())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c, bufio.NewReader(c)
+}
+
+func text(t testing.TB, r io.Reader) string {
+	t.Helper()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("this did not happen within 5 s: %s", what)
+		}
+		<-tick.C
+	}
+}
+
+// dialer reaches apps on this machine instead of an agent's.
+type dialer struct {
+	opened  atomic.Int64
+	refuse  atomic.Pointer[wire.Verdict]
+	refuseN atomic.Int64 // how many opens are still refused; 0: all
+
+	mu   sync.Mutex
+	away bool
+	back chan struct{}
+}
+
+func (d *dialer) setAway(away bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.away && !away {
+		close(d.back)
+		d.back = make(chan struct{})
+	}
+	d.away = away
+}
+
+func (d *dialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
+	d.mu.Lock()
+	away := d.away
+	d.mu.Unlock()
+	if away {
+		return nil, errors.Join(errors.New("open stream"), edge.ErrAway)
+	}
+	d.opened.Add(1)
+	if v := d.refuse.Load(); v != nil && (d.refuseN.Load() == 0 || d.refuseN.Add(-1) >= 0) {
+		if d.refuseN.Load() == 0 && v.Text == "once" {
+			d.refuse.Store(nil)
+		}
+		a, b := net.Pipe()
+		b.Close()
+		return &stream{Conn: a, verdict: v}, nil
+	}
+	var nd net.Dialer
+	c, err := nd.DialContext(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(int(h.Port)))
+	if err != nil {
+		a, b := net.Pipe()
+		b.Close()
+		return &stream{Conn: a, verdict: &wire.Verdict{Code: wire.CodeAppRefused, Text: "connection refused"}}, nil
+	}
+	return &stream{Conn: c}, nil
+}
+
+func (d *dialer) Wait(ctx context.Context, _ ident.AgentKey) error {
+	d.mu.Lock()
+	away, back := d.away, d.back
+	d.mu.Unlock()
+	if !away {
+		return nil
+	}
+	select {
+	case <-back:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+type stream struct {
+	net.Conn
+	verdict *wire.Verdict
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.verdict != nil {
+		return 0, *s.verdict
+	}
+	return s.Conn.Read(p)
+}
+
+func (s *stream) Verdict(context.Context) error {
+	if s.verdict != nil {
+		return *s.verdict
+	}
+	return nil
+}
+
+func (s *stream) CloseWrite() error {
+	if t, ok := s.Conn.(*net.TCPConn); ok {
+		return t.CloseWrite()
+	}
+	return s.Conn.Close()
+}
