@@ -73,7 +73,7 @@ func (p *Prober) Probe(ctx context.Context, q wire.Probe) wire.Probed {
 
 // http decides on the Host by asking twice at the same time, then names the app.
 func (p *Prober) http(ctx context.Context, q wire.Probe, a *wire.Probed) {
-	client := p.client(q.Port)
+	client := p.transport(q.Port)
 	defer client.CloseIdleConnections()
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(q.Port)))
 	var asPublic, asLocal answer
@@ -128,18 +128,15 @@ func (p *Prober) notHTTP(ctx context.Context, q wire.Probe, a *wire.Probed, err 
 	}
 }
 
-// client returns an HTTP client whose every connection goes to the port, whatever
-// the URL's host says.
-func (p *Prober) client(port uint16) *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return p.conf.Dial(ctx, port) },
-			Proxy:                  nil,
-			MaxResponseHeaderBytes: maxHeader,
-			DisableCompression:     true,
-			DisableKeepAlives:      true,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+// transport carries requests to the port, whatever the URL's host says. It is used
+// without a client: that would look at redirects, whose targets may be anything.
+func (p *Prober) transport(port uint16) *http.Transport {
+	return &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return p.conf.Dial(ctx, port) },
+		Proxy:                  nil,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+		DisableKeepAlives:      true,
 	}
 }
 
@@ -152,7 +149,7 @@ type answer struct {
 	err    error
 }
 
-func get(ctx context.Context, c *http.Client, host, path string) answer {
+func get(ctx context.Context, c http.RoundTripper, host, path string) answer {
 	a := answer{host: host}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
 	if err != nil {
@@ -161,7 +158,7 @@ func get(ctx context.Context, c *http.Client, host, path string) answer {
 	// As a browser asks for a page: vite answers 404 to who does not take HTML.
 	req.Header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
 	req.Header.Set("User-Agent", "adit-agent (probe)")
-	resp, err := c.Do(req)
+	resp, err := c.RoundTrip(req)
 	if err != nil {
 		return answer{host: host, err: err}
 	}
@@ -202,7 +199,7 @@ func (a answer) redirect() string {
 		return ""
 	}
 	u, err := url.Parse(a.header.Get("Location"))
-	if err != nil || u.Opaque != "" || u.Host != "" && !strings.EqualFold(u.Host, a.host) {
+	if err != nil || u.Opaque != "" || u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https" || u.Host != "" && !strings.EqualFold(u.Host, a.host) {
 		return ""
 	}
 	u = (&url.URL{Path: "/"}).ResolveReference(&url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery})

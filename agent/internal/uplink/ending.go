@@ -89,7 +89,7 @@ const (
 	stayAway    = 30 * time.Second // between tries of a process that is not wanted
 	notJoined   = 5 * time.Minute  // between tries of a further link that the relay does not join
 	maxPatience = time.Minute      // the longest wait that a relay may ask for
-	settled     = 5 * time.Second  // a link that lived so long was a success
+	settled     = 2 * time.Second  // a link that lived so long was a success
 	fresh       = time.Second      // one that lived shorter must not be followed at once
 )
 
