@@ -1,0 +1,365 @@
+package usage_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func party(ip, agent string) usage.Party {
+	return usage.Party{Remote: netip.MustParseAddr(ip), UserAgent: agent}
+}
+
+func begin(t *testing.T, m *usage.Meter, id ident.SessionID, p usage.Party, k usage.Kind) *usage.Use {
+	t.Helper()
+	u, err := m.Begin(t.Context(), id, p, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func tunnel(idle time.Duration) store.TunnelRecord {
+	return store.TunnelRecord{Session: ident.NewSessionID(), OpenedAt: time.Now(), ExpiresAt: time.Now().Add(24 * time.Hour), IdleTimeout: api.Duration(idle)}
+}
+
+func TestViewersAndTotals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := usage.New(usage.Config{})
+		id := ident.NewSessionID()
+		a1 := begin(t, m, id, party("10.0.0.1", "ff"), usage.HTTP)
+		a2 := begin(t, m, id, party("10.0.0.1", "ff"), usage.WebSocket)
+		b := begin(t, m, id, party("10.0.0.1", "curl"), usage.TCP)
+		a1.In(3)
+		a2.Out(5)
+		b.In(7)
+		got := m.Totals(id)
+		if got.Viewers != 2 || got.BytesIn != 10 || got.BytesOut != 5 {
+			t.Errorf("totals %+v", got)
+		}
+		first := m.Viewers(id)
+		a1.End()
+		a1.End()
+		a2.End()
+		b.End()
+		time.Sleep(2 * time.Minute)
+		if v := m.Viewers(id); len(v) != 0 {
+			t.Errorf("viewers two minutes later: %+v", v)
+		}
+		begin(t, m, id, party("10.0.0.1", "ff"), usage.HTTP).End()
+		again := m.Viewers(id)
+		if len(again) != 1 || again[0].ViewerID != first[0].ViewerID && again[0].ViewerID != first[1].ViewerID {
+			t.Errorf("who comes back within minutes has a new id: %+v, before %+v", again, first)
+		}
+		if got := m.Totals(id); got.BytesIn != 10 {
+			t.Errorf("totals were lost: %+v", got)
+		}
+	})
+}
+
+func TestWhatCountsAsUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := usage.New(usage.Config{})
+		for _, c := range []struct {
+			name string
+			kind usage.Kind
+			do   func(*usage.Use)
+			used bool
+		}{
+			{"bytes of a request", usage.HTTP, func(u *usage.Use) { u.In(1) }, true},
+			{"bytes of TCP", usage.TCP, func(u *usage.Use) { u.Out(1) }, true},
+			{"a ping's bytes", usage.WebSocket, func(u *usage.Use) { u.In(6) }, false},
+			{"a data frame", usage.WebSocket, func(u *usage.Use) { u.Frame(true) }, true},
+			{"an idle TCP connection", usage.TCP, func(*usage.Use) {}, false},
+		} {
+			id := ident.NewSessionID()
+			u := begin(t, m, id, party("::1", c.name), c.kind)
+			u.Out(1)
+			at := m.Totals(id).LastUsed
+			time.Sleep(time.Minute)
+			if c.kind == usage.HTTP {
+				at = m.Totals(id).LastUsed
+				time.Sleep(time.Minute)
+			}
+			c.do(u)
+			if used := m.Totals(id).LastUsed.After(at); used != c.used {
+				t.Errorf("%s is use: %v, want %v", c.name, used, c.used)
+			}
+			u.End()
+		}
+		id := ident.NewSessionID()
+		u := begin(t, m, id, party("::1", "waiting"), usage.HTTP)
+		time.Sleep(10 * time.Minute)
+		if since := time.Since(m.Totals(id).LastUsed); since != 0 {
+			t.Errorf("who waits for an answer for 10 minutes counts as idle since %v", since)
+		}
+		u.End()
+	})
+}
+
+func TestKickAndBlock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := usage.New(usage.Config{})
+		id := ident.NewSessionID()
+		bad, good := party("10.0.0.1", "bad"), party("10.0.0.2", "good")
+		u1, u2, other := begin(t, m, id, bad, usage.TCP), begin(t, m, id, bad, usage.HTTP), begin(t, m, id, good, usage.HTTP)
+		var viewer ident.ViewerID
+		for _, v := range m.Viewers(id) {
+			if v.UserAgent == "bad" {
+				viewer = v.ViewerID
+			}
+		}
+		if !m.Kick(id, viewer) || m.Kick(id, "0000000000000000") || m.Kick("none", viewer) {
+			t.Error("kick says wrongly whether there was such a viewer")
+		}
+		for _, u := range []*usage.Use{u1, u2} {
+			if cause := context.Cause(u.Context()); !errors.Is(cause, usage.ErrKicked) {
+				t.Errorf("the kicked use ended with %v", cause)
+			}
+			u.End()
+		}
+		if other.Context().Err() != nil {
+			t.Error("another viewer was cut too")
+		}
+		other.End()
+		time.Sleep(9 * time.Minute)
+		if _, err := m.Begin(t.Context(), id, bad, usage.HTTP); !errors.Is(err, usage.ErrKicked) {
+			t.Errorf("after 9 minutes: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		begin(t, m, id, bad, usage.HTTP).End()
+		m.Kick(id, viewer)
+		if !m.Unblock(id, viewer) || m.Unblock(id, viewer) {
+			t.Error("unblock says wrongly whether the viewer was blocked")
+		}
+		begin(t, m, id, bad, usage.HTTP).End()
+	})
+}
+
+func TestCutEndsAllAndRefusesLaterOnes(t *testing.T) {
+	m := usage.New(usage.Config{})
+	id, cause := ident.NewSessionID(), errors.New("closed by alice")
+	a, b := begin(t, m, id, party("::1", ""), usage.HTTP), begin(t, m, id, party("::2", ""), usage.TCP)
+	if n := m.Cut(id, cause); n != 2 {
+		t.Errorf("cut %d", n)
+	}
+	for _, u := range []*usage.Use{a, b} {
+		if !errors.Is(context.Cause(u.Context()), cause) {
+			t.Errorf("cause %v", context.Cause(u.Context()))
+		}
+		u.End()
+	}
+	if _, err := m.Begin(t.Context(), id, party("::1", ""), usage.HTTP); !errors.Is(err, cause) {
+		t.Errorf("a use that comes late: %v", err)
+	}
+	m.Forget(id)
+	if _, err := m.Begin(t.Context(), id, party("::1", ""), usage.HTTP); err == nil {
+		t.Error("a use that comes after the record is gone was admitted")
+	}
+}
+
+func TestClosesBecause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := usage.New(usage.Config{})
+		r := tunnel(30 * time.Minute)
+		end := "hard end at " + r.ExpiresAt.UTC().Format(time.RFC3339)
+		is := func(want string) {
+			t.Helper()
+			if got := m.ClosesBecause(r); got != want {
+				t.Errorf("closes because %q, want %q", got, want)
+			}
+		}
+		is("idle since 0s; closes in 30m unless used")
+		a, b := begin(t, m, r.Session, party("::1", ""), usage.TCP), begin(t, m, r.Session, party("::2", ""), usage.TCP)
+		is("in use by 2 viewers; " + end)
+		b.End()
+		a.End()
+		time.Sleep(3 * time.Minute)
+		is("idle since 3m; closes in 27m unless used")
+		m.Touch(r.Session, time.Now())
+		is("idle since 0s; closes in 30m unless used")
+		time.Sleep(23*time.Hour + 50*time.Minute)
+		m.Touch(r.Session, time.Now().Add(-time.Minute))
+		is("idle since 1m; " + end)
+		r.IdleTimeout = 0
+		is("idle since 1m; " + end)
+	})
+}
+
+// closer is who closes tunnels in tests.
+type closer struct {
+	mu   sync.Mutex
+	open map[ident.SessionID]store.TunnelRecord
+	why  []string
+	err  error
+}
+
+func (c *closer) tunnels() iter.Seq[store.TunnelRecord] {
+	return func(yield func(store.TunnelRecord) bool) {
+		c.mu.Lock()
+		var all []store.TunnelRecord
+		for _, r := range c.open {
+			all = append(all, r)
+		}
+		c.mu.Unlock()
+		for _, r := range all {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+func (c *closer) close(_ context.Context, r store.TunnelRecord, reason string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		err := c.err
+		c.err = nil
+		return err
+	}
+	delete(c.open, r.Session)
+	c.why = append(c.why, reason)
+	return nil
+}
+
+func (c *closer) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open)
+}
+
+func (c *closer) isOpen(id ident.SessionID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.open[id]
+	return ok
+}
+
+func TestIdleTunnelsAreClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &closer{open: map[ident.SessionID]store.TunnelRecord{}, err: errors.New("no quorum")}
+		m := usage.New(usage.Config{Tunnels: c.tunnels, CloseIdle: c.close})
+		idle, used, waiting, endless := tunnel(10*time.Minute), tunnel(10*time.Minute), tunnel(10*time.Minute), tunnel(0)
+		for _, r := range []store.TunnelRecord{idle, used, waiting, endless} {
+			c.open[r.Session] = r
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		run.Go(func() { _ = m.Run(ctx) })
+		ws := begin(t, m, idle.Session, party("::1", ""), usage.WebSocket) // open, and silent but for pings
+		w := begin(t, m, waiting.Session, party("::1", ""), usage.HTTP)
+		u := begin(t, m, used.Session, party("::1", ""), usage.WebSocket)
+		for range 11 {
+			time.Sleep(time.Minute)
+			ws.In(6)
+			u.Frame(false)
+		}
+		if c.isOpen(idle.Session) || c.count() != 3 {
+			t.Errorf("after 11 minutes %d are open, idle one: %v", c.count(), c.isOpen(idle.Session))
+		}
+		w.End()
+		u.End()
+		ws.End()
+		time.Sleep(11 * time.Minute)
+		if c.count() != 1 {
+			t.Errorf("unused ones stay open: %d", c.count())
+		}
+		cancel()
+		run.Wait()
+		if len(c.why) != 3 || c.why[0] != "nobody used it for 10m" {
+			t.Errorf("reasons %q", c.why)
+		}
+	})
+}
+
+// TestRestartDoesNotClose: what was used before the relay's restart is not known.
+func TestRestartDoesNotClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := tunnel(10 * time.Minute)
+		time.Sleep(time.Hour)
+		m := usage.New(usage.Config{})
+		if at, idle := m.Deadline(r); !idle || !at.Equal(time.Now().Add(10*time.Minute)) {
+			t.Errorf("after a restart the tunnel closes in %v", time.Until(at))
+		}
+	})
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	m := usage.New(usage.Config{})
+	id := ident.NewSessionID()
+	for i := range 2000 {
+		u := begin(t, m, id, usage.Party{Remote: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), UserAgent: strings.Repeat("x", 5000)}, usage.HTTP)
+		u.End()
+	}
+	if n := len(m.Viewers(id)); n > 512 {
+		t.Errorf("%d viewers are remembered", n)
+	}
+	if ua := m.Viewers(id)[0].UserAgent; len(ua) > 256 {
+		t.Errorf("%d bytes of a user agent are kept", len(ua))
+	}
+}
+
+func TestConcurrentUse(t *testing.T) {
+	m := usage.New(usage.Config{})
+	id := ident.NewSessionID()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 200 {
+				u, err := m.Begin(t.Context(), id, party("::1", "x"), usage.HTTP)
+				if err != nil {
+					return
+				}
+				u.In(1)
+				u.Out(2)
+				m.Viewers(id)
+				u.End()
+			}
+		})
+	}
+	all.Wait()
+	if got := m.Totals(id); got.BytesIn != 1600 || got.BytesOut != 3200 || m.Viewers(id)[0].Connections != 0 {
+		t.Errorf("totals %+v", got)
+	}
+}
+
+func TestMetricNames(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := usage.New(usage.Config{Registerer: reg})
+	begin(t, m, "x", party("::1", ""), usage.HTTP).End()
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v %v", problems, err)
+	}
+}
+
+func BenchmarkUse(b *testing.B) {
+	m := usage.New(usage.Config{})
+	id := ident.NewSessionID()
+	p := party("::1", "x")
+	b.ReportAllocs()
+	for b.Loop() {
+		u, _ := m.Begin(b.Context(), id, p, usage.HTTP)
+		u.In(100)
+		u.Out(100)
+		u.End()
+	}
+}
