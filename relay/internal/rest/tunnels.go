@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -52,6 +53,10 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if spec.WhenBusy == api.BusyWait { // may take as long as the tasks do
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		defer context.AfterFunc(a.stopping, func() { cancel(errDraining) })()
+		// What a credential waits for ends with it, as all it holds open does.
+		live, stop := a.cfg.Auth.Watch(ctx, p)
+		defer stop()
+		ctx = live
 	}
 	var late *lateProbe
 	spec.Before = func(ctx context.Context, t *store.TunnelRecord) (err error) {
@@ -59,15 +64,24 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 		return err
 	}
 	o, err := a.cfg.Gate.Open(ctx, p, key, spec)
-	late.follow(a, p, o.Tunnel, err)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && r.Context().Err() == nil {
 			return cause
 		}
 		return err
 	}
+	late.follow(a, o.Tunnel)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
 	return send(w, http.StatusCreated, a.opened(o))
+}
+
+// ended turns the end of a caller's credential into the answer that its next call
+// would get.
+func ended(cause error) error {
+	if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
+		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, cause.Error())
+	}
+	return cause
 }
 
 // openSpec checks ranges and fills in the defaults that are the API's.
@@ -236,8 +250,8 @@ func fill(t *store.TunnelRecord, got wire.Probed) {
 
 // follow waits in the background for a probe that was late, and writes or acts on
 // what it found.
-func (l *lateProbe) follow(a *API, p creds.Principal, t store.TunnelRecord, err error) {
-	if l == nil || err != nil {
+func (l *lateProbe) follow(a *API, t store.TunnelRecord) {
+	if l == nil {
 		return
 	}
 	a.probes.Go(func() {
@@ -248,7 +262,6 @@ func (l *lateProbe) follow(a *API, p creds.Principal, t store.TunnelRecord, err 
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
 		if !got.Allowed {
-			err = portNotAllowed(t.Port, got.Detail)
 			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, gate.ReasonPort); cerr != nil {
 				a.log.Warn("close a tunnel to a port that is not allowed", "session_id", t.Session, "error", cerr)
 			}

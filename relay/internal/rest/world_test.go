@@ -1,0 +1,283 @@
+package rest_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/gate/gatetest"
+	"github.com/adit-tunnel/adit/relay/internal/rest"
+	"github.com/adit-tunnel/adit/relay/internal/rest/resttest"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+const (
+	ours   = ident.TeamID("0b9d3d9e-64cf-4d2b-9f3c-0e1a3a5b0001")
+	theirs = ident.TeamID("0b9d3d9e-64cf-4d2b-9f3c-0e1a3a5b0002")
+)
+
+// auth knows the secrets of the tests' callers.
+type auth struct {
+	mu      sync.Mutex
+	by      map[string]creds.Principal
+	created []store.CredentialRecord
+	cancels map[string]context.CancelCauseFunc
+}
+
+func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	secret, err := creds.Bearer(r)
+	if err != nil {
+		return creds.Principal{}, err
+	}
+	p, ok := a.by[secret.Reveal()]
+	if !ok {
+		return p, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "unknown secret")
+	}
+	return p, nil
+}
+
+func (a *auth) Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cancels[p.Name] = cancel
+	return ctx, func() { cancel(nil) }
+}
+
+func (a *auth) Create(_ context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := ident.NewSecret(ident.PrefixIntegration)
+	rec := store.CredentialRecord{ID: ident.NewCredentialID(), Kind: req.Kind, Team: team, Name: req.Name, Prefix: s.DisplayPrefix(), CreatedBy: by.Name, CreatedAt: time.Now().UTC()}
+	a.created = append(a.created, rec)
+	return rec, s, nil
+}
+
+func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.created {
+		if c.ID == id && c.Team == team {
+			return c, nil
+		}
+	}
+	return store.CredentialRecord{}, api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+}
+
+func (a *auth) List(_ creds.Principal, team ident.TeamID) ([]api.Credential, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []api.Credential
+	for _, c := range a.created {
+		if c.Team == team {
+			out = append(out, creds.Public(c))
+		}
+	}
+	return out, nil
+}
+
+type addresses struct{}
+
+func (addresses) URL(t store.TunnelRecord) string {
+	return "https://" + string(t.Session) + ".t.example.com/"
+}
+func (addresses) Alternates(t store.TunnelRecord) []string { return nil }
+
+// viewers has one viewer for every tunnel.
+type viewers struct{}
+
+const viewer = ident.ViewerID("0123456789abcdef")
+
+func (viewers) Totals(ident.SessionID) usage.Totals {
+	return usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7}
+}
+func (viewers) Viewers(ident.SessionID) []api.Viewer {
+	now := time.Now().UTC()
+	return []api.Viewer{{ViewerID: viewer, RemoteAddr: "203.0.113.9", Since: now, LastSeen: now, Connections: 1}}
+}
+func (viewers) Kick(_ ident.SessionID, v ident.ViewerID) bool { return v == viewer }
+
+// prober answers as it is told, when it is told.
+type prober struct {
+	mu     sync.Mutex
+	answer wire.Probed
+	delay  time.Duration
+	asked  []wire.Probe
+}
+
+func (p *prober) Probe(ctx context.Context, _ ident.AgentKey, q wire.Probe) (wire.Probed, error) {
+	p.mu.Lock()
+	p.asked = append(p.asked, q)
+	answer, delay := p.answer, p.delay
+	p.mu.Unlock()
+	select {
+	case <-time.After(delay):
+		return answer, nil
+	case <-ctx.Done():
+		return wire.Probed{}, errors.New("no answer")
+	}
+}
+
+func (p *prober) set(answer wire.Probed, delay time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answer, p.delay = answer, delay
+}
+
+// world is an API on a store in memory, with its gate running.
+type world struct {
+	t      *testing.T
+	api    *rest.API
+	gate   *gate.Gate
+	store  *gatetest.Store
+	audit  *gatetest.Audit
+	local  *gatetest.Local
+	auth   *auth
+	prober *prober
+	check  *resttest.Checker
+	stop   func()
+}
+
+var (
+	loadOnce    sync.Once
+	description *resttest.Description
+	errLoad     error
+)
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
+		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
+		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
+			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Name: "user:alice"},
+			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Credential: "cred_1", Name: "dk:laptop"},
+			"integration": {Kind: creds.KindIntegration, Team: ours, Credential: "cred_2", Name: "sk:ci"},
+			"agent":       {Kind: creds.KindAgent, Team: ours, Agent: "gpu-1", Credential: "cred_3", Name: "ak:gpu-1"},
+			"agent-any":   {Kind: creds.KindAgent, Team: ours, Credential: "cred_4", Name: "ak:any"},
+			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Name: "user:mallory"},
+		}},
+	}
+	log := slog.New(slog.DiscardHandler)
+	var err error
+	w.gate, err = gate.New(gate.Config{
+		Store: w.store, Local: w.local, Audit: w.audit, Relay: "r", Key: ident.ClusterKey{1}, Logger: log,
+		Limits: gate.Limits{OpensBurst: 1000},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.api, err = rest.New(rest.Config{
+		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.store.SetRelay("r", true)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = w.gate.Run(ctx) })
+	wg.Go(func() { _ = w.api.Run(ctx) })
+	w.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	t.Cleanup(w.stop)
+	w.connect(ours, "gpu-1")
+	loadOnce.Do(func() { description, errLoad = resttest.Load(w.do("GET", "/openapi.json", "", "").body) })
+	if errLoad != nil {
+		t.Fatal(errLoad)
+	}
+	w.check = description.For(t)
+	return w
+}
+
+func (w *world) connect(team ident.TeamID, agent ident.AgentID) {
+	w.t.Helper()
+	key := ident.AgentKey{Team: team, Agent: agent}
+	epoch, _, err := w.gate.Connect(w.t.Context(), key, gate.Claim{Instance: "i"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	now := time.Now().UTC()
+	w.store.SetPresence(store.Presence{
+		Team: team, Agent: agent, Relay: "r", Epoch: epoch, ConnectedAt: now, Heartbeat: now, Version: "v1", Platform: "linux/amd64",
+		Facts: wire.Facts{Tool: "comfyui", GPUs: []wire.GPU{{Name: "NVIDIA L4", VRAMTotal: 24 << 30}}},
+	})
+}
+
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// into decodes a body of the status wanted.
+func into[T any](t *testing.T, r reply, status int) T {
+	t.Helper()
+	var v T
+	if r.status != status {
+		t.Fatalf("status %d, want %d: %s", r.status, status, r.body)
+	}
+	if err := json.Unmarshal(r.body, &v); err != nil {
+		t.Fatalf("%v: %s", err, r.body)
+	}
+	return v
+}
+
+// do makes a call as the holder of a secret, and checks the answer against the
+// description. Headers are alternating names and values.
+func (w *world) do(method, path, secret, body string, headers ...string) reply {
+	w.t.Helper()
+	req := httptest.NewRequestWithContext(w.t.Context(), method, api.Base+path, strings.NewReader(body))
+	if secret != "" {
+		req.Header.Set("Authorization", "Bearer "+secret)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for h := range slices.Chunk(headers, 2) {
+		req.Header.Set(h[0], h[1])
+	}
+	rec := httptest.NewRecorder()
+	w.api.ServeHTTP(rec, req)
+	res := rec.Result()
+	got, err := io.ReadAll(res.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if w.check != nil {
+		w.check.Check(req, res, bytes.Clone(got))
+	}
+	return reply{res.StatusCode, res.Header, got}
+}
+
+// code is the status and code of a refusal, or the status alone.
+func (r reply) code() string {
+	var p api.Problem
+	_ = json.Unmarshal(r.body, &p)
+	return strings.TrimSpace(http.StatusText(r.status) + " " + p.Code)
+}
+
+func (w *world) want(r reply, want string) {
+	w.t.Helper()
+	if got := r.code(); got != want {
+		w.t.Errorf("got %q, want %q: %s", got, want, r.body)
+	}
+}
