@@ -66,7 +66,7 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	o, err := a.cfg.Gate.Open(ctx, p, key, spec)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && r.Context().Err() == nil {
-			return cause
+			return ended(cause)
 		}
 		return err
 	}
