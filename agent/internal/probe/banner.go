@@ -33,24 +33,28 @@ func (p *Prober) tcp(ctx context.Context, c net.Conn, q wire.Probe, a *wire.Prob
 	case 6379:
 		greetings = []greeting{greetRedis, greetHTTP}
 	}
-	for _, g := range greetings {
-		if ctx.Err() != nil {
-			break
-		}
-		c, err := p.conf.Dial(ctx, q.Port)
-		if err != nil {
-			break
-		}
-		got := exchange(c, g.send)
-		if a.App = g.app(got); a.App != "" {
-			break
-		}
-	}
-	if a.App == "http" {
+	if a.App = p.greet(ctx, q.Port, greetings...); a.App == "http" {
 		a.App = ""
 		p.http(ctx, q, a)
 		a.Warnings = append(a.Warnings, "this port speaks HTTP: with tunnel_protocol http a browser can open it")
 	}
+}
+
+// greet tries greetings, each on a connection of its own, until one is answered.
+func (p *Prober) greet(ctx context.Context, port uint16, greetings ...greeting) string {
+	for _, g := range greetings {
+		if ctx.Err() != nil {
+			return ""
+		}
+		c, err := p.conf.Dial(ctx, port)
+		if err != nil {
+			return ""
+		}
+		if app := g.app(exchange(c, g.send)); app != "" {
+			return app
+		}
+	}
+	return ""
 }
 
 // banner reads what a program says by itself, names it, and closes the connection.

@@ -11,16 +11,15 @@ import (
 
 const segmentLength = ident.SegmentLength
 
-// finding names the app behind an HTTP answer.
+// finding names the app behind HTTP answers.
 type finding struct {
 	port     uint16
 	pathForm bool   // the tunnel's address is a path on a shared host
-	best     answer // the answer of the app that tells most
-	public   answer // the answer for the public host
+	visit    visit  // the answers that tell most
+	public   answer // where the visit under the public host ended
 	more     func(path string) answer
 
-	app  string
-	page answer // the page that told, for warnings
+	app string
 }
 
 // mark is one sign of an app; all parts that are set must be there.
@@ -65,54 +64,41 @@ var marks = []mark{
 	{app: "nginx", header: "Server: nginx"},
 }
 
-// name looks for marks in the best answer, then where the app redirects to, then
-// in what only a few apps answer.
+// name looks for marks in the answers, then in what only a few apps answer.
 func (f *finding) name() {
-	f.page = f.best
-	if f.app = match(f.best); f.app != "" && f.app != "nginx" {
-		f.follow(func(answer) bool { return false })
+	for _, a := range f.visit {
+		switch app := match(a); {
+		case app == "":
+		case app != general:
+			f.app = app
+			return
+		default:
+			f.app = app // a better one may follow: it stands before many apps
+		}
+	}
+	if f.app != "" || !f.looksLikeAPI() {
 		return
 	}
-	general := f.app // nginx may stand before anything
-	f.follow(func(a answer) bool {
-		if app := match(a); app != "" && app != "nginx" {
-			f.app, general = app, app
-			return true
-		}
-		return false
-	})
-	if f.app = general; f.app == "" && f.looksLikeAPI() {
-		// vLLM has no page; its list of models names it.
-		if a := f.more("/v1/models"); a.err == nil && strings.Contains(a.body, `"owned_by":"vllm"`) || strings.Contains(a.body, `"owned_by": "vllm"`) {
-			f.app = "vllm"
-		} else if a := f.more("/version"); f.port == 8000 && a.status == http.StatusOK && strings.HasPrefix(strings.TrimSpace(a.body), `{"version":`) {
-			f.app = "vllm" // started with an API key, it shows its version only
-		}
+	// vLLM has no page; its list of models names it.
+	if a := f.more("/v1/models"); a.err == nil && ownedByVLLM.MatchString(a.body) {
+		f.app = "vllm"
+		return
+	}
+	// Started with an API key, it shows its version only.
+	if a := f.more("/version"); f.port == 8000 && a.status == http.StatusOK && strings.HasPrefix(strings.TrimSpace(a.body), `{"version":`) {
+		f.app = "vllm"
 	}
 }
 
-// follow goes where the app redirects to, within the app, until enough says stop.
-func (f *finding) follow(enough func(answer) bool) {
-	a := f.best
-	for range maxFollow {
-		path := a.redirect()
-		if path == "" {
-			return
-		}
-		if a = f.more(path); a.err != nil {
-			return
-		}
-		f.page = a
-		if enough(a) {
-			return
-		}
-	}
-}
+// general is a server that often stands before another app.
+const general = "nginx"
+
+var ownedByVLLM = regexp.MustCompile(`"owned_by":\s*"vllm"`)
 
 // looksLikeAPI says whether the app has no page at its root but speaks JSON.
 func (f *finding) looksLikeAPI() bool {
-	return f.best.err == nil && strings.HasPrefix(f.best.header.Get("Content-Type"), "application/json") ||
-		strings.Contains(f.best.header.Get("Server"), "uvicorn")
+	a := f.visit.end()
+	return strings.HasPrefix(a.header.Get("Content-Type"), "application/json") || strings.Contains(a.header.Get("Server"), "uvicorn")
 }
 
 func match(a answer) string {
@@ -163,13 +149,13 @@ func (f *finding) warnings() []string {
 			out = append(out, "Prometheus needs the subdomain form, or --web.external-url and --web.route-prefix")
 		case "comfyui", "code-server", "gradio", "novnc": // their addresses are relative
 		default:
-			if rooted.MatchString(f.page.body) {
+			if rooted.MatchString(f.visit.end().body) {
 				out = append(out, "this page uses absolute paths: it may need the subdomain form")
 			}
 		}
 	}
-	if f.app == "" && !accepted(f.best) {
-		out = append(out, fmt.Sprintf("the app on port %d answers %s itself, whatever the Host", f.port, f.best.text()))
+	if end := f.visit.end(); f.app == "" && !accepted(end) {
+		out = append(out, fmt.Sprintf("the app on port %d answers %s itself, whatever the Host", f.port, end.text()))
 	}
 	if f.app == "streamlit" && !refused(f.public) {
 		out = append(out, "if Streamlit's page stays empty, start it with --server.enableCORS false or name the tunnel's host in browser.serverAddress")

@@ -27,7 +27,7 @@ const (
 	firstLimit = time.Second // of the two requests that decide on the Host
 	maxBody    = 64 << 10    // read of an answer
 	maxHeader  = 32 << 10
-	maxFollow  = 2
+	maxFollow  = 3 // redirects within the app
 )
 
 // Config is what a Prober needs. Its functions must be safe for concurrent use.
@@ -73,44 +73,80 @@ func (p *Prober) Probe(ctx context.Context, q wire.Probe) wire.Probed {
 
 // http decides on the Host by asking twice at the same time, then names the app.
 func (p *Prober) http(ctx context.Context, q wire.Probe, a *wire.Probed) {
-	client := p.transport(q.Port)
-	defer client.CloseIdleConnections()
+	rt := p.transport(q.Port)
+	defer rt.CloseIdleConnections()
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(q.Port)))
-	var asPublic, asLocal answer
+	var asPublic, asLocal visit
 	first, cancel := context.WithTimeout(ctx, firstLimit)
 	defer cancel()
 	var wg sync.WaitGroup
 	if q.PublicHost != "" {
-		wg.Go(func() { asPublic = get(first, client, q.PublicHost, "/") })
+		wg.Go(func() { asPublic = goTo(first, rt, q.PublicHost) })
 	}
-	wg.Go(func() { asLocal = get(first, client, local, "/") })
+	wg.Go(func() { asLocal = goTo(first, rt, local) })
 	wg.Wait()
-	if asPublic.err != nil && asLocal.err != nil {
-		p.notHTTP(ctx, q, a, errors.Join(asPublic.err, asLocal.err))
+	if asPublic.silent() && asLocal.silent() {
+		p.notHTTP(ctx, q, a, errors.Join(asPublic.end().err, asLocal.end().err))
 		return
 	}
-	best := asPublic
+	best, host := asPublic, q.PublicHost
 	a.HostHeader = "public"
-	if q.PublicHost == "" || refused(asPublic) && accepted(asLocal) {
+	if q.PublicHost == "" || refused(asPublic.end()) && accepted(asLocal.end()) {
 		a.HostHeader = "local"
-		best = asLocal
+		best, host = asLocal, local
 	}
-	if best.err != nil || !accepted(best) && accepted(asLocal) {
-		best = asLocal
+	if best.silent() {
+		best = asLocal // this time it was only the slower one
 	}
-	if best.err != nil {
-		best = asPublic
-	}
-	host := local
-	if a.HostHeader == "public" {
-		host = q.PublicHost
-	}
-	f := finding{port: q.Port, pathForm: q.PublicHost != "" && !subdomainForm(q.PublicHost), best: best, public: asPublic}
-	f.more = func(path string) answer { return get(ctx, client, host, path) }
+	f := finding{port: q.Port, pathForm: q.PublicHost != "" && !subdomainForm(q.PublicHost), visit: best, public: asPublic.end()}
+	f.more = func(path string) answer { return get(ctx, rt, host, path) }
 	f.name()
 	a.App = f.app
 	a.Warnings = f.warnings()
 	a.Detail = fmt.Sprintf("answers GET / with %s for the public host and %s for the local one", asPublic.text(), asLocal.text())
+}
+
+// visit is what a browser would see of the app at first: the answer to GET /, and
+// those to the redirects that follow within the app. The last one decides: Jupyter
+// redirects every Host from / and refuses the wrong ones where that leads.
+type visit []answer
+
+func goTo(ctx context.Context, rt http.RoundTripper, host string) visit {
+	v := visit{get(ctx, rt, host, "/")}
+	for range maxFollow {
+		path := v.end().redirect()
+		if path == "" {
+			break
+		}
+		next := get(ctx, rt, host, path)
+		if next.err != nil {
+			break // no time was left; a redirect is an answer, too
+		}
+		v = append(v, next)
+	}
+	return v
+}
+
+// end is the answer at which the visit ended.
+func (v visit) end() answer {
+	if len(v) == 0 {
+		return answer{}
+	}
+	return v[len(v)-1]
+}
+
+// silent says whether nothing was answered.
+func (v visit) silent() bool { return v.end().status == 0 }
+
+func (v visit) text() string {
+	var parts []string
+	for _, a := range v {
+		parts = append(parts, a.text())
+	}
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
 }
 
 // notHTTP names what answered neither request as HTTP.
@@ -121,6 +157,9 @@ func (p *Prober) notHTTP(ctx context.Context, q wire.Probe, a *wire.Probed, err 
 	}
 	if c, err := p.conf.Dial(ctx, q.Port); err == nil {
 		a.App = banner(c)
+	}
+	if a.App == "" {
+		a.App = p.greet(ctx, q.Port, greetPostgres, greetRedis)
 	}
 	a.Detail = fmt.Sprintf("port %d does not speak HTTP", q.Port)
 	if a.App != "" {

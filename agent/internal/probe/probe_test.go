@@ -81,13 +81,13 @@ func isLocal(host string) bool {
 func jupyter(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", "TornadoServer/6.4")
 	w.Header().Set("Content-Security-Policy", "frame-ancestors 'self'; report-uri /api/security/csp-report")
+	if r.URL.Path == "/" { // the redirect looks at no Host
+		http.Redirect(w, r, "/lab?", http.StatusFound)
+		return
+	}
 	if !isLocal(r.Host) { // allow_remote_access is off
 		w.WriteHeader(http.StatusForbidden)
 		fmt.Fprint(w, "<title>Jupyter Server</title> Blocking request with non-local 'Host'")
-		return
-	}
-	if r.URL.Path == "/" {
-		http.Redirect(w, r, "/lab?", http.StatusFound)
 		return
 	}
 	fmt.Fprint(w, `<title>JupyterLab</title><script id="jupyter-config-data"></script><script src="/static/lab/main.js">`)
@@ -355,6 +355,8 @@ func TestTCP(t *testing.T) {
 		{"MariaDB", "tcp", raw(t, mysqld("5.5.5-10.11.6-MariaDB")), "mariadb", ""},
 		{"Redis", "tcp", raw(t, redis), "redis", ""},
 		{"PostgreSQL", "tcp", raw(t, postgres), "postgres", ""},
+		{"Redis behind an http tunnel", "http", raw(t, redis), "redis", "tunnel_protocol tcp"},
+		{"PostgreSQL behind an http tunnel", "http", raw(t, postgres), "postgres", "tunnel_protocol tcp"},
 		{"VNC", "tcp", raw(t, func(c net.Conn) { fmt.Fprint(c, "RFB 003.008\n"); _, _ = io.Copy(io.Discard, c) }), "vnc", ""},
 		{"ComfyUI", "tcp", httpPort, "comfyui", "a browser can open it"},
 		{"something silent", "tcp", raw(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), "", ""},

@@ -246,7 +246,9 @@ func mustCollector(t *testing.T, reg *prometheus.Registry, reason string) promet
 
 func TestRevokedAndUnauthorized(t *testing.T) {
 	r := fakerelay.Start(t)
-	r.Refuse(func() *api.Problem { return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "revoked") })
+	r.Refuse(func() *api.Problem {
+		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "revoked")
+	})
 	w := start(t, nil, r.URL)
 	testkit.Eventually(t, "the status says what the relay answered", func() bool { return strings.Contains(w.up.Status().LastError, "revoked") })
 	if n := r.Attempts(); n != 1 {
