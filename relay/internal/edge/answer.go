@@ -13,10 +13,14 @@ import (
 // answer sends the app's answer to the user and keeps the stream if it can be used
 // again.
 func (x *exchange) answer(u *upstream, resp *http.Response) {
-	done := false
-	defer func() {
-		if !done {
-			_ = u.Close() // also when the user's side panics
+	done, whole := false, false
+	defer func() { // also when the user's side panics
+		switch {
+		case done:
+		case whole:
+			_ = u.Close()
+		default:
+			_ = u.Reset() // the app should not go on sending
 		}
 	}()
 	h := x.w.Header()
@@ -37,6 +41,7 @@ func (x *exchange) answer(u *upstream, resp *http.Response) {
 	if err := x.copyBody(u, resp); err != nil {
 		x.abort()
 	}
+	whole = true
 	x.copyTrailer(h, resp, announced)
 	if x.reusable(u, resp) {
 		x.unwatch() // from here on a cut must not close the stream: it may be another request's
@@ -58,15 +63,7 @@ func (x *exchange) reusable(u *upstream, resp *http.Response) bool {
 	if resp.Close || u.br.Buffered() > 0 {
 		return false
 	}
-	if x.body != nil {
-		select {
-		case <-x.body.done:
-			return x.body.err == nil
-		default:
-			return false
-		}
-	}
-	return true
+	return x.body == nil || x.body.sent()
 }
 
 // copyBody copies the body as it comes: what was read is on its way to the user

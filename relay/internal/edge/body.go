@@ -19,6 +19,9 @@ const (
 	// answered without it: closing at once would reset the connection and lose the
 	// answer on its way (RFC 9112, section 9.6).
 	uploadLinger = 2 * time.Second
+	// sentWait is how long a stream's reuse may wait for the end of a write that an
+	// app has answered already.
+	sentWait = 50 * time.Millisecond
 	// brokenWait is how long the app may take to say why it no longer reads.
 	brokenWait = 5 * time.Second
 )
@@ -161,6 +164,22 @@ func (s *sender) discard(body io.Reader) {
 			s.read.Store(s.read.Load() || errors.Is(err, io.EOF))
 			return
 		}
+	}
+}
+
+// sent says whether the app has had the whole body. It may have answered its last
+// byte before the goroutine that wrote it came round to saying so.
+func (s *sender) sent() bool {
+	if !s.read.Load() {
+		return false
+	}
+	t := time.NewTimer(sentWait)
+	defer t.Stop()
+	select {
+	case <-s.done:
+		return s.err == nil
+	case <-t.C:
+		return false
 	}
 }
 

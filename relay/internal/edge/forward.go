@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -161,11 +162,12 @@ func (x *exchange) open() (Stream, error) {
 		if err == nil {
 			return s, nil
 		}
-		if !errors.Is(err, ErrAway) || ctx.Err() != nil {
+		// A link may die between the dialer's look at it and the opening.
+		if !errors.Is(err, ErrAway) && !errors.Is(err, link.ErrClosed) || ctx.Err() != nil {
 			return nil, err
 		}
-		if werr := x.hold(ctx); werr != nil {
-			return nil, err
+		if x.hold(ctx) != nil {
+			return nil, errors.Join(err, ErrAway)
 		}
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -77,6 +79,9 @@ func (x *exchange) problemOf(err error) *api.Problem {
 		return verdictProblem(v, port).WithCause(err)
 	case errors.Is(err, ErrAway):
 		return errOffline().WithCause(err)
+	case errors.Is(err, link.ErrTooManyStreams):
+		return api.NewProblem(http.StatusServiceUnavailable, "link_busy", api.HopLink,
+			"the machine's link carries as many connections as it can; try again when some have ended").WithRetry(2 * time.Second).WithCause(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &t) && t.Timeout():
 		return api.Problemf(http.StatusGatewayTimeout, "app_timeout", api.HopApp,
 			"the app on port %d accepted the request and did not answer in time", port).WithCause(err)
@@ -86,7 +91,7 @@ func (x *exchange) problemOf(err error) *api.Problem {
 	case errors.Is(err, errHeaderTooLarge):
 		return api.Problemf(http.StatusBadGateway, "app_header_too_large", api.HopApp,
 			"the app on port %d sent a response header of more than 1 MiB", port).WithCause(err)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, link.ErrReset), errors.Is(err, syscall.ECONNRESET):
 		return api.Problemf(http.StatusBadGateway, "app_closed", api.HopApp,
 			"the app on port %d closed the connection without an answer; its log may say why", port).WithCause(err)
 	case errors.Is(err, errBadAnswer):
