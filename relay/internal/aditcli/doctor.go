@@ -81,11 +81,12 @@ type doctor struct {
 	app    *app
 	set    settings
 	checks []check
+	port   string // whose tunnel is looked at, for the details
 }
 
 // report takes a step and, for people, shows it at once.
 func (d *doctor) report(c check) {
-	c.Detail = clean(c.Detail)
+	c.Detail = d.port + clean(c.Detail)
 	d.checks = append(d.checks, c)
 	if d.app.json {
 		return
@@ -175,12 +176,12 @@ func (d *doctor) relay(ctx context.Context, s *session) bool {
 		if a.status == http.StatusServiceUnavailable {
 			c.Remedy = "the relay runs and takes nothing new (draining, or its store has no quorum): wait, or tell its operator"
 		}
-	case a.status == http.StatusServiceUnavailable:
+	case a.status == http.StatusServiceUnavailable: // by a load balancer that saw it not ready
 		c.State, c.Detail, c.err = stateFailed, "the relay says that it is not ready", &api.Problem{Status: a.status}
 		c.Remedy = "it is draining, or its store has no quorum: wait, or tell its operator"
 	case a.status != http.StatusOK:
-		c.State, c.Detail = stateFailed, fmt.Sprintf("%s answered %d: no Adit relay", base.Host, a.status)
-		c.Remedy = remedies[client.CodeNotARelay]
+		c.State, c.Detail = stateFailed, fmt.Sprintf("%s answered %d, which is no answer of an Adit relay", base.Host, a.status)
+		c.Remedy = "check the address; a proxy before the relay answers 502 or 504 when the relay is not running"
 	}
 	d.report(c)
 	if c.State != stateOK {
@@ -251,12 +252,13 @@ func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
 			break
 		}
 		if u, ok := parseTunnelURL(o.TunnelURL); ok {
-			d.app.notef("session %s, port %d", o.SessionID, o.TargetPort)
+			d.port = fmt.Sprintf("port %d, session %s: ", o.TargetPort, o.SessionID)
 			d.through(ctx, s.transport, u, o.TunnelProtocol == api.ProtocolTCP, func(check) {})
 		}
 		for _, w := range o.Warnings {
 			d.report(check{Check: "app", State: stateWarn, Detail: w})
 		}
+		d.port = ""
 	}
 }
 

@@ -54,16 +54,23 @@ func exitCode(err error) int {
 
 // remedies by problem code: what the reader of the error can do.
 var remedies = map[string]string{
-	"unauthenticated":    "the token is wrong, expired or revoked: run `adit login` again",
-	"team_required":      "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
-	"team_invalid":       "a team is a UUID: see --team and ADIT_TEAM",
-	"not_a_member":       "this token's owner is not in that team: see --team and ADIT_TEAM",
-	"agent_offline":      "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
-	"agent_busy":         "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
-	"port_not_allowed":   "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
-	"app_refused":        "nothing listens there: start the app on the machine, or choose another port",
-	"app_timeout":        "something listens there and does not answer: look at the app on the machine",
-	client.CodeNotARelay: "check the address; `adit doctor` shows the way hop by hop",
+	"unauthenticated":       "the token is wrong, expired or revoked: run `adit login` again",
+	"team_required":         "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
+	"team_invalid":          "a team is a UUID: see --team and ADIT_TEAM",
+	"not_a_member":          "this token's owner is not in that team: see --team and ADIT_TEAM",
+	"agent_offline":         "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
+	"agent_busy":            "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
+	"agent_paused":          "its owner paused it: `adit-agent resume` on the machine",
+	"agent_in_tunnel":       "a tunnel is open there: `adit status AGENT` shows whose, `adit close AGENT` closes it",
+	"agent_tunnel_limit":    "close what nobody needs: `adit status AGENT` lists it, `adit close AGENT --session ID` closes one",
+	"team_tunnel_limit":     "close what nobody needs: `adit agents` shows where tunnels are open",
+	"upgrade_required":      "this is a tcp tunnel: use it with `adit connect`",
+	"wrong_credential_kind": "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
+	"forbidden":             "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
+	"port_not_allowed":      "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
+	"app_refused":           "nothing listens there: start the app on the machine, or choose another port",
+	"app_timeout":           "something listens there and does not answer: look at the app on the machine",
+	client.CodeNotARelay:    "check the address; `adit doctor` shows the way hop by hop",
 }
 
 // hintFor finds the remedy of an error; empty when there is none.

@@ -113,19 +113,19 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %s", f, []string{"KiB", "MiB", "GiB", "TiB"}[unit])
 }
 
-// span is a length of time for people, in its largest unit.
+// span is a length of time for people, rounded, in its largest fitting unit.
 func span(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return "0s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%ds", d/time.Second)
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%dm", d/time.Minute)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", d/time.Hour)
+	const day = 24 * time.Hour
+	for _, u := range []struct {
+		unit  time.Duration
+		below time.Duration
+		name  string
+	}{{time.Second, 2 * time.Minute, "s"}, {time.Minute, 2 * time.Hour, "m"}, {time.Hour, 2 * day, "h"}} {
+		if r := d.Round(u.unit); r < u.below {
+			return fmt.Sprintf("%d%s", max(0, r/u.unit), u.name)
+		}
 	}
-	return fmt.Sprintf("%dd", d/(24*time.Hour))
+	return fmt.Sprintf("%dd", d.Round(day)/day)
 }
 
 func ago(t, now time.Time) string {

@@ -144,7 +144,7 @@ func (a *app) opened(t api.Tunnel) error {
 	}
 	a.notef("session %s to port %d%s, closes after %s unused or %s", t.SessionID, t.TargetPort, app, t.IdleTimeout, until(t.ExpiresAt, now))
 	if t.TunnelProtocol == api.ProtocolTCP {
-		a.notef("use it with: adit connect -L 127.0.0.1:0 - (and paste the URL), or adit connect AGENT:%d", t.TargetPort)
+		a.notef("use it with: adit connect - -L 127.0.0.1:0, which reads the URL from stdin, or put the URL into %s", envTunnelURL)
 	}
 	if t.RunningTasks > 0 {
 		a.notef("%d tasks are running there; new ones are refused until the tunnel closes", t.RunningTasks)
@@ -212,8 +212,8 @@ func (a *app) showStatus(state string, st api.TunnelStatus, now time.Time) error
 			kind += " " + s.App
 		}
 		closes := until(s.ExpiresAt, now)
-		if s.ClosesBecause != "" {
-			closes += " (" + s.ClosesBecause + ")"
+		if idle := s.LastUsedAt.Add(s.IdleTimeout.D()); s.IdleTimeout > 0 && idle.Before(s.ExpiresAt) {
+			closes = until(idle, now) + " unless used, else " + closes
 		}
 		t.row(string(s.SessionID), fmt.Sprint(s.TargetPort), kind, s.Label, s.OpenedBy, ago(s.OpenedAt, now), ago(s.LastUsedAt, now),
 			fmt.Sprint(s.Viewers), bytesText(s.BytesIn), bytesText(s.BytesOut), closes)
@@ -289,7 +289,8 @@ func (a *app) extendCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "extend SESSION",
 		Short: "move a tunnel's end and print the new one",
-		Long: `extend moves the end of a tunnel: --expires counts from now, and the relay caps it.
+		Long: `extend moves the end of a tunnel: --expires counts from now. The relay caps it, and
+never brings the end nearer.
 SESSION is a session id or the tunnel's URL. A tunnel's admin token in ADIT_TOKEN
 is enough for this.`,
 		Example: `  adit extend 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5 --expires 12h`,
