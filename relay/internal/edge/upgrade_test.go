@@ -245,6 +245,9 @@ func TestOnlyDataFramesAreUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := c.CloseRead(t.Context())
+	if err := c.Ping(ctx); err != nil { // its answer comes after all that was noted of the echo
+		t.Fatal(err)
+	}
 	before := w.meter.Totals(rec.Session)
 	for range 3 {
 		if err := c.Ping(ctx); err != nil {
