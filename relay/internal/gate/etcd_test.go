@@ -101,6 +101,9 @@ func TestRealStore(t *testing.T) {
 	if counts[audit.TunnelOpened] != 32 || counts[audit.TaskAdmitted] == 0 {
 		t.Errorf("opened %d, want 32; admitted %d", counts[audit.TunnelOpened], counts[audit.TaskAdmitted])
 	}
+	if err := st.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if rec, _ := st.Agent(box); len(rec.Tunnels) != 0 || len(rec.Leases) != 0 {
 		t.Errorf("left: %+v", rec)
 	}

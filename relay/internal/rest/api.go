@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -191,6 +192,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", api.StrictPolicy)
 	h.Set(api.HeaderRequestID, string(id))
 
 	out := &answer{ResponseWriter: w}
@@ -225,7 +227,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *c
 		}
 		c.principal = p
 	}
-	if !found || strings.Contains(r.URL.EscapedPath(), "//") { // no redirects to cleaned paths
+	if !found || !clean(r) {
 		return a.unrouted(w, r)
 	}
 	if !rt.public && !rt.admitsKind(c.principal.Kind) {
@@ -272,7 +274,7 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
 	var allowed []string
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
-		if _, pattern := a.mux.Handler(probe); a.routes[pattern].serve != nil && !strings.Contains(r.URL.EscapedPath(), "//") {
+		if _, pattern := a.mux.Handler(probe); a.routes[pattern].serve != nil && clean(r) {
 			allowed = append(allowed, m)
 		}
 	}
@@ -281,6 +283,13 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
 	return api.Problemf(http.StatusMethodNotAllowed, "method_not_allowed", api.HopRelay, "allowed here: %s", strings.Join(allowed, ", "))
+}
+
+// clean says whether a path is its own shortest form. Of others http.ServeMux makes
+// redirects, which callers that send secrets should not have to follow.
+func clean(r *http.Request) bool {
+	p := r.URL.EscapedPath()
+	return path.Clean(p) == p
 }
 
 // finish turns an error into its document, and counts.
