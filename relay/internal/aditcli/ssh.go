@@ -133,6 +133,9 @@ func (a *app) runSSH(ctx context.Context, s *session, ssh, user string, id ident
 	}
 	cmd.WaitDelay = closeTimeout
 	err = cmd.Run()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if code := exit.ExitCode(); code > 0 {
