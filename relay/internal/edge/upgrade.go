@@ -95,8 +95,13 @@ func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), opt
 		defer close(fired)
 		u.endBecause(context.Cause(x.use.Context()), x.e.draining.Load())
 	})
+	var late sync.WaitGroup
+	if x.e.draining.Load() { // Drain looked before it was registered
+		late.Go(func() { u.end(closeServiceRestart, "the relay restarts; connect again") })
+	}
 	_, err := splice.Both(ctx, user, app, options)
 	close(u.done)
+	late.Wait()
 	if !undo() {
 		<-fired
 	}
@@ -110,9 +115,6 @@ func (e *Edge) register(u *upgraded) {
 	e.mu.Lock()
 	e.upgraded[u] = struct{}{}
 	e.mu.Unlock()
-	if e.draining.Load() {
-		go u.end(closeServiceRestart, "the relay restarts; connect again") // Drain may have missed it; u.done ends it
-	}
 }
 
 func (e *Edge) unregister(u *upgraded) {
