@@ -13,7 +13,7 @@ import (
 	"image/color"
 	"image/png"
 	"io"
-	"log"
+	"log/slog"
 	"math"
 	"net/http"
 	"runtime"
@@ -34,6 +34,7 @@ const (
 
 // app is the state of the demo: who listens for progress, and what was uploaded.
 type app struct {
+	log    *slog.Logger
 	end    context.Context // ends runs and sockets; an app has no other owner
 	close  context.CancelFunc
 	tasks  sync.WaitGroup
@@ -43,9 +44,9 @@ type app struct {
 	peers  map[chan []byte]bool
 }
 
-func newApp() *app {
+func newApp(log *slog.Logger) *app {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &app{end: ctx, close: cancel, inputs: map[string][]byte{}, peers: map[chan []byte]bool{}}
+	return &app{log: log, end: ctx, close: cancel, inputs: map[string][]byte{}, peers: map[chan []byte]bool{}}
 }
 
 // wait returns when no run and no socket is left.
@@ -150,7 +151,7 @@ func (a *app) socket(w http.ResponseWriter, r *http.Request) {
 	// originOnly decided already; the library's own check is stricter than ComfyUI.
 	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
 	if err != nil {
-		log.Printf("websocket: %v", err)
+		a.log.Info("websocket refused", "error", err)
 		return
 	}
 	a.tasks.Add(1)

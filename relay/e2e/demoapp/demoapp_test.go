@@ -17,10 +17,31 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"go.uber.org/goleak"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
+
+// call makes a request; a body makes it a POST.
+func call(t *testing.T, url, kind string, body io.Reader) *http.Response {
+	t.Helper()
+	method := http.MethodGet
+	if body != nil {
+		method = http.MethodPost
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", kind)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = res.Body.Close() })
+	return res
+}
 
 // start runs the demo as main does and returns its address.
 func start(t *testing.T) string {
@@ -28,7 +49,7 @@ func start(t *testing.T) string {
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, "127.0.0.1:0", w) }()
+	go func() { done <- run(ctx, "127.0.0.1:0", w, testkit.Logger(t)) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -44,7 +65,7 @@ func start(t *testing.T) string {
 }
 
 func TestRefusesWhatComfyUIRefuses(t *testing.T) {
-	h := originOnly(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }))
+	h := originOnly(testkit.Logger(t), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }))
 	for _, tc := range []struct {
 		name, host, origin, site string
 		status                   int
@@ -62,7 +83,7 @@ func TestRefusesWhatComfyUIRefuses(t *testing.T) {
 		{"cross-site, whatever the host", "gpu.example.com", "", "cross-site", 403},
 		{"same-site", "gpu.example.com", "", "same-site", 204},
 	} {
-		r := httptest.NewRequest("GET", "/", nil)
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 		r.Host = tc.host
 		if tc.origin != "" {
 			r.Header.Set("Origin", tc.origin)
@@ -90,11 +111,9 @@ func TestARunReportsProgressOnTheSocket(t *testing.T) {
 	if err := c.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	res, err := http.Post(base+"/prompt", "application/json", strings.NewReader("{}"))
-	if err != nil || res.StatusCode != 200 {
-		t.Fatalf("POST /prompt: %v, %v", res, err)
+	if res := call(t, base+"/prompt", "application/json", strings.NewReader("{}")); res.StatusCode != http.StatusOK {
+		t.Fatalf("POST /prompt answered %d", res.StatusCode)
 	}
-	_ = res.Body.Close()
 	seen := map[string]int{}
 	for seen["executed"] == 0 {
 		_, b, err := c.Read(ctx)
@@ -121,16 +140,12 @@ func TestUploadIsHashedAndShownAgain(t *testing.T) {
 	part, _ := form.CreateFormFile("image", "cat.bin")
 	_, _ = part.Write(want)
 	_ = form.Close()
-	res, err := http.Post(base+"/upload/image", form.FormDataContentType(), &body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := call(t, base+"/upload/image", form.FormDataContentType(), &body)
 	var got struct {
 		Size   int
 		SHA256 string
 	}
-	err = json.NewDecoder(res.Body).Decode(&got)
-	_ = res.Body.Close()
+	err := json.NewDecoder(res.Body).Decode(&got)
 	sum := sha256.Sum256(want)
 	if err != nil || got.Size != len(want) || got.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("answered %+v, %v", got, err)
@@ -153,13 +168,8 @@ func TestUploadIsHashedAndShownAgain(t *testing.T) {
 			return err
 		},
 	} {
-		res, err := http.Get(base + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := check(res.Body); err != nil {
+		if err := check(call(t, base+path, "", nil).Body); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
-		_ = res.Body.Close()
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +24,7 @@ func main() {
 	defer stop()
 	listen := flag.String("listen", "127.0.0.1:8188", "`address` to listen on; port 0 takes a free one")
 	flag.Parse()
-	if err := run(ctx, *listen, os.Stdout); err != nil {
+	if err := run(ctx, *listen, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
 		fmt.Fprintln(os.Stderr, "demoapp:", err)
 		stop()
 		os.Exit(1)
@@ -31,13 +32,13 @@ func main() {
 }
 
 // run serves until ctx ends. It prints its address on one line once it listens.
-func run(ctx context.Context, listen string, out io.Writer) error {
+func run(ctx context.Context, listen string, out io.Writer, log *slog.Logger) error {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return err
 	}
-	a := newApp()
-	srv := &http.Server{Handler: originOnly(a.routes()), ReadHeaderTimeout: 10 * time.Second}
+	a := newApp(log)
+	srv := &http.Server{Handler: originOnly(log, a.routes()), ReadHeaderTimeout: 10 * time.Second}
 	srv.RegisterOnShutdown(a.close) // Shutdown does not know of WebSockets
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -11,10 +11,10 @@ import (
 // originOnly refuses what ComfyUI's origin_only_middleware (server.py) refuses:
 // requests that a browser marks cross-site, and those whose Host is loopback while
 // their Origin is another host.
-func originOnly(next http.Handler) http.Handler {
+func originOnly(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Sec-Fetch-Site") == "cross-site" || !sameOrigin(r.Host, r.Header.Get("Origin")) {
-			log.Printf("refused %s %s: host %q, origin %q, sec-fetch-site %q", r.Method, r.URL.Path, r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site"))
+			log.Info("request refused", "method", r.Method, "path", r.URL.Path, "host", r.Host, "origin", r.Header.Get("Origin"), "sec_fetch_site", r.Header.Get("Sec-Fetch-Site"))
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}

@@ -97,7 +97,7 @@ func talk(ts *testscript.TestScript, neg bool, args []string) {
 	var c net.Conn
 	var err error
 	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(20 * time.Millisecond) {
-		if c, err = net.Dial("tcp", "127.0.0.1:"+args[0]); err == nil {
+		if c, err = new(net.Dialer).DialContext(context.Background(), "tcp", "127.0.0.1:"+args[0]); err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -183,7 +183,7 @@ func fakeSSH() {
 		fmt.Println("the tunnel's URL is among the arguments")
 		os.Exit(99)
 	}
-	cmd := exec.Command("sh", "-c", "exec "+proxy)
+	cmd := exec.CommandContext(context.Background(), "sh", "-c", "exec "+proxy)
 	cmd.Stdin, cmd.Stderr = strings.NewReader("SSH-2.0-story\n"), os.Stderr
 	out, err := cmd.Output()
 	fmt.Printf("through the tunnel: %q, %v\n", out, err)

@@ -260,10 +260,10 @@ func (a *app) connectListen(ctx context.Context, t *tunnel, addr string) error {
 func (a *app) carry(ctx context.Context, t *tunnel, local *net.TCPConn) {
 	c, err := t.dial(ctx)
 	if err != nil {
-		_ = localConn{local}.Reset()
 		if ctx.Err() == nil {
 			a.complain(fmt.Errorf("connection from %s: %w", local.RemoteAddr(), err))
 		}
+		_ = localConn{local}.Reset()
 		return
 	}
 	if _, err := splice.Both(ctx, localConn{local}, c, splice.Options{}); err != nil && ctx.Err() == nil {

@@ -295,7 +295,7 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 	if err != nil {
 		return
 	}
-	near, far := tcpPair()
+	near, far := tcpPair(r.ctx)
 	var app sync.WaitGroup
 	defer app.Wait()
 	app.Go(func() {
@@ -309,13 +309,13 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 	_, _ = splice.Both(r.ctx, near, wsconn.New(c, wsconn.Options{}), splice.Options{})
 }
 
-func tcpPair() (*net.TCPConn, *net.TCPConn) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func tcpPair(ctx context.Context) (*net.TCPConn, *net.TCPConn) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
 	defer func() { _ = ln.Close() }()
-	a, err := net.Dial("tcp", ln.Addr().String())
+	a, err := new(net.Dialer).DialContext(ctx, "tcp", ln.Addr().String())
 	if err != nil {
 		panic(err)
 	}
