@@ -193,6 +193,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", api.StrictPolicy)
+	h.Set("Content-Security-Policy", api.StrictPolicy)
 	h.Set(api.HeaderRequestID, string(id))
 
 	out := &answer{ResponseWriter: w}

@@ -35,7 +35,7 @@ func Load(spec []byte) (*Description, error) {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", err)
 	}
 	v, errs := validator.NewValidator(doc, config.WithFormatAssertions(), config.WithStrictMode(), config.WithoutSecurityValidation(),
-		config.WithStrictIgnoredHeadersExtra("Allow", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After", "Www-Authenticate", "X-Accel-Buffering"))
+		config.WithStrictIgnoredHeadersExtra("Allow", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After", "Www-Authenticate", "Content-Security-Policy"))
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", errors.Join(errs...))
 	}
@@ -65,7 +65,7 @@ func (c *Checker) Check(req *http.Request, res *http.Response, body []byte) {
 		return
 	}
 	call := fmt.Sprintf("%s %s -> %d", req.Method, req.URL.Path, res.StatusCode)
-	for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
+	for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": api.StrictPolicy} {
 		if got := res.Header.Get(name); got != want {
 			c.t.Errorf("%s: header %s is %q, want %q", call, name, got, want)
 		}
