@@ -43,6 +43,10 @@ type Problem struct {
 // ProblemContentType is the media type of a Problem.
 const ProblemContentType = "application/problem+json"
 
+// StrictPolicy is the Content-Security-Policy of answers that are data and never a
+// page: in path form they share their origin with the pages of tunnels.
+const StrictPolicy = "default-src 'none'; frame-ancestors 'none'"
+
 // DefaultChallenge tells a caller without a secret how to send one. The realm is
 // there because the scheme must not stand alone (RFC 6750, section 3).
 const DefaultChallenge = `Bearer realm="adit"`
@@ -94,6 +98,7 @@ func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 	h.Set("Content-Type", ProblemContentType)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", StrictPolicy)
 	out := struct {
 		*Problem
 		RetryAfter int `json:"retry_after,omitempty"` // the header's value, for those who only see the body

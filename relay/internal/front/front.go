@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -28,7 +29,10 @@ type Routes struct {
 }
 
 // Own is the handler of the relay's own paths.
-type Own struct{ mux *http.ServeMux }
+type Own struct {
+	mux *http.ServeMux
+	api http.Handler
+}
 
 // NewOwn returns the handler for the routes.
 func NewOwn(rt Routes) *Own {
@@ -46,7 +50,7 @@ func NewOwn(rt Routes) *Own {
 	for pattern, handler := range rt.More {
 		mux.Handle(pattern, handler)
 	}
-	return &Own{mux: mux}
+	return &Own{mux: mux, api: rt.API}
 }
 
 // Owns says whether a request is for a path of the relay.
@@ -55,8 +59,14 @@ func (o *Own) Owns(r *http.Request) bool {
 	return pattern != ""
 }
 
-// ServeHTTP serves the relay's own paths; others get a problem.
+// ServeHTTP serves the relay's own paths; others get a problem. What is under /api/
+// goes there as it came: the mux would redirect "//" and ".." before anybody asked
+// who is calling.
 func (o *Own) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/api/") {
+		o.api.ServeHTTP(w, r)
+		return
+	}
 	if !o.Owns(r) {
 		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "nothing is here; tunnels are under /tunnel/, the API under "+api.Base).Write(w, ident.NewRequestID())
 		return
@@ -68,6 +78,7 @@ func plain(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Content-Security-Policy", api.StrictPolicy)
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(text)) // the peer may be gone
 }
