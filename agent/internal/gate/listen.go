@@ -32,7 +32,7 @@ func ListenSocket(path string) (net.Listener, error) {
 	case err == nil:
 		_ = c.Close()
 		return nil, fmt.Errorf("listen on %s: another agent serves it", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED) && isSocket(path): // a plain file refuses, too
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove stale socket: %w", err)
 		}
@@ -45,6 +45,11 @@ func ListenSocket(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("set mode of the local socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
 }
 
 // localOnly refuses what a web page could make a browser on this machine send:
