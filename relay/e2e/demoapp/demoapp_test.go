@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"image/png"
 	"io"
 	"mime/multipart"
@@ -23,8 +24,8 @@ import (
 
 func TestMain(m *testing.M) { testkit.LeakCheck(m) }
 
-// call makes a request; a body makes it a POST.
-func call(t *testing.T, url, kind string, body io.Reader) *http.Response {
+// call makes a request and returns the whole answer; a body makes it a POST.
+func call(t *testing.T, url, kind string, body io.Reader) (int, []byte) {
 	t.Helper()
 	method := http.MethodGet
 	if body != nil {
@@ -39,8 +40,12 @@ func call(t *testing.T, url, kind string, body io.Reader) *http.Response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = res.Body.Close() })
-	return res
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, b
 }
 
 // start runs the demo as main does and returns its address.
@@ -103,7 +108,8 @@ func TestARunReportsProgressOnTheSocket(t *testing.T) {
 	base := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	c, _, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(base, "http")+"/ws?clientId=me", nil)
+	c, _, err := websocket.Dial( //nolint:bodyclose // the library says that it never needs to be closed
+		ctx, "ws"+strings.TrimPrefix(base, "http")+"/ws?clientId=me", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,8 +117,8 @@ func TestARunReportsProgressOnTheSocket(t *testing.T) {
 	if err := c.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	if res := call(t, base+"/prompt", "application/json", strings.NewReader("{}")); res.StatusCode != http.StatusOK {
-		t.Fatalf("POST /prompt answered %d", res.StatusCode)
+	if status, _ := call(t, base+"/prompt", "application/json", strings.NewReader("{}")); status != http.StatusOK {
+		t.Fatalf("POST /prompt answered %d", status)
 	}
 	seen := map[string]int{}
 	for seen["executed"] == 0 {
@@ -140,35 +146,35 @@ func TestUploadIsHashedAndShownAgain(t *testing.T) {
 	part, _ := form.CreateFormFile("image", "cat.bin")
 	_, _ = part.Write(want)
 	_ = form.Close()
-	res := call(t, base+"/upload/image", form.FormDataContentType(), &body)
+	_, doc := call(t, base+"/upload/image", form.FormDataContentType(), &body)
 	var got struct {
 		Size   int
 		SHA256 string
 	}
-	err := json.NewDecoder(res.Body).Decode(&got)
+	err := json.Unmarshal(doc, &got)
 	sum := sha256.Sum256(want)
 	if err != nil || got.Size != len(want) || got.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("answered %+v, %v", got, err)
 	}
-	for path, check := range map[string]func(io.Reader) error{
-		"/view?filename=cat.bin": func(r io.Reader) error {
-			b, err := io.ReadAll(r)
+	for path, check := range map[string]func([]byte) error{
+		"/view?filename=cat.bin": func(b []byte) error {
 			if !bytes.Equal(b, want) {
-				t.Error("the upload came back changed")
+				return errors.New("the upload came back changed")
 			}
-			return err
+			return nil
 		},
-		"/api/view?filename=new.png": func(r io.Reader) error { _, err := png.Decode(r); return err },
-		"/system_stats": func(r io.Reader) error {
+		"/api/view?filename=new.png": func(b []byte) error { _, err := png.Decode(bytes.NewReader(b)); return err },
+		"/system_stats": func(b []byte) error {
 			var s struct{ Devices []struct{ Name string } }
-			err := json.NewDecoder(r).Decode(&s)
+			err := json.Unmarshal(b, &s)
 			if len(s.Devices) != 1 {
 				t.Errorf("system_stats names %d devices", len(s.Devices))
 			}
 			return err
 		},
 	} {
-		if err := check(call(t, base+path, "", nil).Body); err != nil {
+		_, b := call(t, base+path, "", nil)
+		if err := check(b); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

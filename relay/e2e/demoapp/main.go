@@ -53,7 +53,9 @@ func run(ctx context.Context, listen string, out io.Writer, log *slog.Logger) er
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	err = srv.Shutdown(end)
-	<-served
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
 	a.wait()
 	return err
 }

@@ -134,8 +134,7 @@ func (a *app) finish(err error) int {
 	if err == nil {
 		return exitDone
 	}
-	var quiet *exitError
-	if errors.As(err, &quiet) {
+	if quiet, ok := errors.AsType[*exitError](err); ok {
 		return quiet.code
 	}
 	a.complain(err)

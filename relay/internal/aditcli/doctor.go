@@ -327,8 +327,7 @@ func (d *doctor) throughTCP(ctx context.Context, tr *http.Transport, u *url.URL)
 	c, err := dialSocket(ctx, tr, u)
 	if err != nil {
 		name := "relay"
-		var p *api.Problem
-		if errors.As(err, &p) {
+		if p, ok := errors.AsType[*api.Problem](err); ok {
 			name = hopName(p)
 		}
 		d.report(failedCheck(name, time.Since(start), err))

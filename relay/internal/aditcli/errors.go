@@ -75,12 +75,10 @@ var remedies = map[string]string{
 
 // hintFor finds the remedy of an error; empty when there is none.
 func hintFor(err error) string {
-	var h *hintError
-	if errors.As(err, &h) {
+	if h, ok := errors.AsType[*hintError](err); ok {
 		return h.hint
 	}
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
 		if r := remedies[p.Code]; r != "" {
 			return r
 		}
@@ -98,8 +96,7 @@ func hintFor(err error) string {
 }
 
 func connHint(err error) string {
-	var lost *client.ConnError
-	if !errors.As(err, &lost) {
+	if _, ok := errors.AsType[*client.ConnError](err); !ok {
 		return ""
 	}
 	var (

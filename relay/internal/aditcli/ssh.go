@@ -136,8 +136,7 @@ func (a *app) runSSH(ctx context.Context, s *session, ssh, user string, id ident
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		if code := exit.ExitCode(); code > 0 {
 			return &exitError{code}
 		}

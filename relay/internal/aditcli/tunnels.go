@@ -16,6 +16,7 @@ import (
 // duration is a flag of the interface's durations: "30m", "90d", seconds.
 type duration struct{ set *api.Duration }
 
+// String is the flag's default for --help: none.
 func (d *duration) String() string {
 	if d.set == nil {
 		return ""
@@ -23,6 +24,7 @@ func (d *duration) String() string {
 	return d.set.String()
 }
 
+// Set reads the flag.
 func (d *duration) Set(s string) error {
 	v, err := api.ParseDuration(s)
 	if err != nil {
@@ -35,6 +37,7 @@ func (d *duration) Set(s string) error {
 	return nil
 }
 
+// Type is what --help calls the value.
 func (*duration) Type() string { return "duration" }
 
 func (a *app) openCommand() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -208,9 +209,7 @@ func (c *Client) request(ctx context.Context, k call, body []byte) (*http.Reques
 	if req.URL.Path, err = url.PathUnescape(req.URL.RawPath); err != nil {
 		return nil, err
 	}
-	for name, v := range k.header {
-		req.Header[name] = v
-	}
+	maps.Copy(req.Header, k.header)
 	req.Header.Set("User-Agent", c.cfg.UserAgent)
 	if req.Header.Get("Accept") == "" {
 		req.Header.Set("Accept", "application/json, "+api.ProblemContentType)
@@ -243,8 +242,7 @@ func (e *ConnError) Unwrap() error { return e.Err }
 // NewConnError wraps the error of an HTTP exchange with a host. It drops the
 // address that net/http puts into its errors: a tunnel's address is a secret.
 func NewConnError(ctx context.Context, host string, err error) *ConnError {
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err
 	}
 	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {

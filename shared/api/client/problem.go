@@ -74,8 +74,7 @@ var busy = map[string]bool{
 // Temporary says whether the same call may succeed later without anybody mending
 // anything: the agent is busy or away, limits, no quorum, a lost connection.
 func Temporary(err error) bool {
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
 		switch p.Status {
 		case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return true

@@ -53,8 +53,7 @@ func (c *Client) Watch(ctx context.Context, fn func(api.Event) error, lost func(
 			wait.Reset()
 		}
 		pause := max(wait.Next(), s.retry)
-		var p *api.Problem
-		if errors.As(err, &p) {
+		if p, ok := errors.AsType[*api.Problem](err); ok {
 			pause = max(pause, p.RetryAfter.D())
 		}
 		if lost != nil {
