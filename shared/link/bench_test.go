@@ -16,7 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// dialer opens streams; who accepts them is up to the pair it came with.
+// opener opens streams; who accepts them is up to the transport it came with.
 type opener func() (io.ReadWriteCloser, error)
 
 // transports are what bulk is measured on. "socket" is one TCP connection per
@@ -96,16 +96,16 @@ func transports(b *testing.B) map[string]func(b *testing.B, accept func(io.ReadW
 }
 
 func BenchmarkBulk(b *testing.B) {
-	for name, make1 := range transports(b) {
+	for name, pair := range transports(b) {
 		for _, n := range []int{1, 8} {
-			b.Run(fmt.Sprintf("%s/streams=%d", name, n), func(b *testing.B) { bulk(b, make1, n) })
+			b.Run(fmt.Sprintf("%s/streams=%d", name, n), func(b *testing.B) { bulk(b, pair, n) })
 		}
 	}
 }
 
-func bulk(b *testing.B, make1 func(*testing.B, func(io.ReadWriteCloser)) (opener, func()), n int) {
+func bulk(b *testing.B, pair func(*testing.B, func(io.ReadWriteCloser)) (opener, func()), n int) {
 	var arrived sync.WaitGroup
-	open, stop := make1(b, func(c io.ReadWriteCloser) {
+	open, stop := pair(b, func(c io.ReadWriteCloser) {
 		defer arrived.Done()
 		_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 64<<10))
 		_ = c.Close()
@@ -151,10 +151,10 @@ func bulk(b *testing.B, make1 func(*testing.B, func(io.ReadWriteCloser)) (opener
 
 // BenchmarkEcho is the round trip of a small message on an open stream.
 func BenchmarkEcho(b *testing.B) {
-	for name, make1 := range transports(b) {
+	for name, pair := range transports(b) {
 		for _, n := range []int{1, 64} {
 			b.Run(fmt.Sprintf("%s/streams=%d", name, n), func(b *testing.B) {
-				open, stop := make1(b, func(c io.ReadWriteCloser) { _, _ = io.Copy(c, c); _ = c.Close() })
+				open, stop := pair(b, func(c io.ReadWriteCloser) { _, _ = io.Copy(c, c); _ = c.Close() })
 				defer stop()
 				var streams []io.ReadWriteCloser
 				for range n {

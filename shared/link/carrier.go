@@ -87,6 +87,10 @@ func putBuffer(b *[]byte) {
 // directRead is the size from which a read goes to the connection itself.
 const directRead = 16 << 10
 
+// holdMax is the size from which a write is not held back but sent along with what
+// is. A TLS record, 16 KiB and a little, is held: four of them cost one system call.
+const holdMax = 32 << 10
+
 // bufConn reads ahead, in a buffer whose size follows the traffic, and can hold
 // back small writes until they make one. It is for one reader.
 type bufConn struct {
@@ -173,7 +177,7 @@ func (c *bufConn) release() error {
 func (c *bufConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.holding && len(p) < directMin {
+	if c.holding && len(p) < holdMax {
 		if c.held == nil {
 			c.held = getBuffer(len(p))
 		}

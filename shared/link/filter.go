@@ -66,6 +66,9 @@ func (m *mux) incoming() {
 		return
 	case typeData:
 		m.body = int(binary.BigEndian.Uint32(m.head[8:]))
+		if m.body > 0 && flags&flagSYN == 0 {
+			m.received(binary.BigEndian.Uint32(m.head[4:]), m.body)
+		}
 	case typeWindow:
 	default:
 		return
@@ -100,6 +103,40 @@ func (m *mux) incoming() {
 	if flags&flagFIN != 0 {
 		k.ended = true
 		k.fin.Store(true)
+	}
+	if k.ended {
+		m.tell(k, false)
+	}
+}
+
+// leave says what becomes of a stream that was closed here: true when the peer
+// sends more or had sent what was not read, false when it ends too.
+func (m *mux) leave(k *mark) <-chan bool {
+	m.smu.Lock()
+	defer m.smu.Unlock()
+	k.left = make(chan bool, 1)
+	switch {
+	case k.fin.Load() || k.rst.Load():
+		k.left <- false
+	case k.unread > 0:
+		k.left <- true
+	}
+	return k.left
+}
+
+// tell answers leave, if it was called and has no answer yet.
+func (m *mux) tell(k *mark, talks bool) {
+	m.smu.Lock()
+	defer m.smu.Unlock()
+	k.tell(talks)
+}
+
+func (k *mark) tell(talks bool) {
+	if k.left != nil {
+		select {
+		case k.left <- talks:
+		default:
+		}
 	}
 }
 
@@ -145,7 +182,10 @@ func (m *mux) mark(id uint32) *mark {
 func (m *mux) forget(id uint32) {
 	m.smu.Lock()
 	defer m.smu.Unlock()
-	delete(m.streams, id)
+	if k := m.streams[id]; k != nil {
+		m.settle(k)
+		delete(m.streams, id)
+	}
 }
 
 // reset tells the peer that a stream is over, and has yamux forget it too. The

@@ -176,7 +176,7 @@ func TestManyStreamsAtOnce(t *testing.T) {
 				})
 			}
 		})
-		for range 1000 {
+		for range 300 {
 			wg.Go(func() {
 				s, err := server.Open(t.Context())
 				if err != nil {

@@ -46,8 +46,15 @@ type Config struct {
 	// AcceptBacklog is how many streams may wait for Accept. Both ends must use
 	// the same value: the opener waits instead of exceeding it. Default 512.
 	AcceptBacklog int
-	// MaxStreams is how many streams either side may have open. Default 4096.
+	// MaxStreams is how many streams this side may have open at the peer. Default
+	// 4096.
 	MaxStreams int
+	// MaxIncoming is how many streams the peer may have open here; those beyond are
+	// reset. Default MaxStreams.
+	MaxIncoming int
+	// Budget bounds the memory of received data that waits for readers; links may
+	// share one. Default: 256 MiB for this link alone.
+	Budget *Budget
 	// KeepAlive is how often the peer is asked for a sign of life. Default 5 s.
 	KeepAlive time.Duration
 	// DeadAfter is how long a peer may be silent before the link is closed; both
@@ -89,6 +96,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxStreams <= 0 {
 		c.MaxStreams = 4096
+	}
+	if c.MaxIncoming <= 0 {
+		c.MaxIncoming = c.MaxStreams
+	}
+	if c.Budget == nil {
+		c.Budget = NewBudget(256 << 20)
 	}
 	if c.KeepAlive <= 0 {
 		c.KeepAlive = 5 * time.Second
@@ -150,7 +163,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		opening:    make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
 		done:       make(chan struct{}),
 	}
-	l.mux = newMux(c, cfg.Hooks)
+	l.mux = newMux(c, cfg.Hooks, cfg.Budget)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
 		EnableKeepAlive:   false, // watch does it, judging by what arrives, not by one ping
@@ -205,6 +218,7 @@ func (l *Link) watch() {
 				grace = 0
 			}
 			l.mux.ping()
+			l.mux.shrink()
 			next := min(l.cfg.KeepAlive, max(l.cfg.DeadAfter+grace-silent, time.Millisecond))
 			timer.Reset(next)
 			wake = time.Now().Add(next)
@@ -240,6 +254,7 @@ func (l *Link) finish() {
 	l.cause = cause
 	l.err = fmt.Errorf("%w: %w", ErrClosed, cause)
 	l.mu.Unlock()
+	l.mux.settleAll()
 	close(l.done)
 	l.cfg.Logger.Debug("link ended", "remote", l.remote, "cause", cause)
 }

@@ -76,8 +76,9 @@ type mux struct {
 	flush   func() // flusher as a value, so that starting it allocates nothing
 	wg      sync.WaitGroup
 
-	streams map[uint32]*mark // guarded by smu
-	smu     sync.Mutex
+	smu     sync.Mutex // of what follows, and of the plain fields of marks
+	streams map[uint32]*mark
+	budget  *Budget
 
 	// The reading side belongs to yamux's one reader.
 	head       header
@@ -93,10 +94,13 @@ type mark struct {
 	ended    bool          // yamux was shown an end; only the reader knows
 	gone     chan struct{} // closed when the peer reset the stream
 	stream   atomic.Pointer[Stream]
+	unread   int64     // bytes received and not read, guarded by smu
+	settled  bool      // they count no more, guarded by smu
+	left     chan bool // of a stream that was closed here: see leave; guarded by smu
 }
 
-func newMux(c carrier, hooks Hooks) *mux {
-	m := &mux{c: c, hooks: hooks, base: time.Now(), streams: make(map[uint32]*mark)}
+func newMux(c carrier, hooks Hooks, budget *Budget) *mux {
+	m := &mux{c: c, hooks: hooks, base: time.Now(), streams: make(map[uint32]*mark), budget: budget}
 	m.room.L = &m.mu
 	m.flush = m.flusher
 	return m
@@ -264,6 +268,9 @@ func (m *mux) writeOnce(body []byte) {
 	}
 	if batch != nil {
 		putBuffer(batch)
+	}
+	if err != nil {
+		_ = m.c.Close() // so that yamux's reader learns of it too
 	}
 	m.mu.Lock()
 	m.writing = false

@@ -120,7 +120,7 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 		n := l.in.Add(1)
 		s := l.newStream(ys, false)
 		l.mux.nudge(true)
-		if n > int32(l.cfg.MaxStreams) {
+		if n > int32(l.cfg.MaxIncoming) {
 			_ = s.Reset()
 			continue
 		}

@@ -41,6 +41,9 @@ type Stream struct {
 	aborted atomic.Bool
 	wrote   atomic.Bool // CloseWrite was called
 
+	used  atomic.Int32 // how recently it was read
+	cause atomic.Pointer[error]
+
 	deadlines sync.Mutex
 
 	// Of a stream opened with a hello: the verdict is read before the first data.
@@ -67,6 +70,9 @@ func (l *Link) newStream(ys *yamux.Stream, opened bool) *Stream {
 
 // Read implements net.Conn.
 func (s *Stream) Read(p []byte) (int, error) {
+	if s.closed.Load() {
+		return 0, fmt.Errorf("read stream: %w", s.closeCause())
+	}
 	if s.waits.Load() {
 		if err := s.verdict(); err != nil {
 			return 0, err
@@ -83,12 +89,18 @@ func (s *Stream) Read(p []byte) (int, error) {
 
 func (s *Stream) read(p []byte) (int, error) {
 	n, err := s.ys.Read(p)
+	if n > 0 {
+		s.link.mux.consumed(s.mark, n)
+		if s.used.Load() != readLately {
+			s.used.Store(readLately)
+		}
+	}
 	if err == nil {
 		return n, nil
 	}
 	switch {
 	case s.closed.Load():
-		err = net.ErrClosed
+		err = s.closeCause()
 	case errors.Is(err, yamux.ErrTimeout):
 		err = os.ErrDeadlineExceeded
 	case errors.Is(err, io.EOF) && s.mark.fin.Load():
@@ -123,7 +135,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 func (s *Stream) writeError(err error) error {
 	switch {
 	case s.closed.Load():
-		err = net.ErrClosed
+		err = s.closeCause()
 	case s.refusal.Load() != nil:
 		return *s.refusal.Load()
 	case s.mark.rst.Load():
@@ -181,9 +193,22 @@ func (s *Stream) Close() error {
 func (s *Stream) Reset() error {
 	s.aborted.Store(true)
 	if s.closed.Load() {
-		s.interrupt() // Close waits for the peer's end: no longer
+		s.link.mux.tell(s.mark, true) // Close waits for the peer's end: no longer
 	}
 	return s.Close()
+}
+
+// abort is Reset by the link itself, for a reason that the owner gets to see.
+func (s *Stream) abort(cause error) {
+	s.cause.CompareAndSwap(nil, &cause)
+	_ = s.Reset()
+}
+
+func (s *Stream) closeCause() error {
+	if cause := s.cause.Load(); cause != nil {
+		return *cause
+	}
+	return net.ErrClosed
 }
 
 // depart is the life of a stream after Close. There is at most one.
@@ -194,20 +219,23 @@ func (s *Stream) depart() {
 		return
 	}
 	_ = s.ys.Close()
-	if s.mark.fin.Load() || s.mark.rst.Load() {
-		return // both have ended
+	timer := time.NewTimer(finWait)
+	defer timer.Stop()
+	// Nothing is read here, not even with a deadline: moving the deadline would
+	// block again the readers that Close has just freed.
+	left := s.link.mux.leave(s.mark)
+	talks := s.aborted.Load()
+	if !talks {
+		select {
+		case talks = <-left:
+		case <-timer.C:
+			talks = true
+		case <-s.link.done:
+		}
 	}
-	s.deadlines.Lock()
-	if !s.aborted.Load() {
-		_ = s.ys.SetReadDeadline(time.Now().Add(finWait))
+	if talks {
+		s.link.mux.reset(s.ys.StreamID())
 	}
-	s.deadlines.Unlock()
-	var one [1]byte
-	n, err := s.ys.Read(one[:])
-	if n == 0 && errors.Is(err, io.EOF) {
-		return // the peer has ended too, or the session has
-	}
-	s.link.mux.reset(s.ys.StreamID())
 }
 
 // forget frees what the link keeps for the stream.
