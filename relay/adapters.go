@@ -150,27 +150,3 @@ func (o operator) note(ctx context.Context, event audit.Event, rec store.Credent
 	}
 	return nil
 }
-
-// credentialChanges feeds the changes of credentials to creds.
-func credentialChanges(s *store.Store) func(context.Context, func(ident.CredentialID)) error {
-	return func(ctx context.Context, changed func(ident.CredentialID)) error {
-		sub := s.Subscribe(1024)
-		defer sub.Close()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case c, ok := <-sub.C():
-				if !ok {
-					return errors.New("the store's changes ended")
-				}
-				if sub.Lost() {
-					changed("")
-				}
-				if c.Kind == store.KindCredential {
-					changed(c.Credential)
-				}
-			}
-		}
-	}
-}

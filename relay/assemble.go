@@ -92,7 +92,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.creds, err = creds.New(creds.Config{
 		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim},
 		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim},
-		Store: p.store, Changes: credentialChanges(p.store), ClientAddr: r.remote,
+		Store: p.store, Changes: creds.StoreChanges(p.store), ClientAddr: r.remote,
 		Logger: r.log.With("part", "creds"), Registerer: reg,
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,8 +68,8 @@ func TestAgentKilledAndRestarted(t *testing.T) {
 	a.Kill()
 	a.Start()
 	t.Logf("the tunnel works %v after the agent was started", healed(w, tun.TunnelURL, healTime))
-	if a.Log(); !strings.Contains(a.Log(), string(tun.SessionID)) {
-		t.Errorf("the fresh agent was told of the open tunnel")
+	if out := w.Run(a.Env, filepath.Join(w.Bin, "adit-agent"), "status", "--json"); !strings.Contains(out, string(tun.SessionID)) {
+		t.Errorf("the fresh agent was told of the open tunnel: %s", out)
 	}
 }
 

@@ -137,6 +137,9 @@ func TestServerSentEventsArriveOneByOne(t *testing.T) {
 	sk := r.Credential("integration", world.Team)
 	next := make(chan int)
 	port := app(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/events" { // the agent's probe asks for /
+			return
+		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		rc := http.NewResponseController(w)
 		_ = rc.Flush()
@@ -153,7 +156,7 @@ func TestServerSentEventsArriveOneByOne(t *testing.T) {
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": port, "host_header": "public"})
 	for _, url := range []string{r.HostURL(tun), r.PathURL(tun)} {
 		ctx, cancel := context.WithCancel(t.Context())
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"events", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

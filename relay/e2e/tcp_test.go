@@ -136,7 +136,11 @@ func TestDatabasesThroughTunnels(t *testing.T) {
 	})
 	t.Run("redis-cli", func(t *testing.T) {
 		port := forward(w.Redis())
-		w.Run(nil, "redis-cli", "-p", port, "set", "k", strings.Repeat("v", 1<<20))
+		set := exec.Command("redis-cli", "-p", port, "-x", "set", "k")
+		set.Stdin = strings.NewReader(strings.Repeat("v", 1<<20))
+		if out, err := set.CombinedOutput(); err != nil || string(out) != "OK\n" {
+			t.Errorf("a megabyte is stored: %q %v", out, err)
+		}
 		if out := w.Run(nil, "redis-cli", "-p", port, "strlen", "k"); out != "1048576\n" {
 			t.Errorf("redis-cli prints %q", out)
 		}

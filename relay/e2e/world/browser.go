@@ -2,6 +2,7 @@ package world
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -25,6 +26,10 @@ func (w *World) Browser(limit time.Duration) context.Context {
 	actx, stop := chromedp.NewExecAllocator(context.Background(), opts...)
 	ctx, cancel := chromedp.NewContext(actx)
 	ctx, expire := context.WithTimeout(ctx, limit)
+	// The browser starts here, so that every tab of it finds it running.
+	if err := chromedp.Do(ctx); err != nil {
+		w.T.Fatalf("start Chromium: %v", err)
+	}
 	w.T.Cleanup(func() {
 		if w.T.Failed() {
 			w.saveScreenshot(ctx)
@@ -55,10 +60,32 @@ func (w *World) Do(ctx context.Context, what string, actions ...chromedp.Action[
 	}
 }
 
-// Until waits until a JavaScript expression is true in the page.
+// Until waits until a JavaScript expression is true in the page, over any number
+// of navigations.
 func Until(expression string) chromedp.Action[chromedp.Void] {
-	return chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(30*time.Second))
+	return func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		limit := time.NewTimer(untilTime)
+		defer limit.Stop()
+		for {
+			// An error is a page between two documents, or one that has no such element yet.
+			if ok, err := chromedp.Evaluate[bool]("!!("+expression+")")(ctx, t); err == nil && ok {
+				return chromedp.Void{}, nil
+			}
+			select {
+			case <-tick.C:
+			case <-limit.C:
+				return chromedp.Void{}, fmt.Errorf("not within %s: %s", untilTime, expression)
+			case <-ctx.Done():
+				return chromedp.Void{}, fmt.Errorf("%w: %s", ctx.Err(), expression)
+			}
+		}
+	}
 }
+
+// untilTime is how long a page may take: generous, since machines are shared.
+const untilTime = 45 * time.Second
 
 // saveScreenshot keeps what the page looked like where ADIT_E2E_SHOTS says.
 func (w *World) saveScreenshot(ctx context.Context) {
