@@ -77,7 +77,7 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	p.store, err = store.New(store.Config{
 		DataDir: r.cfg.DataDir, Endpoints: r.cfg.Store.Endpoints, TLS: storeTLS, QuotaBytes: r.cfg.Store.Quota,
 		Relay:  store.RelayRecord{ID: r.id(), URL: r.cfg.PublicURL, Version: lifecycle.Version(), Started: r.started},
-		Logger: r.log.With("part", "store"), Registerer: reg,
+		Logger: r.log.With("part", "store"), Registerer: reg, Now: now,
 	})
 	if err != nil {
 		return err
@@ -105,7 +105,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 			IdleTimeout: t.IdleTimeout.D(), MaxIdleTimeout: t.MaxIdleTimeout.D(), ExpiresIn: t.ExpiresIn.D(), MaxExpiresIn: t.MaxExpiresIn.D(),
 			PerAgent: l.TunnelsPerAgent, PerTeam: l.TunnelsPerTeam, OpensPerSecond: l.OpensPerMinute / 60, OpensBurst: max(1, int(l.OpensPerMinute)),
 		},
-		Logger: r.log.With("part", "gate"), Registerer: reg,
+		Logger: r.log.With("part", "gate"), Registerer: reg, Now: now,
 	})
 	if err != nil {
 		return err

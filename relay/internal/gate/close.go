@@ -36,7 +36,7 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 		if !anyClosing(rec, closed) {
 			return closed, nil
 		}
-		if g.responsible(rec.Relay, time.Now()) {
+		if g.responsible(rec.Relay, g.now()) {
 			if rec, err = g.finish(ctx, key, by, closed, rec.Relay); err != nil {
 				return nil, err
 			}

@@ -39,7 +39,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	feed := g.store.Subscribe(4096)
 	defer feed.Close()
 	g.mu.Lock()
-	g.started = time.Now()
+	g.started = g.now()
 	g.mu.Unlock()
 	c := &closer{Gate: g, agenda: newAgenda(), busy: make(map[ident.AgentKey]bool), results: make(chan tended, workers)}
 	defer c.wg.Wait()
@@ -50,7 +50,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	for {
 		wait := time.Hour // with all workers busy, a result is what to wait for
 		if len(c.busy) < workers {
-			wait = c.agenda.wait(time.Now())
+			wait = c.agenda.wait(c.now())
 		}
 		timer.Reset(wait)
 		select {
@@ -71,7 +71,7 @@ func (g *Gate) Run(ctx context.Context) error {
 			again := c.busy[t.key]
 			delete(c.busy, t.key)
 			if again {
-				t.next = time.Now()
+				t.next = c.now()
 			}
 			c.agenda.put(t.key, t.next)
 		case <-timer.C:
@@ -92,7 +92,7 @@ func (c *closer) resync(tell bool) {
 				c.local.Opened(key, t)
 			}
 		}
-		c.agenda.put(key, time.Now())
+		c.agenda.put(key, c.now())
 		c.wake(key)
 	}
 	for id := range vanished {
@@ -111,7 +111,7 @@ func (c *closer) observe(change store.Change) {
 				}
 			}
 		}
-		c.agenda.put(change.Key, time.Now())
+		c.agenda.put(change.Key, c.now())
 		c.wake(change.Key)
 	case store.KindTunnel:
 		t, ok := c.store.Tunnel(change.Session)
@@ -123,12 +123,12 @@ func (c *closer) observe(change store.Change) {
 		if c.book.introduce(t.Session) {
 			c.local.Opened(t.Key(), t)
 		}
-		c.agenda.put(t.Key(), time.Now())
+		c.agenda.put(t.Key(), c.now())
 	case store.KindRelay:
 		if change.Deleted { // its agents may be for this relay to tend, after the grace
 			for key, rec := range c.store.AllAgents() {
 				if rec.Relay == change.Relay {
-					c.agenda.put(key, time.Now())
+					c.agenda.put(key, c.now())
 				}
 			}
 		}
@@ -153,7 +153,7 @@ func (c *closer) over(id ident.SessionID) {
 // start tends the agents that are due, as far as there are workers.
 func (c *closer) start(ctx context.Context) {
 	for len(c.busy) < workers {
-		key, ok := c.agenda.due(time.Now())
+		key, ok := c.agenda.due(c.now())
 		if !ok {
 			return
 		}
@@ -178,7 +178,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 	if !ok || len(rec.Tunnels) == 0 && len(rec.Leases) == 0 {
 		return time.Time{}
 	}
-	now := time.Now()
+	now := c.now()
 	mine := c.responsible(rec.Relay, now)
 	p := plan{now: now, skew: c.skew}
 	for id, t := range rec.Tunnels {

@@ -116,9 +116,10 @@ type Config struct {
 	Relay      ident.RelayID
 	Key        ident.ClusterKey
 	Limits     Limits
-	Skew       time.Duration // default DefaultSkew
-	Grace      time.Duration // beyond its lease, until a relay counts as dead; default 2 s
-	CloseWait  time.Duration // how long Close waits for another relay; default 1 s
+	Skew       time.Duration    // default DefaultSkew
+	Grace      time.Duration    // beyond its lease, until a relay counts as dead; default 2 s
+	CloseWait  time.Duration    // how long Close waits for another relay; default 1 s
+	Now        func() time.Time // wall clock, the store's; default time.Now
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -134,6 +135,7 @@ type Gate struct {
 	skew    time.Duration
 	grace   time.Duration
 	wait    time.Duration
+	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
 	opens   *throttle
@@ -162,12 +164,15 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.CloseWait == 0 {
 		cfg.CloseWait = time.Second
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	limits := cfg.Limits.withDefaults()
 	return &Gate{
 		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
-		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, log: cfg.Logger,
+		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, now: cfg.Now, log: cfg.Logger,
 		metrics: newMetrics(cfg.Registerer), opens: newThrottle(limits.OpensPerSecond, limits.OpensBurst),
-		book: newBook(), started: time.Now(), missing: make(map[ident.RelayID]time.Time),
+		book: newBook(), started: cfg.Now(), missing: make(map[ident.RelayID]time.Time),
 		waiting: make(map[ident.AgentKey]chan struct{}), hearers: make(map[int]func(Notice)),
 	}, nil
 }

@@ -158,9 +158,9 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 			break
 		}
 		// A lease that runs out makes no change in the store that could wake us.
-		wake := time.Until(o.WaitUntil)
+		wake := o.WaitUntil.Sub(g.now())
 		for _, l := range rec.Leases {
-			wake = min(wake, time.Until(l.Expires.Add(g.skew)))
+			wake = min(wake, l.Expires.Add(g.skew).Sub(g.now()))
 		}
 		timer := time.NewTimer(min(max(wake, 20*time.Millisecond), 5*time.Second))
 		select {
@@ -210,7 +210,7 @@ func (g *Gate) again(ctx context.Context, value, bodyHash string) (Opened, error
 		}
 	}
 	rec, _ := g.store.Agent(t.Key())
-	now := time.Now()
+	now := g.now()
 	if st, ok := rec.Tunnels[id]; ok && st.State == store.TunnelClosing || !now.Before(t.ExpiresAt) {
 		return Opened{}, sessionClosed()
 	}
