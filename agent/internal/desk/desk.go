@@ -85,6 +85,23 @@ func (st *stream) fromApp() {
 	}
 }
 
+// asking is a stream whose reads are noted as on their way to the app, before the
+// app can answer them: noted after the write, a quick answer could be first, and an
+// idle stream would look busy for ever.
+type asking struct {
+	*link.Stream
+	st *stream
+}
+
+// Read notes what it returns.
+func (a asking) Read(p []byte) (int, error) {
+	n, err := a.Stream.Read(p)
+	if n > 0 {
+		a.st.toApp()
+	}
+	return n, err
+}
+
 // touch reads before it writes: the mark is set already for all but the first
 // piece between two looks, and a read leaves the cache line alone.
 func (st *stream) touch() {
@@ -250,8 +267,8 @@ func (d *Desk) tcp(ctx context.Context, st *stream, s *link.Stream, h wire.Hello
 		return outcomeCut
 	}
 	_ = s.SetDeadline(time.Time{})
-	result, err := splice.Both(ctx, s, app, splice.Options{
-		AtoB:   func(n int) { d.metrics.bytesIn.Add(float64(n)); st.toApp() },
+	result, err := splice.Both(ctx, asking{s, st}, app, splice.Options{
+		AtoB:   func(n int) { d.metrics.bytesIn.Add(float64(n)); st.touch() },
 		BtoA:   func(n int) { d.metrics.bytesOut.Add(float64(n)); st.fromApp() },
 		Linger: d.conf.Linger,
 	})
