@@ -214,9 +214,17 @@ func (x *exchange) appendHead(b []byte) []byte {
 		for _, v := range values {
 			switch name {
 			case "Origin":
-				v = x.appOrigin(v)
+				if v = x.appOrigin(v); x.betrays(v) {
+					v = "null"
+				}
 			case "Referer":
-				v = x.appReferer(v)
+				if v = x.appReferer(v); x.betrays(v) {
+					continue
+				}
+			case "Authorization":
+				if ownSecret(v) {
+					continue
+				}
 			case "Cookie":
 				if x.e.config.PathFallback == FallbackCookie {
 					if v = withoutCookie(v, fallbackCookie); v == "" {
