@@ -107,8 +107,10 @@ func (g *Gate) pass(w http.ResponseWriter, r *http.Request, rest string, away fu
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set(api.HeaderRequestID, string(requestOf(ctx)))
-	if key := r.Header.Get(api.HeaderIdempotencyKey); key != "" {
-		req.Header.Set(api.HeaderIdempotencyKey, key)
+	for _, name := range []string{api.HeaderIdempotencyKey, "X-Lease-Token"} {
+		if v := r.Header.Get(name); v != "" {
+			req.Header.Set(name, v)
+		}
 	}
 	resp, err := g.transport.RoundTrip(req)
 	if err != nil {
