@@ -142,7 +142,10 @@ func (j *agentJournal) tunnels() {
 			}
 		}
 		end, has := ends[c.Session]
-		_, byCaller := j.closeAsked(c.Session, c.Sent)
+		at, byCaller := j.closeAsked(c.Session, c.Sent)
+		if has && at.After(end.time.Add(j.skew)) {
+			byCaller = false // that was later
+		}
 		switch {
 		case byCaller:
 			asked++
