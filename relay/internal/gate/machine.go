@@ -198,23 +198,29 @@ func (s *Step) put(id ident.SessionID, t store.TunnelState) {
 }
 
 // Extend moves a tunnel's end. It never shortens, so that the record never ends
-// before what its holder was told.
+// before what its holder was told. Whoever extends a tunnel wants it: that counts
+// as use, so one call also keeps a tunnel that is about to close for idleness.
 func (s *Step) Extend(id ident.SessionID, expires time.Time) (time.Time, error) {
 	_ = s.Expire()
 	t, ok := s.Record.Tunnels[id]
 	if !ok || t.State != store.TunnelOpen || s.past(t.Expires) {
 		return time.Time{}, notFound("tunnel")
 	}
-	if !expires.After(t.Expires) {
-		return t.Expires, errUnchanged
+	if expires.After(t.Expires) {
+		t.Expires = expires
+		s.put(id, t)
+		s.event(Event{Kind: audit.TunnelExtended, Session: id})
 	}
-	t.Expires = expires
-	s.put(id, t)
+	end, now := t.Expires, s.Now
 	s.Effects.EditTunnels = map[ident.SessionID]func(*store.TunnelRecord){
-		id: func(t *store.TunnelRecord) { t.ExpiresAt = expires },
+		id: func(t *store.TunnelRecord) {
+			t.ExpiresAt = end
+			if now.After(t.LastUsed) {
+				t.LastUsed = now
+			}
+		},
 	}
-	s.event(Event{Kind: audit.TunnelExtended, Session: id})
-	return expires, nil
+	return end, nil
 }
 
 // BeginClose is the first phase of closing: the tunnels named, or all, still keep
