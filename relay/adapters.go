@@ -10,7 +10,6 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
-	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -37,12 +36,20 @@ func (g hubGate) Declare(ctx context.Context, key ident.AgentKey, epoch uint64, 
 	return g.r.p.gate.Declare(ctx, key, epoch, state, unhealthy)
 }
 
+// yieldTime is what other relays are given to end what their users have on a
+// tunnel that closes, with a goodbye. They hear of it when this relay does.
+const yieldTime = 250 * time.Millisecond
+
 // local is what carries tunnels on this relay, as the gate needs it.
 type local struct{ p *parts }
 
 func (l local) Cut(id ident.SessionID, reason string) {
 	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
 	l.p.edge.Drop(id, usage.ErrClosed)
+	l.p.hub.Refuse(id)
+	if l.p.peers != nil {
+		l.p.peers.Yield(id, yieldTime)
+	}
 	l.p.hub.Cut(id, reason)
 }
 
@@ -54,29 +61,13 @@ func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
 
 func (l local) LastUsed(id ident.SessionID) time.Time { return l.p.meter.Totals(id).LastUsed }
 
-// dialer opens streams for the edge.
-type dialer struct{ hub *hub.Hub }
-
-func (d dialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
-	st, err := d.hub.Open(ctx, key, h)
-	if err != nil {
-		if errors.Is(err, hub.ErrAway) {
-			return nil, fmt.Errorf("%w: %w", edge.ErrAway, err)
-		}
-		return nil, err
-	}
-	return st, nil
-}
-
-func (d dialer) Wait(ctx context.Context, key ident.AgentKey) error { return d.hub.Wait(ctx, key) }
-
 // prober asks agents about the apps behind tunnels and keeps what they found in
 // the tunnel's record, for every relay and every list.
 type prober struct{ p *parts }
 
 // Probe asks once.
 func (b prober) Probe(ctx context.Context, t store.TunnelRecord, publicHost string) (wire.Probed, error) {
-	found, err := b.p.hub.Probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
+	found, err := b.p.probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
 	if err != nil {
 		return found, err
 	}

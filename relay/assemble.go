@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
@@ -36,6 +37,7 @@ type parts struct {
 	meter    *usage.Meter
 	gate     *gate.Gate
 	hub      *hub.Hub
+	peers    *peers.Peers // nil: this relay is alone
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -57,7 +59,7 @@ func (r *Relay) assemble() (*parts, error) {
 	p := &parts{}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.doors} {
+	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.pool, r.doors} {
 		if err := step(p, reg); err != nil {
 			return nil, err
 		}
@@ -76,7 +78,7 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.store, err = store.New(store.Config{
 		DataDir: r.cfg.DataDir, Endpoints: r.cfg.Store.Endpoints, TLS: storeTLS, QuotaBytes: r.cfg.Store.Quota,
-		Relay:  store.RelayRecord{ID: r.id(), URL: r.cfg.PublicURL, Version: lifecycle.Version(), Started: r.started},
+		Relay:  store.RelayRecord{ID: r.id(), PeerURL: r.cfg.Peer.URL, URL: r.cfg.PublicURL, Version: lifecycle.Version(), Started: r.started},
 		Logger: r.log.With("part", "store"), Registerer: reg, Now: now,
 	})
 	if err != nil {
@@ -126,8 +128,8 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: p.meter,
-		Prober: p.hub, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
+		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: poolUsage{p},
+		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err
@@ -144,7 +146,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dialer{p.hub}, Meter: p.meter, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Dialer: dialer{p}, Meter: p.meter, Prober: prober{p}, Next: own, Owns: own.Owns,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

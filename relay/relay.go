@@ -83,6 +83,9 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	rules.run("usage", r.p.meter.Run)
 	rules.run("gate", r.p.gate.Run)
 	rules.run("hub", r.p.hub.Run)
+	if r.p.peers != nil {
+		rules.run("peers", r.p.peers.Run)
+	}
 	rules.run("edge", r.p.edge.Run)
 	rules.run("api", r.p.api.Run)
 	rules.run("admin", r.p.admin.Run)
@@ -136,7 +139,7 @@ func (r *Relay) supervise(drain context.Context, hup <-chan struct{}, reload fun
 }
 
 func (r *Relay) reload(more func() error) {
-	err := errors.Join(lifecycle.Reloading(), r.p.front.Reload(), r.p.creds.Reload(), more(), lifecycle.Ready())
+	err := errors.Join(lifecycle.Reloading(), r.p.front.Reload(), r.p.creds.Reload(), r.reloadPeers(), more(), lifecycle.Ready())
 	if err != nil {
 		r.log.Error("reload: what could not be read stays as it was", "error", err)
 		return
@@ -144,19 +147,33 @@ func (r *Relay) reload(more func() error) {
 	r.log.Info("reloaded certificates, keys and the log level")
 }
 
+func (r *Relay) reloadPeers() error {
+	if r.p.peers == nil {
+		return nil
+	}
+	return r.p.peers.Reload()
+}
+
 // stop is the order of a graceful end; each step makes the next one safe.
 func (r *Relay) stop(kill context.Context, doors *layerRun) {
 	if err := lifecycle.Stopping(); err != nil {
 		r.log.Warn("tell systemd", "error", err)
 	}
-	ctx, cancel := context.WithTimeout(kill, r.cfg.Drain.Timeout.D())
-	defer cancel()
-	// 1. Not ready: load balancers look elsewhere, other relays too.
+	// 1. Not ready: load balancers look elsewhere, other relays too. Until they do,
+	//    everything is served as before.
 	r.draining.Store(true)
-	r.note(ctx, audit.RelayDraining, "")
-	if err := r.p.store.SetDraining(ctx, true); err != nil {
+	r.note(kill, audit.RelayDraining, "")
+	if err := r.p.store.SetDraining(kill, true); err != nil {
 		r.log.Warn("tell the pool of the drain", "error", err)
 	}
+	if d := r.cfg.Drain.Delay.D(); d > 0 {
+		select {
+		case <-time.After(d):
+		case <-kill.Done():
+		}
+	}
+	ctx, cancel := context.WithTimeout(kill, r.cfg.Drain.Timeout.D())
+	defer cancel()
 	// 2. Agents are told to move; no more links and streams.
 	r.p.hub.Drain(ctx)
 	// 3. The API's event streams and upgraded connections get their goodbye, while
@@ -164,6 +181,9 @@ func (r *Relay) stop(kill context.Context, doors *layerRun) {
 	g := new(errgroup.Group)
 	g.Go(func() error { return r.p.edge.Drain(ctx) })
 	g.Go(func() error { return r.p.front.Shutdown(ctx) })
+	if r.p.peers != nil {
+		g.Go(func() error { r.p.peers.Drain(ctx); return nil })
+	}
 	r.p.api.Drain()
 	if err := g.Wait(); err != nil {
 		r.log.Warn("some requests did not finish in time and were cut", "timeout", r.cfg.Drain.Timeout)

@@ -32,6 +32,7 @@ type Relay struct {
 	TLS     TLS     `conf:"tls"`
 	Auth    Auth    `conf:"auth"`
 	Store   Store   `conf:"store"`
+	Peer    Peer    `conf:"peer"`
 	Metrics Metrics `conf:"metrics"`
 	Tunnel  Tunnel  `conf:"tunnel"`
 	Limits  Limits  `conf:"limits"`
@@ -80,6 +81,20 @@ type StoreTLS struct {
 	KeyFile  string `conf:"key_file" help:"PEM private key of the client certificate"`
 }
 
+// Peer is the relay's door for the other relays of a pool.
+type Peer struct {
+	Listen string  `conf:"listen" help:"address for the other relays of the pool; empty: none, for a relay that is alone"`
+	URL    string  `conf:"url" help:"URL under which the other relays reach that address, as https://relay-1.internal:7443"`
+	TLS    PeerTLS `conf:"tls"`
+}
+
+// PeerTLS is mutual TLS between relays.
+type PeerTLS struct {
+	CAFile   string `conf:"ca_file" help:"PEM certificates of the authority of the pool's relays"`
+	CertFile string `conf:"cert_file" help:"PEM certificate of this relay, for server and client use, with relay_id as a DNS name"`
+	KeyFile  string `conf:"key_file" help:"PEM private key of the certificate"`
+}
+
 // Metrics is the second listener.
 type Metrics struct {
 	Listen string `conf:"listen" help:"address of the metrics listener (Prometheus); keep it private; empty: none"`
@@ -109,6 +124,7 @@ type Limits struct {
 
 // Drain says how the relay stops.
 type Drain struct {
+	Delay   api.Duration `conf:"delay" help:"after SIGTERM, how long everything is still served while /readyz says no, for a load balancer to look elsewhere; longer than the interval of its checks"`
 	Timeout api.Duration `conf:"timeout" help:"how long running requests may take to finish after SIGTERM"`
 }
 
@@ -261,6 +277,10 @@ func (c *Relay) Validate() error {
 	if c.Drain.Timeout < 0 {
 		fault("drain.timeout", "it must not be negative")
 	}
+	if c.Drain.Delay < 0 {
+		fault("drain.delay", "it must not be negative")
+	}
+	c.validatePeer(fault, address)
 	return conf.Join(faults...)
 }
 
@@ -301,6 +321,26 @@ func (c *Relay) validateStore(fault faultFunc) {
 	}
 	if c.Store.Quota < 64<<20 {
 		fault("store.quota_bytes", "%d is below 67108864 (64 MiB)", c.Store.Quota)
+	}
+}
+
+func (c *Relay) validatePeer(fault faultFunc, address func(key, v string, optional bool)) {
+	p := c.Peer
+	if p.Listen == "" {
+		if p.URL != "" || p.TLS != (PeerTLS{}) {
+			fault("peer.listen", "it is required with the other keys of peer")
+		}
+		return
+	}
+	address("peer.listen", p.Listen, false)
+	if u, err := url.Parse(p.URL); err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
+		fault("peer.url", "%q is no URL of the form https://relay-1.internal:7443", p.URL)
+	}
+	if p.TLS.CAFile == "" || p.TLS.CertFile == "" || p.TLS.KeyFile == "" {
+		fault("peer.tls", "ca_file, cert_file and key_file are required: relays trust each other by certificates only")
+	}
+	if len(c.Store.Endpoints) == 0 {
+		fault("peer.listen", "a store inside this relay cannot be shared with others; set store.endpoints")
 	}
 }
 

@@ -246,6 +246,13 @@ func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
 	}
 }
 
+// Refuse lets no new stream of a tunnel open.
+func (h *Hub) Refuse(id ident.SessionID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cut[id] = time.Now()
+}
+
 // Cut ends every stream of a tunnel and lets no new one open. It returns how many
 // it ended.
 func (h *Hub) Cut(id ident.SessionID, reason string) int {

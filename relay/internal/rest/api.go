@@ -51,11 +51,11 @@ type Addresses interface {
 	Alternates(t store.TunnelRecord) []string
 }
 
-// Usage knows who uses which tunnel on this relay.
+// Usage knows who uses which tunnel, on all relays of the pool that answer in time.
 type Usage interface {
-	Totals(id ident.SessionID) usage.Totals
-	Viewers(id ident.SessionID) []api.Viewer
-	Kick(id ident.SessionID, viewer ident.ViewerID) bool
+	Totals(ctx context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals
+	Viewers(ctx context.Context, id ident.SessionID) []api.Viewer
+	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) bool
 }
 
 // Prober asks an agent what listens on a port.

@@ -16,6 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -288,10 +289,16 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	rec, _ := a.cfg.Store.Agent(key)
 	out := api.TunnelStatus{Sessions: []api.Session{}}
+	var live []store.TunnelRecord
+	var ids []ident.SessionID
 	for _, t := range a.cfg.Store.AgentTunnels(key) { // newest first
 		if open(rec, t) {
-			out.Sessions = append(out.Sessions, a.session(t))
+			live, ids = append(live, t), append(ids, t.Session)
 		}
+	}
+	used := a.cfg.Usage.Totals(r.Context(), ids)
+	for _, t := range live {
+		out.Sessions = append(out.Sessions, a.session(t, used[t.Session]))
 	}
 	if len(out.Sessions) > 0 {
 		out.IsActive, out.SessionID, out.TunnelURL = true, out.Sessions[0].SessionID, out.Sessions[0].TunnelURL
@@ -299,8 +306,10 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	return send(w, http.StatusOK, out)
 }
 
-func (a *API) session(t store.TunnelRecord) api.Session {
-	used := a.cfg.Usage.Totals(t.Session)
+func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
+	if used.LastUsed.After(t.LastUsed) { // through another relay
+		t.LastUsed = used.LastUsed
+	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
 		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
@@ -365,7 +374,7 @@ func (a *API) listViewers(w http.ResponseWriter, r *http.Request, p creds.Princi
 		return err
 	}
 	a.audit(r, p, audit.Record{Event: audit.ViewersListed, Agent: t.Agent, Session: t.Session})
-	return send(w, http.StatusOK, api.ViewerList{Viewers: notNil(a.cfg.Usage.Viewers(t.Session))})
+	return send(w, http.StatusOK, api.ViewerList{Viewers: notNil(a.cfg.Usage.Viewers(r.Context(), t.Session))})
 }
 
 func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
@@ -374,7 +383,7 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 		return err
 	}
 	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
-	if err != nil || !a.cfg.Usage.Kick(t.Session, id) {
+	if err != nil || !a.cfg.Usage.Kick(r.Context(), t.Session, id) {
 		return notFound("viewer")
 	}
 	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})

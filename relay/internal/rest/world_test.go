@@ -100,20 +100,29 @@ func (addresses) URL(t store.TunnelRecord) string {
 	return "https://" + string(t.Session) + ".t.example.com/"
 }
 func (addresses) Alternates(t store.TunnelRecord) []string { return nil }
+func (addresses) LinkURL(_ store.TunnelRecord, id ident.LinkID) string {
+	return "https://" + string(id) + ".t.example.com/"
+}
+func (addresses) LinkAlternates(store.TunnelRecord, ident.LinkID) []string { return nil }
+func (addresses) LinkSegment(id ident.LinkID) ident.Segment                { return ident.ClusterKey{1}.LinkSegment(id) }
 
 // viewers has one viewer for every tunnel.
 type viewers struct{}
 
 const viewer = ident.ViewerID("0123456789abcdef")
 
-func (viewers) Totals(ident.SessionID) usage.Totals {
-	return usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7}
+func (viewers) Totals(_ context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals {
+	out := make(map[ident.SessionID]usage.Totals)
+	for _, id := range ids {
+		out[id] = usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7}
+	}
+	return out
 }
-func (viewers) Viewers(ident.SessionID) []api.Viewer {
+func (viewers) Viewers(context.Context, ident.SessionID) []api.Viewer {
 	now := time.Now().UTC()
 	return []api.Viewer{{ViewerID: viewer, RemoteAddr: "203.0.113.9", Since: now, LastSeen: now, Connections: 1}}
 }
-func (viewers) Kick(_ ident.SessionID, v ident.ViewerID) bool { return v == viewer }
+func (viewers) Kick(_ context.Context, _ ident.SessionID, v ident.ViewerID) bool { return v == viewer }
 
 // prober answers as it is told, when it is told.
 type prober struct {
@@ -152,6 +161,7 @@ type world struct {
 	local  *gatetest.Local
 	auth   *auth
 	prober *prober
+	links  *links
 	check  *resttest.Checker
 	stop   func()
 }
@@ -166,6 +176,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
+		links:  &links{},
 		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
 		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
 			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Name: "user:alice"},
@@ -186,7 +197,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Prober: w.prober, Audit: w.audit, Logger: log,
 		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {

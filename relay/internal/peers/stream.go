@@ -1,0 +1,268 @@
+package peers
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// Stream is a stream to an agent through another relay. That relay has said yes
+// already; the agent's own verdict is what comes first on the stream.
+type Stream struct {
+	*link.Stream
+
+	done atomic.Bool // the verdict was read
+	mu   sync.Mutex
+	buf  []byte // of the verdict
+	err  error  // what it was
+}
+
+// Read returns the agent's refusal as a wire.Verdict, or its app's data.
+func (s *Stream) Read(p []byte) (int, error) {
+	if !s.done.Load() {
+		if err := s.verdict(); err != nil {
+			return 0, err
+		}
+	} else if s.err != nil {
+		return 0, s.err
+	}
+	return s.Stream.Read(p)
+}
+
+// Verdict waits for the agent's answer to the hello.
+func (s *Stream) Verdict(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
+	err := s.verdict()
+	if !stop() {
+		if ctx.Err() != nil && !s.done.Load() {
+			return context.Cause(ctx)
+		}
+		_ = s.SetReadDeadline(time.Time{})
+	}
+	return err
+}
+
+// verdict reads the verdict, unless another call has. One that a deadline
+// interrupted leaves the rest to the next.
+func (s *Stream) verdict() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.done.Load() {
+		// Not a byte more than the verdict: first its fixed part, then the rest.
+		need := 4
+		if len(s.buf) >= 4 {
+			need += int(s.buf[2])<<8 + int(s.buf[3])
+			if need > 4+wire.MaxVerdictText {
+				return wire.ErrMalformed
+			}
+		}
+		if len(s.buf) < need {
+			chunk := make([]byte, need-len(s.buf))
+			n, err := s.Stream.Read(chunk)
+			s.buf = append(s.buf, chunk[:n]...)
+			if errors.Is(err, io.EOF) && len(s.buf) < need {
+				return io.ErrUnexpectedEOF
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			continue
+		}
+		v, err := wire.ReadVerdict(&whole{s.buf})
+		if err != nil {
+			return err
+		}
+		if v.Code != wire.CodeOK {
+			s.err = v
+		}
+		s.buf = nil
+		s.done.Store(true)
+	}
+	return s.err
+}
+
+// whole reads a slice.
+type whole struct{ b []byte }
+
+// Read implements io.Reader.
+func (w *whole) Read(p []byte) (int, error) {
+	if len(w.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, w.b)
+	w.b = w.b[n:]
+	return n, nil
+}
+
+// agentEnd is the agent's end of a stream that is passed on: what it reads begins
+// with the agent's verdict, which the other relay waits for. After a refusal it
+// takes the rest of what the user sends and drops it, so that the refusal arrives
+// in order and is not overtaken by a reset.
+type agentEnd struct {
+	Inner
+	ctx     context.Context
+	first   []byte // of the verdict, still to be read
+	decided chan struct{}
+	asked   bool // belongs to the reader
+	refused bool // set before decided is closed
+}
+
+func newAgentEnd(ctx context.Context, inner Inner) *agentEnd {
+	return &agentEnd{Inner: inner, ctx: ctx, decided: make(chan struct{})}
+}
+
+// Read implements io.Reader.
+func (a *agentEnd) Read(p []byte) (int, error) {
+	if !a.asked {
+		a.asked = true
+		err := a.Verdict(a.ctx)
+		var v wire.Verdict
+		switch {
+		case errors.As(err, &v):
+			a.refused = true
+		case err != nil:
+			close(a.decided)
+			return 0, err
+		}
+		a.first = wire.AppendVerdict(nil, v)
+		close(a.decided)
+	}
+	if len(a.first) > 0 {
+		n := copy(p, a.first)
+		a.first = a.first[n:]
+		return n, nil
+	}
+	if a.refused {
+		return 0, io.EOF
+	}
+	return a.Inner.Read(p)
+}
+
+// Write implements io.Writer.
+func (a *agentEnd) Write(p []byte) (int, error) {
+	n, err := a.Inner.Write(p)
+	if err != nil && a.wasRefused() {
+		return len(p), nil
+	}
+	return n, err
+}
+
+// CloseWrite implements splice.Conn.
+func (a *agentEnd) CloseWrite() error {
+	if err := a.Inner.CloseWrite(); err != nil && !a.wasRefused() {
+		return err
+	}
+	return nil
+}
+
+// wasRefused waits for the verdict: a write that broke may have met a refusal that
+// is still unread.
+func (a *agentEnd) wasRefused() bool {
+	<-a.decided
+	return a.refused
+}
+
+// Reset gives the stream up so that the agent sees an error, if it can be told.
+func (a *agentEnd) Reset() error {
+	if r, ok := a.Inner.(interface{ Reset() error }); ok {
+		return r.Reset()
+	}
+	return a.Close()
+}
+
+// Done is closed when the agent takes no more data, if that can be known. A
+// refusal is no reason to hurry.
+func (a *agentEnd) Done() <-chan struct{} {
+	if d, ok := a.Inner.(interface{ Done() <-chan struct{} }); ok {
+		return d.Done()
+	}
+	return nil
+}
+
+// passages are the streams that pass here for one tunnel.
+type passages struct {
+	all  map[*passage]struct{}
+	none chan struct{} // closed when the last one ended
+}
+
+// passage is one of them.
+type passage struct{ moved atomic.Int64 } // Unix nanoseconds of the last byte
+
+func (x *passage) move(int) { x.moved.Store(time.Now().UnixNano()) }
+
+func (p *Peers) enter(id ident.SessionID) (x *passage, leave func()) {
+	x = &passage{}
+	x.move(0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.served[id]
+	if s == nil {
+		s = &passages{all: map[*passage]struct{}{}, none: make(chan struct{})}
+		p.served[id] = s
+	}
+	s.all[x] = struct{}{}
+	return x, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if delete(s.all, x); len(s.all) == 0 {
+			close(s.none)
+			delete(p.served, id)
+		}
+	}
+}
+
+// quietFor is how long nothing moved on a stream that a stopping relay does not
+// wait for: most are kept idle by the other relay for its next request.
+const quietFor = 2 * time.Second
+
+// Drain waits until what passes here for other relays is over or quiet, for as
+// long as ctx lasts.
+func (p *Peers) Drain(ctx context.Context) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for p.busy(time.Now()) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *Peers) busy(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.served {
+		for x := range s.all {
+			if now.Sub(time.Unix(0, x.moved.Load())) < quietFor {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Yield waits until no other relay uses a tunnel through this one, for so long at
+// most: a relay whose user is on a closing tunnel ends that with a goodbye, which
+// a stream cut in the middle would not leave time for.
+func (p *Peers) Yield(id ident.SessionID, limit time.Duration) {
+	p.mu.Lock()
+	s := p.served[id]
+	p.mu.Unlock()
+	if s == nil {
+		return
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-s.none:
+	case <-t.C:
+	}
+}
