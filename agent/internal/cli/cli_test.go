@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/agent/internal/cli"
 	"github.com/adit-tunnel/adit/agent/internal/fakerelay"
@@ -22,9 +23,18 @@ func TestMain(m *testing.M) {
 	if os.Getenv("ADIT_TEST_CLI") != "" {
 		os.Exit(cli.Main(context.Background(), os.Args[1:]))
 	}
-	testscript.Main(m, map[string]func(){
+	testscript.Main(leakChecked{m}, map[string]func(){
 		"adit-agent": func() { os.Exit(cli.Main(context.Background(), os.Args[1:])) },
 	})
+}
+
+// leakChecked runs the tests with the check for leaked goroutines, which alone
+// would end the process before testscript has cleaned up.
+type leakChecked struct{ m *testing.M }
+
+func (l leakChecked) Run() (code int) {
+	testkit.LeakCheck(l.m, goleak.Cleanup(func(c int) { code = c }))
+	return code
 }
 
 // The scripts are stories. The rule of output: results on stdout, all else on
