@@ -67,8 +67,7 @@ func report(w io.Writer, err error) int {
 		return exitOK
 	}
 	code := exitFailed
-	var e *exitError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*exitError](err); ok {
 		if code = e.code; e.err == nil {
 			return code
 		}
@@ -83,15 +82,13 @@ func report(w io.Writer, err error) int {
 }
 
 func hintFor(err error) string {
-	var h *hinted
-	if errors.As(err, &h) {
+	if h, ok := errors.AsType[*hinted](err); ok {
 		return h.hint
 	}
 	if errors.Is(err, gate.ErrNoAgent) {
 		return "is the agent running? `adit-agent run`, or `systemctl status adit-agent`; --socket names its socket, which only its user and group may use"
 	}
-	var p *api.Problem
-	if errors.As(err, &p) && p.Hop == api.HopLink {
+	if p, ok := errors.AsType[*api.Problem](err); ok && p.Hop == api.HopLink {
 		return "`adit-agent doctor` shows where the way to the relay is broken"
 	}
 	return ""

@@ -310,8 +310,7 @@ func (d *doctor) lookLink(ctx context.Context, target string, tlsConf *tls.Confi
 		return verdict{result: stepSkip, detail: "no credential"}, nil
 	}
 	l, err := link.Dial(ctx, link.DialOptions{URL: target, Token: token, TLS: tlsConf, Proxy: d.proxy, WebSocketOnly: webSocketOnly})
-	var refused *link.RefusedError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*link.RefusedError](err); ok {
 		return verdict{remedy: refusedRemedy(refused.Status)}, err
 	}
 	if err != nil {

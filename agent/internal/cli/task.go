@@ -229,8 +229,7 @@ func (t *task) admit(ctx context.Context) error {
 
 // temporary says whether a refusal may be none later.
 func temporary(err error) bool {
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return p.Status == 409 || p.Status == 429 || p.Status >= 500
 	}
 	return true // no agent answered
@@ -238,8 +237,7 @@ func temporary(err error) bool {
 
 // reasonText is a refusal without what changes from try to try.
 func reasonText(err error) string {
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return p.Error()
 	}
 	if errors.Is(err, gate.ErrNoAgent) {

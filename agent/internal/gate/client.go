@@ -107,8 +107,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
 		}
 		return out, err

@@ -77,7 +77,7 @@ func newGate(t *testing.T, relay http.HandlerFunc) *gateWorld {
 		Metrics: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, "# metrics") }),
 		Hold:    100 * time.Millisecond, CallTime: 2 * time.Second, Logger: testkitDiscard(), Registerer: w.reg,
 	})
-	dir, err := os.MkdirTemp("", "adit") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "adit") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

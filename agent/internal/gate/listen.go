@@ -27,7 +27,7 @@ func ListenSocket(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, fmt.Errorf("make directory of the local socket: %w", err)
 	}
-	c, err := net.DialTimeout("unix", path, time.Second)
+	c, err := net.DialTimeout("unix", path, time.Second) //nolint:noctx // a local socket takes or refuses at once
 	switch {
 	case err == nil:
 		_ = c.Close()

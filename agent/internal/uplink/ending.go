@@ -72,8 +72,7 @@ func goodbye(g *wire.Goodbye) *ending {
 // tells more than one that did not.
 func dialEnding(err error) *ending {
 	e := &ending{reason: reasonDial, err: err}
-	var refused *link.RefusedError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*link.RefusedError](err); ok {
 		e.reason = reasonRefused
 		switch refused.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:

@@ -178,13 +178,12 @@ func (u *Uplink) report(e *ending, index int, wait time.Duration) {
 	case reasonDrain:
 		level, msg = slog.LevelInfo, "relay is stopping, moving"
 	}
-	u.conf.Logger.Log(context.Background(), level, msg, attrs...)
+	u.conf.Logger.Log(context.Background(), level, msg, attrs...) //nolint:sloglint // one of the constants above
 	u.conf.Notify("no link: " + e.Error())
 }
 
 func asEnding(err error) *ending {
-	var e *ending
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*ending](err); ok {
 		return e
 	}
 	return &ending{reason: reasonLost, err: err}
