@@ -161,12 +161,10 @@ func dial(ctx context.Context, target *url.URL, opts DialOptions, offerRaw bool)
 
 // plainError drops what the library and net/http say around an error of ours.
 func plainError(err error) error {
-	var refused *RefusedError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*RefusedError](err); ok {
 		return refused
 	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return ue.Err
 	}
 	return err

@@ -140,8 +140,7 @@ func TestUnknownCAIsRefused(t *testing.T) {
 	o := dialOptions(srv, link.Config{})
 	o.TLS = nil
 	_, err := link.Dial(t.Context(), o)
-	var ce *tls.CertificateVerificationError
-	if !errors.As(err, &ce) {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok {
 		t.Errorf("a certificate of an unknown CA gives %v", err)
 	}
 }

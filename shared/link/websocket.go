@@ -56,8 +56,7 @@ func (w *ws) Read(p []byte) (int, error) {
 
 // explain makes a close frame readable.
 func (w *ws) explain(err error) error {
-	var ce websocket.CloseError
-	if errors.As(err, &ce) {
+	if ce, ok := errors.AsType[websocket.CloseError](err); ok {
 		if ce.Reason != "" {
 			return fmt.Errorf("%w: %s", errPeerClosed, ce.Reason)
 		}
