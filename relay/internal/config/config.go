@@ -22,6 +22,7 @@ import (
 type Relay struct {
 	Listen         string   `conf:"listen" help:"address of the public listener: users, agents and the API"`
 	PublicURL      string   `conf:"public_url" help:"URL under which users and agents reach this relay or the load balancer before it"`
+	AgentURL       string   `conf:"agent_url" help:"URL under which agents reach this very relay and no other of its pool, past a load balancer (default: public_url)"`
 	WildcardDomain string   `conf:"wildcard_domain" help:"domain whose subdomains all reach this relay; gives each tunnel a host of its own, as Jupyter and many others need ('localhost' by default when public_url is localhost)"`
 	DataDir        string   `conf:"data_dir" help:"directory of the store, keys, audit and the admin socket"`
 	RelayID        string   `conf:"relay_id" help:"name of this relay in its pool (default: host name)"`
@@ -114,6 +115,7 @@ type Tunnel struct {
 // Limits bound what one party can take.
 type Limits struct {
 	Agents           int     `conf:"agents" help:"agents on this relay"`
+	MemoryBytes      int     `conf:"memory_bytes" help:"memory for data that waits for a slow reader, over all links of this relay"`
 	StreamsPerAgent  int     `conf:"streams_per_agent" help:"streams open on one agent at once"`
 	StreamsPerTunnel int     `conf:"streams_per_tunnel" help:"streams open on one tunnel at once"`
 	TunnelsPerAgent  int     `conf:"tunnels_per_agent" help:"tunnels open on one agent at once"`
@@ -146,7 +148,7 @@ func Default() Relay {
 			Hold: api.Duration(10 * time.Second), HeaderTimeout: api.Duration(15 * time.Minute),
 		},
 		Limits: Limits{
-			Agents: 20000, StreamsPerAgent: 4096, StreamsPerTunnel: 1024, TunnelsPerAgent: 64, TunnelsPerTeam: 1000,
+			Agents: 20000, MemoryBytes: 1 << 30, StreamsPerAgent: 4096, StreamsPerTunnel: 1024, TunnelsPerAgent: 64, TunnelsPerTeam: 1000,
 			OpensPerMinute: 60, ConnsPerAddress: 2048,
 		},
 		Drain: Drain{Timeout: api.Duration(20 * time.Second)},
@@ -180,6 +182,9 @@ func (c *Relay) Complete() {
 		if name, err := os.Hostname(); err == nil {
 			c.RelayID = name
 		}
+	}
+	if c.AgentURL == "" {
+		c.AgentURL = c.PublicURL
 	}
 	if c.ClusterKeyFile == "" {
 		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
@@ -237,6 +242,9 @@ func (c *Relay) Validate() error {
 	} else if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
 		fault("public_url", "%q must be scheme and host only", c.PublicURL)
 	}
+	if u, err := url.Parse(c.AgentURL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		fault("agent_url", "%q is no http or https URL", c.AgentURL)
+	}
 	if c.WildcardDomain != "" && strings.ContainsAny(c.WildcardDomain, ":/ ") {
 		fault("wildcard_domain", "%q is no domain; write it as tunnels.example.com", c.WildcardDomain)
 	}
@@ -270,6 +278,9 @@ func (c *Relay) Validate() error {
 		if l.n < 1 {
 			fault("limits."+l.key, "%d is below 1", l.n)
 		}
+	}
+	if c.Limits.MemoryBytes < 16<<20 {
+		fault("limits.memory_bytes", "%d is below 16777216 (16 MiB)", c.Limits.MemoryBytes)
 	}
 	if c.Limits.OpensPerMinute <= 0 {
 		fault("limits.opens_per_minute", "it must be above 0")

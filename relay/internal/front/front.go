@@ -17,6 +17,7 @@ import (
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -153,6 +154,9 @@ func (s *Server) Open(ctx context.Context) error {
 		return fmt.Errorf("listen on %s: %w", s.cfg.Listen, err)
 	}
 	s.ln = newLimited(ln, s.cfg.ConnsPerAddress, s.cfg.Exempt)
+	if s.http.TLSConfig != nil {
+		s.ln = link.Listener(s.ln) // agents' links want their buffers beneath TLS
+	}
 	return nil
 }
 

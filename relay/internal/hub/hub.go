@@ -18,6 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -79,6 +80,7 @@ type Config struct {
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
 	Window     uint32        // of each stream, in bytes; 0: the link's default
+	Budget     *link.Budget  // of unread data over all links; nil: each link has its own
 	MaxStreams int           // per agent
 	MaxAgents  int           // on this relay
 	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
@@ -270,7 +272,7 @@ func (h *Hub) Cut(id ident.SessionID, reason string) int {
 	}
 	h.mu.Unlock()
 	for _, st := range victims {
-		_ = st.Close() // ends both directions; the copy above sees the error
+		_ = st.Reset() // ends both directions; nobody takes it for a clean end
 	}
 	if holder != nil {
 		h.log.Debug("cut streams of tunnel", "session_id", id, "streams", len(victims), "reason", reason)

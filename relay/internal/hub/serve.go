@@ -49,7 +49,9 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 	}
 	defer h.serving.Done()
 
-	l, err := link.Accept(w, r, link.Config{Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, Logger: h.log})
+	l, err := link.Accept(w, r, link.Config{
+		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, Budget: h.cfg.Budget, Logger: h.log,
+	})
 	if err != nil {
 		h.metrics.connects.WithLabelValues("error").Inc()
 		h.log.Debug("accept link", "remote", r.RemoteAddr, "error", err)
@@ -137,6 +139,9 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 			m.send(h.welcome(s))
 			return s, nil
 		}
+		// It must not claim a generation: that would supersede its own first link.
+		h.metrics.connects.WithLabelValues("refused").Inc()
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "a further link joins the session of its process, and there is none of that generation here"}}
 	}
 	epoch, _, err := h.cfg.Gate.Connect(ctx, key, Connect{
 		Instance: hello.Instance, Seen: hello.Generation, Live: h.live(key), Capacity: hello.TaskCapacity,
@@ -234,7 +239,7 @@ func (h *Hub) live(key ident.AgentKey) bool {
 func (h *Hub) welcome(s *session) wire.Message {
 	w := wire.Welcome{
 		Generation: s.epoch, Relay: h.cfg.Relay, Version: h.cfg.Version, PublicURL: h.cfg.PublicURL,
-		Relays: h.cfg.Relays(), MaxStreams: h.cfg.MaxStreams, Tunnels: []wire.TunnelNotice{},
+		Time: time.Now().UTC(), Relays: h.cfg.Relays(), MaxStreams: h.cfg.MaxStreams, Tunnels: []wire.TunnelNotice{},
 	}
 	for _, t := range h.cfg.Store.AgentTunnels(s.key) {
 		w.Tunnels = append(w.Tunnels, notice(t))

@@ -227,6 +227,12 @@ func (st *Stream) Close() error {
 	return st.Stream.Close()
 }
 
+// Reset ends the stream at once: neither end takes what it got for the whole.
+func (st *Stream) Reset() error {
+	st.once.Do(func() { st.session.forget(st) })
+	return st.Stream.Reset()
+}
+
 // Open opens a stream to an agent for a tunnel. The hello's epoch is set here; the
 // agent's verdict is read with the first data, or by Stream.Verdict. It returns
 // ErrAway without a link, ErrCut when the tunnel was closed, and the link's errors.
