@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -38,6 +39,7 @@ type parts struct {
 	gate     *gate.Gate
 	hub      *hub.Hub
 	peers    *peers.Peers // nil: this relay is alone
+	links    *namedlinks.Links
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -127,8 +129,14 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	p.links, err = namedlinks.New(namedlinks.Config{
+		Store: feedStore{p.store}, Usage: p.meter, Audit: p.audit, Key: p.key, Logger: r.log.With("part", "links"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: poolUsage{p},
+		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links,
 		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
@@ -146,7 +154,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dialer{p}, Meter: p.meter, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Dialer: dialer{p}, Meter: p.meter, Links: p.links, Prober: prober{p}, Next: own, Owns: own.Owns,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -82,6 +82,7 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	rules.run("creds", r.p.creds.Run)
 	rules.run("usage", r.p.meter.Run)
 	rules.run("gate", r.p.gate.Run)
+	rules.run("links", r.p.links.Run)
 	rules.run("hub", r.p.hub.Run)
 	if r.p.peers != nil {
 		rules.run("peers", r.p.peers.Run)

@@ -53,6 +53,9 @@ var apiRoutes = []apiRoute{
 	{"POST", "/tunnels/{session_id}/extend", kindsAdmin, "", `{"expires_in":"1ms"}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/viewers", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
 	{"DELETE", "/tunnels/{session_id}/viewers/{viewer_id}", kindsAdmin, "", "", 404, "viewer_not_found", "tunnel_not_found"},
+	{"POST", "/tunnels/{session_id}/links", kindsAdmin, "", `{"name":""}`, 422, "out_of_range", "tunnel_not_found"},
+	{"GET", "/tunnels/{session_id}/links", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
+	{"DELETE", "/tunnels/{session_id}/links/{link_id}", kindsAdmin, "", "", 404, "link_not_found", "tunnel_not_found"},
 	{"POST", "/agents/{agent_id}/tasks", kindsAgent, "", `{"ttl":"1s"}`, 422, "out_of_range", "agent_not_found"},
 	{"PUT", "/agents/{agent_id}/tasks/{task_id}", kindsAgent, "", `{"lease_token":""}`, 422, "out_of_range", "agent_not_found"},
 	{"DELETE", "/agents/{agent_id}/tasks/{task_id}", kindsAgent, "", "", 422, "out_of_range", "agent_not_found"},
@@ -129,8 +132,8 @@ func newMatrix(t *testing.T) *matrix {
 		return c
 	}
 	gone := revoked(`{"kind":"integration","name":"gone"}`)
-	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
-	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
+	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
+	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
 
 	bearer := func(secret string, more ...string) []string {
 		return append([]string{"Authorization", "Bearer " + secret}, more...)

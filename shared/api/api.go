@@ -135,6 +135,7 @@ type Viewer struct {
 	Connections int            `json:"connections"`
 	BytesIn     int64          `json:"bytes_in"`
 	BytesOut    int64          `json:"bytes_out"`
+	LinkID      ident.LinkID   `json:"link_id,omitempty"` // came in by this named link
 }
 
 // ViewerList is the answer of GET /tunnels/{session_id}/viewers.

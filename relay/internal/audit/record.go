@@ -30,6 +30,11 @@ const (
 	ViewerKicked  Event = "viewer_kicked"
 	ViewersListed Event = "viewers_listed"
 
+	LinkCreated Event = "link_created"
+	LinkRevoked Event = "link_revoked"
+	LinksListed Event = "links_listed"
+	LinkUsed    Event = "link_used" // a new viewer came in by it
+
 	CredentialCreated Event = "credential_created"
 	CredentialRevoked Event = "credential_revoked"
 	EnrolmentCreated  Event = "enrolment_created"
@@ -68,6 +73,7 @@ var rules = map[Event]rule{
 	TaskAdmitted:  durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {rate: 20, burst: 200},
 	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
+	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {rate: 20, burst: 200}, LinksListed: {rate: 20, burst: 200},
 	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
 	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
 	AuthRefused:    {rate: 5, burst: 100},

@@ -131,6 +131,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Rout
 	x := newExchange(e, w, r, route)
 	x.absolute = absolute
 	defer x.finish()
+	if !x.mayEnter() {
+		return
+	}
 	if route.Record.Protocol != api.ProtocolTCP && route.Rest == "" {
 		x.redirectToSlash(path)
 		return
@@ -242,8 +245,10 @@ func (x *exchange) check() *api.Problem {
 
 // begin notes the use and has its end cut the exchange.
 func (x *exchange) begin(kind usage.Kind) bool {
-	use, err := x.e.config.Meter.Begin(x.r.Context(), x.route.Record.Session,
-		usage.Party{Remote: x.remote.user, UserAgent: x.r.UserAgent()}, kind)
+	if !x.admit() {
+		return false
+	}
+	use, err := x.e.config.Meter.Begin(x.r.Context(), x.route.Record.Session, x.party(), kind)
 	if err != nil {
 		x.problem(cutProblem(err))
 		return false

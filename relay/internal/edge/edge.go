@@ -76,6 +76,7 @@ type Config struct {
 	Resolver Resolver
 	Dialer   Dialer
 	Meter    *usage.Meter
+	Links    Links  // nil: there are no named links
 	Prober   Prober // nil: tunnels with an undecided host header are served as public
 	// Next serves what is no tunnel's; nil: a 404 problem.
 	Next http.Handler

@@ -16,6 +16,7 @@ type metrics struct {
 	retries    prometheus.Counter
 	redirects  prometheus.Counter
 	origins    prometheus.Counter
+	previews   prometheus.Counter
 }
 
 // classes are the values of the label code_class; an answer that was cut off
@@ -47,6 +48,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retries:    counter("adit_relay_edge_retries_total", "Requests sent again on another stream."),
 		redirects:  counter("adit_relay_edge_referer_redirects_total", "Absolute paths redirected under the tunnel of their Referer."),
 		origins:    counter("adit_relay_edge_origin_refused_total", "Requests refused for coming from another origin."),
+		previews:   counter("adit_relay_edge_link_previews_total", "Previews of named links with a limit, answered in the app's place."),
 	}
 	for _, form := range []string{"path", "subdomain", "none"} {
 		m.requests[form] = map[string]prometheus.Counter{}
@@ -58,7 +60,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.problems.WithLabelValues(string(hop.hop))
 	}
 	if reg != nil {
-		reg.MustRegister(requests, m.problems, m.firstByte, m.websockets, m.tcp, m.held, m.retries, m.redirects, m.origins)
+		reg.MustRegister(requests, m.problems, m.firstByte, m.websockets, m.tcp, m.held, m.retries, m.redirects, m.origins, m.previews)
 	}
 	return m
 }

@@ -45,5 +45,8 @@ func (x *exchange) betrays(v string) bool {
 
 func (x *exchange) stranger(s ident.Segment) bool {
 	id, _, err := s.Split()
+	if l := x.route.Link; l != nil && string(id) == string(l.ID) {
+		return false // its own address
+	}
 	return err == nil && id != x.route.Record.Session
 }

@@ -75,6 +75,8 @@ func (u *upgraded) endBecause(cause error, draining bool) {
 	switch {
 	case errors.Is(cause, usage.ErrKicked):
 		u.end(closePolicy, "disconnected by the tunnel's owner")
+	case errors.Is(cause, usage.ErrRevoked):
+		u.end(closeGoingAway, "the link is over")
 	case draining:
 		u.end(closeServiceRestart, "the relay restarts; connect again")
 	default:

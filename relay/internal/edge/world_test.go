@@ -45,6 +45,7 @@ type world struct {
 
 	mu      sync.Mutex
 	tunnels map[ident.SessionID]store.TunnelRecord
+	links   map[ident.LinkID]store.LinkRecord
 }
 
 func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
@@ -62,6 +63,13 @@ func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
 		r.Tunnels[id] = store.TunnelState{State: store.TunnelOpen}
 	}
 	return r, true
+}
+
+func (w *world) Link(id ident.LinkID) (store.LinkRecord, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l, ok := w.links[id]
+	return l, ok
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }

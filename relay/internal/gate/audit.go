@@ -34,6 +34,12 @@ func WithTrace(ctx context.Context, t Trace) context.Context {
 	return context.WithValue(ctx, traceKey{}, t)
 }
 
+// TraceOf returns the request that a context's changes are asked by, if any.
+func TraceOf(ctx context.Context) (Trace, bool) {
+	t, ok := ctx.Value(traceKey{}).(Trace)
+	return t, ok
+}
+
 func (g *Gate) audit(ctx context.Context, key ident.AgentKey, by string, s *Step, n uint64) {
 	for _, e := range s.Events {
 		g.write(ctx, audit.Record{

@@ -49,6 +49,9 @@ type Store interface {
 type Addresses interface {
 	URL(t store.TunnelRecord) string
 	Alternates(t store.TunnelRecord) []string
+	LinkURL(t store.TunnelRecord, id ident.LinkID) string
+	LinkAlternates(t store.TunnelRecord, id ident.LinkID) []string
+	LinkSegment(id ident.LinkID) ident.Segment
 }
 
 // Usage knows who uses which tunnel, on all relays of the pool that answer in time.
@@ -69,7 +72,7 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage and Logger
+// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage, Links and Logger
 // are required.
 type Config struct {
 	Auth       Authenticator
@@ -77,6 +80,7 @@ type Config struct {
 	Store      Store
 	Addresses  Addresses
 	Usage      Usage
+	Links      Links
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has
 	Audit      gate.Auditor
@@ -109,8 +113,8 @@ var errDraining = errors.New("the relay is draining")
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Audit == nil || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Audit and Logger are required")
+	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Audit == nil || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Links, Audit and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond

@@ -51,6 +51,10 @@ func (a *API) table() []route {
 		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, operation: "listViewers", serve: a.listViewers},
 		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, operation: "kickViewer", serve: a.kickViewer},
 
+		{method: "POST", path: "/tunnels/{session_id}/links", admits: teamAdmin, operation: "createLink", serve: a.createLink},
+		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, operation: "listLinks", serve: a.listLinks},
+		{method: "DELETE", path: "/tunnels/{session_id}/links/{link_id}", admits: teamAdmin, operation: "revokeLink", serve: a.revokeLink},
+
 		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, operation: "admitTask", serve: a.admitTask},
 		{method: "PUT", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "renewTask", serve: a.renewTask},
 		{method: "DELETE", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "releaseTask", serve: a.releaseTask},

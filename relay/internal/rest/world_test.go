@@ -104,7 +104,9 @@ func (addresses) LinkURL(_ store.TunnelRecord, id ident.LinkID) string {
 	return "https://" + string(id) + ".t.example.com/"
 }
 func (addresses) LinkAlternates(store.TunnelRecord, ident.LinkID) []string { return nil }
-func (addresses) LinkSegment(id ident.LinkID) ident.Segment                { return ident.ClusterKey{1}.LinkSegment(id) }
+func (addresses) LinkSegment(id ident.LinkID) ident.Segment {
+	return ident.ClusterKey{1}.LinkSegment(id)
+}
 
 // viewers has one viewer for every tunnel.
 type viewers struct{}

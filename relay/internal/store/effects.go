@@ -69,7 +69,7 @@ func (u *agentUpdate) effects(ctx context.Context, e Effects, changeErr error) (
 		ops = append(ops, clientv3.OpPut(tunnelKey(t.Session), string(value)))
 	}
 	for _, id := range e.DeleteTunnels {
-		ops = append(ops, clientv3.OpDelete(tunnelKey(id)))
+		ops = append(ops, clientv3.OpDelete(tunnelKey(id), clientv3.WithPrefix())) // with its links
 	}
 	return conditions, ops, nil
 }

@@ -17,6 +17,7 @@ const (
 	opDeletePresence op = "delete_presence"
 	opCredential     op = "credential"
 	opEnrolment      op = "enrolment"
+	opLink           op = "link"
 	opCatchUp        op = "catch_up"
 	opRenew          op = "renew"
 	opList           op = "list"
@@ -25,7 +26,7 @@ const (
 
 var allOps = []op{
 	opUpdateAgent, opUpdateTunnel, opPutPresence, opDeletePresence, opCredential,
-	opEnrolment, opCatchUp, opRenew, opList, opProbe,
+	opEnrolment, opLink, opCatchUp, opRenew, opList, opProbe,
 }
 
 type metrics struct {

@@ -23,6 +23,8 @@ type mirror struct {
 	mu          sync.RWMutex
 	tunnels     map[ident.SessionID]*entry[TunnelRecord]
 	byAgent     map[ident.AgentKey][]*entry[TunnelRecord] // newest first
+	links       map[ident.LinkID]*entry[LinkRecord]
+	linksOf     map[ident.SessionID][]*entry[LinkRecord] // oldest first
 	agents      map[ident.AgentKey]*entry[AgentRecord]
 	presences   map[ident.AgentKey]*entry[Presence]
 	byTeam      map[ident.TeamID][]*entry[Presence] // by agent id
@@ -50,6 +52,8 @@ func newMirror() *mirror {
 	return &mirror{
 		tunnels:     map[ident.SessionID]*entry[TunnelRecord]{},
 		byAgent:     map[ident.AgentKey][]*entry[TunnelRecord]{},
+		links:       map[ident.LinkID]*entry[LinkRecord]{},
+		linksOf:     map[ident.SessionID][]*entry[LinkRecord]{},
 		agents:      map[ident.AgentKey]*entry[AgentRecord]{},
 		presences:   map[ident.AgentKey]*entry[Presence]{},
 		byTeam:      map[ident.TeamID][]*entry[Presence]{},
@@ -70,6 +74,9 @@ func (m *mirror) put(kv *mvccpb.KeyValue) (commit, error) {
 	dir, rest := splitKey(string(kv.Key))
 	switch dir {
 	case dirTunnel:
+		if session, id, ok := splitLink(rest); ok {
+			return m.putLink(session, id, kv)
+		}
 		return m.putTunnel(ident.SessionID(rest), kv)
 	case dirAgent:
 		return m.putAgent(rest, kv)
@@ -96,6 +103,9 @@ func (m *mirror) delete(name string) *Change {
 	dir, rest := splitKey(name)
 	switch dir {
 	case dirTunnel:
+		if _, id, ok := splitLink(rest); ok {
+			return m.dropLink(id)
+		}
 		return m.dropTunnel(ident.SessionID(rest))
 	case dirAgent:
 		key, _ := splitAgent(rest)
@@ -237,6 +247,11 @@ func (m *mirror) endList() []Change {
 	for id, e := range m.tunnels {
 		if e.seen != m.generation {
 			gone = append(gone, tunnelKey(id))
+		}
+	}
+	for id, e := range m.links {
+		if e.seen != m.generation {
+			gone = append(gone, linkKey(e.record.Session, id))
 		}
 	}
 	for k, e := range m.agents {

@@ -16,16 +16,18 @@ const (
 	KindPresence   Kind = "presence"
 	KindCredential Kind = "credential"
 	KindRelay      Kind = "relay"
+	KindLink       Kind = "link" // a named link
 )
 
 // Change says that a record changed or ended; the new state is in the mirror. Of
 // several changes of one record only the last state can be read.
 type Change struct {
 	Kind       Kind
-	Key        ident.AgentKey // agent, tunnel (its agent), presence; credential: only the team
+	Key        ident.AgentKey // agent, tunnel and link (its agent), presence; credential: only the team
 	Session    ident.SessionID
 	Credential ident.CredentialID
 	Relay      ident.RelayID
+	Link       ident.LinkID // with Session
 	Deleted    bool
 }
 

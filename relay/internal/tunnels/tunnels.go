@@ -58,6 +58,7 @@ func (f Form) String() string {
 type Store interface {
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	Link(id ident.LinkID) (store.LinkRecord, bool)
 	// CatchUp returns when the memory copy holds at least what the store held
 	// when it was called.
 	CatchUp(ctx context.Context) error
@@ -122,7 +123,9 @@ func New(c Config) (*Resolver, error) {
 // Route is a request's way to its tunnel.
 type Route struct {
 	Record store.TunnelRecord
-	Form   Form
+	// Link is the named link that the address is; nil for the tunnel's own one.
+	Link *store.LinkRecord
+	Form Form
 	// Prefix is the part of the path that belongs to the relay, without the slash
 	// behind it; empty in subdomain form. It contains the segment: a secret.
 	Prefix string
@@ -212,7 +215,7 @@ func splitPath(rawPath string) (ident.Segment, string, bool) {
 // pool once issued it, so misses cannot be forged into load on the store.
 func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, rest string) (*Route, error) {
 	id, signed := r.key.Verify(segment)
-	record, live := r.lookup(id)
+	record, link, live := r.lookup(id)
 	if !signed {
 		return nil, ErrNoTunnel
 	}
@@ -223,11 +226,11 @@ func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, r
 		if err := r.store.CatchUp(ctx); err != nil {
 			return nil, ErrNoTunnel // without quorum no tunnel was opened either
 		}
-		if record, live = r.lookup(id); !live {
+		if record, link, live = r.lookup(id); !live {
 			return nil, ErrNoTunnel
 		}
 	}
-	route := &Route{Record: record, Form: form, Rest: rest}
+	route := &Route{Record: record, Link: link, Form: form, Rest: rest}
 	if form == PathForm {
 		route.Prefix, route.Origin = PathBase+string(segment), r.origin
 	} else {
@@ -237,12 +240,18 @@ func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, r
 	return route, nil
 }
 
-// lookup says whether the tunnel can be used now.
-func (r *Resolver) lookup(id ident.SessionID) (store.TunnelRecord, bool) {
+// lookup says whether the tunnel can be used now. The id may be a named link's: they
+// are of one space. Whether the link has a use left for who asks is not looked at.
+func (r *Resolver) lookup(id ident.SessionID) (store.TunnelRecord, *store.LinkRecord, bool) {
+	now := time.Now()
+	var named *store.LinkRecord
+	if link, ok := r.store.Link(ident.LinkID(id)); ok && (link.ExpiresAt.IsZero() || now.Before(link.ExpiresAt)) {
+		named, id = &link, link.Session
+	}
 	record, ok := r.store.Tunnel(id)
 	agent, known := r.store.Agent(record.Key())
 	state := agent.Tunnels[id].State
-	return record, ok && known && state == store.TunnelOpen && time.Now().Before(record.ExpiresAt)
+	return record, named, ok && known && state == store.TunnelOpen && now.Before(record.ExpiresAt)
 }
 
 // subdomainOrigin is canonical, since the default port is never in r.origin.
@@ -257,16 +266,37 @@ func (r *Resolver) subdomainOrigin(segment ident.Segment) string {
 // URL is the tunnel's main address: the subdomain form where there is a wildcard
 // domain, since apps with absolute paths need it. TCP tunnels have ws(s) URLs.
 func (r *Resolver) URL(record store.TunnelRecord) string {
+	return r.url(record, r.key.Segment(record.Session))
+}
+
+// LinkURL is URL for a named link of the tunnel.
+func (r *Resolver) LinkURL(record store.TunnelRecord, id ident.LinkID) string {
+	return r.url(record, r.key.LinkSegment(id))
+}
+
+// LinkAlternates is Alternates for a named link of the tunnel.
+func (r *Resolver) LinkAlternates(record store.TunnelRecord, id ident.LinkID) []string {
+	return r.alternates(record, r.key.LinkSegment(id))
+}
+
+// LinkSegment is the secret part of a named link's addresses.
+func (r *Resolver) LinkSegment(id ident.LinkID) ident.Segment { return r.key.LinkSegment(id) }
+
+func (r *Resolver) url(record store.TunnelRecord, segment ident.Segment) string {
 	if r.suffix != "" {
-		return r.subdomainURL(record)
+		return r.subdomainURL(record, segment)
 	}
-	return r.pathURL(record)
+	return r.pathURL(record, segment)
 }
 
 // Alternates are the tunnel's other addresses; never nil, so that JSON has a list.
 func (r *Resolver) Alternates(record store.TunnelRecord) []string {
+	return r.alternates(record, r.key.Segment(record.Session))
+}
+
+func (r *Resolver) alternates(record store.TunnelRecord, segment ident.Segment) []string {
 	if r.suffix != "" {
-		return []string{r.pathURL(record)}
+		return []string{r.pathURL(record, segment)}
 	}
 	return []string{}
 }
@@ -279,12 +309,12 @@ func (r *Resolver) Origin(record store.TunnelRecord) string {
 	return r.origin
 }
 
-func (r *Resolver) pathURL(record store.TunnelRecord) string {
-	return r.schemeOf(record) + "://" + r.host + r.port + PathBase + string(r.key.Segment(record.Session)) + "/"
+func (r *Resolver) pathURL(record store.TunnelRecord, segment ident.Segment) string {
+	return r.schemeOf(record) + "://" + r.host + r.port + PathBase + string(segment) + "/"
 }
 
-func (r *Resolver) subdomainURL(record store.TunnelRecord) string {
-	return r.schemeOf(record) + "://" + string(r.key.Segment(record.Session)) + r.suffix + r.port + "/"
+func (r *Resolver) subdomainURL(record store.TunnelRecord, segment ident.Segment) string {
+	return r.schemeOf(record) + "://" + string(segment) + r.suffix + r.port + "/"
 }
 
 func (r *Resolver) schemeOf(record store.TunnelRecord) string {

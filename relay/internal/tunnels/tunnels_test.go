@@ -20,6 +20,7 @@ var key = ident.ClusterKey{7}
 type records struct {
 	tunnels, late map[ident.SessionID]store.TunnelRecord
 	state         map[ident.SessionID]string
+	links         map[ident.LinkID]store.LinkRecord
 	caughtUp      int
 	err           error
 }
@@ -38,6 +39,11 @@ func (r *records) Agent(ident.AgentKey) (store.AgentRecord, bool) {
 		}
 	}
 	return a, true
+}
+
+func (r *records) Link(id ident.LinkID) (store.LinkRecord, bool) {
+	l, ok := r.links[id]
+	return l, ok
 }
 
 func (r *records) CatchUp(context.Context) error {

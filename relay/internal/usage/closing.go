@@ -128,6 +128,7 @@ func (m *Meter) sweep(now time.Time) {
 				delete(s.viewers, p)
 			}
 		}
+		s.forgetLinks(now)
 		if s.over != nil && len(s.uses) == 0 && now.Sub(s.overAt) >= closedFor {
 			gone = append(gone, id)
 		}

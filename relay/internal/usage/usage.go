@@ -60,6 +60,7 @@ const (
 type Party struct {
 	Remote    netip.Addr
 	UserAgent string
+	Link      ident.LinkID // the named link by which it came in; empty: the tunnel's own address
 }
 
 // Config is what a Meter needs. All of it may be absent.
@@ -123,11 +124,14 @@ type session struct {
 	viewers map[Party]*viewer
 	over    error // why no further use is admitted
 	overAt  time.Time
+
+	linksOver map[ident.LinkID]time.Time // named links that are over
 }
 
 // viewer is one party of one tunnel.
 type viewer struct {
 	id       ident.ViewerID
+	link     ident.LinkID
 	since    time.Time
 	in, out  atomic.Int64
 	lastSeen atomic.Int64 // Unix nanoseconds
@@ -214,12 +218,16 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 		defer s.mu.Unlock()
 		return nil, s.over
 	}
+	if _, over := s.linksOver[party.Link]; over {
+		defer s.mu.Unlock()
+		return nil, ErrRevoked
+	}
 	v := s.viewers[party]
 	if v == nil {
 		if len(s.viewers) >= maxViewers {
 			s.forgetOne()
 		}
-		v = &viewer{id: ident.NewViewerID(), since: now}
+		v = &viewer{id: ident.NewViewerID(), link: party.Link, since: now}
 		s.viewers[party] = v
 	}
 	if now.Before(v.blocked) {

@@ -59,7 +59,7 @@ func (m *Meter) Viewers(id ident.SessionID) []api.Viewer {
 		list = append(list, api.Viewer{
 			ViewerID: v.id, RemoteAddr: remote, UserAgent: p.UserAgent, Since: v.since.UTC(),
 			LastSeen: time.Unix(0, v.lastSeen.Load()).UTC(), Connections: v.uses,
-			BytesIn: v.in.Load(), BytesOut: v.out.Load(),
+			BytesIn: v.in.Load(), BytesOut: v.out.Load(), LinkID: v.link,
 		})
 	}
 	s.mu.Unlock()

@@ -1,0 +1,220 @@
+package namedlinks
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+const (
+	// lastUseEvery is how exact the last use is in the record; the relay that saw it
+	// knows better.
+	lastUseEvery = 30 * time.Second
+	// writeTime bounds the writing of one link's use, and the last of all.
+	writeTime = 3 * time.Second
+)
+
+// Run cuts what came in by links that end, removes those that have expired, and
+// writes down use, until ctx ends.
+func (l *Links) Run(ctx context.Context) error {
+	feed := l.cfg.Store.Subscribe(1024)
+	defer feed.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { l.writeUse(ctx) })
+	e := &ends{links: l, at: map[ident.LinkID]end{}, timer: time.NewTimer(time.Hour)}
+	defer e.timer.Stop()
+	e.resync()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-feed.C():
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return errors.New("the store's changes ended")
+			}
+			if feed.Lost() {
+				e.resync()
+				continue
+			}
+			e.observe(c)
+		case <-e.timer.C:
+			e.due(ctx, &wg)
+		}
+	}
+}
+
+// ends are the links' ends, as Run's goroutine knows them.
+type ends struct {
+	links *Links
+	at    map[ident.LinkID]end
+	next  time.Time
+	timer *time.Timer
+}
+
+type end struct {
+	session ident.SessionID
+	expires time.Time // zero: with the tunnel
+	cut     bool      // it was, and the record is to be removed
+}
+
+func (e *ends) observe(c store.Change) {
+	if c.Kind != store.KindLink {
+		return
+	}
+	r, ok := e.links.cfg.Store.Link(c.Link)
+	if !ok {
+		e.over(c.Link, c.Session, usage.ErrRevoked)
+		return
+	}
+	e.put(r)
+}
+
+// over ends a link here.
+func (e *ends) over(id ident.LinkID, session ident.SessionID, cause error) {
+	e.links.cfg.Usage.CutLink(session, id, cause)
+	delete(e.at, id)
+	e.links.mu.Lock()
+	delete(e.links.memory, id)
+	e.links.mu.Unlock()
+}
+
+func (e *ends) put(r store.LinkRecord) {
+	old := e.at[r.ID]
+	e.at[r.ID] = end{r.Session, r.ExpiresAt, old.cut}
+	if !r.ExpiresAt.IsZero() && !old.cut {
+		e.wake(r.ExpiresAt)
+	}
+}
+
+func (e *ends) wake(at time.Time) {
+	if e.next.IsZero() || at.Before(e.next) {
+		e.next = at
+		e.timer.Reset(time.Until(at))
+	}
+}
+
+// resync reads all links again: those that are gone have ended.
+func (e *ends) resync() {
+	gone := map[ident.LinkID]end{}
+	for id, x := range e.at {
+		gone[id] = x
+	}
+	for r := range e.links.cfg.Store.AllLinks() {
+		delete(gone, r.ID)
+		e.put(r)
+	}
+	for id, x := range gone {
+		e.over(id, x.session, usage.ErrRevoked)
+	}
+}
+
+// due cuts the links whose time has come, on every relay, and removes their records
+// when no relay's clock can still hold them for alive.
+func (e *ends) due(ctx context.Context, wg *sync.WaitGroup) {
+	now := time.Now()
+	e.next = time.Time{}
+	for id, x := range e.at {
+		switch {
+		case x.expires.IsZero():
+		case now.Before(x.expires):
+			e.wake(x.expires)
+		case !x.cut:
+			e.links.cfg.Usage.CutLink(x.session, id, usage.ErrRevoked)
+			x.cut = true
+			e.at[id] = x
+			e.wake(now.Add(e.links.cfg.Skew))
+		case now.Before(x.expires.Add(e.links.cfg.Skew)):
+			e.wake(x.expires.Add(e.links.cfg.Skew))
+		default:
+			wg.Go(func() { e.links.remove(ctx, x.session, id) })
+			e.wake(now.Add(e.links.cfg.Skew)) // again, if that did not work
+		}
+	}
+}
+
+func (l *Links) remove(ctx context.Context, session ident.SessionID, id ident.LinkID) {
+	if err := l.cfg.Store.DeleteLink(ctx, session, id); err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+		l.log.Debug("remove an expired link", "link_id", id, "error", err)
+	}
+}
+
+// writeUse writes uses and last uses to the records, many at once.
+func (l *Links) writeUse(ctx context.Context) {
+	tick := time.NewTicker(l.cfg.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.flush(ctx, false)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+			defer cancel()
+			l.flush(last, true)
+			return
+		}
+	}
+}
+
+func (l *Links) flush(ctx context.Context, all bool) {
+	type job struct {
+		id      ident.LinkID
+		session ident.SessionID
+		marks   []string
+		used    time.Time
+	}
+	var jobs []job
+	l.mu.Lock()
+	for id, m := range l.memory {
+		if len(m.pending) > 0 || m.used.Sub(m.written) > lastUseEvery || all && m.used.After(m.written) {
+			jobs = append(jobs, job{id, m.session, slices.Clone(m.pending), m.used})
+		}
+	}
+	l.mu.Unlock()
+	for _, j := range jobs {
+		if ctx.Err() != nil {
+			return
+		}
+		one, cancel := context.WithTimeout(ctx, writeTime)
+		_, err := l.cfg.Store.UpdateLink(one, j.session, j.id, func(r *store.LinkRecord) error {
+			for _, mark := range j.marks {
+				if !slices.Contains(r.Viewers, mark) {
+					r.Uses++
+					r.Viewers = append(r.Viewers, mark)
+				}
+			}
+			if n := len(r.Viewers) - keepViewers; n > 0 && r.MaxUses == 0 {
+				r.Viewers = slices.Clone(r.Viewers[n:])
+			}
+			if used := j.used.UTC().Truncate(time.Millisecond); used.After(r.LastUsed) {
+				r.LastUsed = used
+			}
+			return nil
+		})
+		cancel()
+		if errors.Is(err, store.ErrNotFound) {
+			l.mu.Lock()
+			delete(l.memory, j.id)
+			l.mu.Unlock()
+			continue
+		}
+		if err != nil {
+			l.log.Debug("write use of a link", "link_id", j.id, "error", err)
+			continue
+		}
+		l.mu.Lock()
+		if m := l.memory[j.id]; m != nil {
+			m.pending, m.written = m.pending[min(len(j.marks), len(m.pending)):], j.used
+		}
+		l.mu.Unlock()
+	}
+}
