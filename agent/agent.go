@@ -28,6 +28,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/gate"
 	"github.com/adit-tunnel/adit/agent/internal/probe"
 	"github.com/adit-tunnel/adit/agent/internal/status"
+	"github.com/adit-tunnel/adit/agent/internal/terminal"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -71,6 +72,7 @@ type Agent struct {
 	uplink   *uplink.Uplink
 	gate     *gate.Gate
 	hooks    *gate.Hooks
+	terms    *terminal.Terminals // nil: terminals are off
 
 	mu       sync.Mutex
 	ownPorts []uint16
@@ -104,8 +106,21 @@ func New(conf Config, opts Options) (*Agent, error) {
 		Board: a.board, ComfyUI: conf.Facts.ComfyUI, Health: conf.Health, Logger: log, Registerer: reg,
 	})
 	a.tunnels = uplink.NewTunnels(inState("tunnels.json"), log)
+	capabilities := []string{wire.CapProbe}
+	var serveTerminal desk.Terminal
+	if t := conf.Terminal; t.Enabled {
+		a.terms, err = terminal.New(terminal.Config{
+			User: t.User, Shell: t.Shell, Dir: t.Dir, Env: t.Env, Idle: t.Idle.D(), Closed: a.tunnels.Closed, Logger: log, Registerer: reg,
+		})
+		if err != nil {
+			return nil, err
+		}
+		capabilities = append(capabilities, wire.CapTerminal)
+		serveTerminal = func(ctx context.Context, s *link.Stream, h wire.Hello) error { return a.terms.Serve(ctx, s, h) }
+	}
 	a.desk = desk.New(desk.Config{
-		Ports: ports, OwnPorts: a.own, Paused: a.board.Paused, Closed: a.tunnels.Closed,
+		Terminal: serveTerminal,
+		Ports:    ports, OwnPorts: a.own, Paused: a.board.Paused, Closed: a.tunnels.Closed,
 		Epoch:  func() uint64 { return a.uplink.Epoch() },
 		Dial:   func(ctx context.Context, port uint16) (splice.Conn, error) { return dialPort(ctx, port) },
 		Logger: log, Registerer: reg,
@@ -116,7 +131,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 	})
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,
-		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels, Capabilities: []string{wire.CapProbe},
+		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels, Capabilities: capabilities,
 		TaskCapacity: conf.Tasks.Capacity,
 		Dial: func(ctx context.Context, relay string) (*link.Link, error) {
 			token, err := conf.Token()
@@ -198,6 +213,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	part(a.observer.Run)
 	part(a.hooks.Run)
+	if a.terms != nil {
+		part(a.terms.Run)
+	}
 	group.Go(func() error {
 		defer stopRest(errors.New("the agent is stopping"))
 		return a.uplink.Run(links)
@@ -265,6 +283,9 @@ func (a *Agent) pause(paused bool) error {
 	err := a.board.SetPaused(paused)
 	if paused {
 		n := a.desk.CutAll(desk.ErrPaused)
+		if a.terms != nil {
+			a.terms.EndAll("the owner of this machine paused the agent")
+		}
 		a.opts.Logger.Warn("agent paused", "audit", true, "streams_ended", n)
 	} else {
 		a.opts.Logger.Warn("agent resumed", "audit", true)

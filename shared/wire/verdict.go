@@ -22,6 +22,7 @@ const (
 	CodeOverloaded       Code = 8  // too many streams
 	CodeInternal         Code = 9  // anything else; the text says what
 	CodeUnknownTunnel    Code = 10 // the agent was not told of this tunnel, or it is closed
+	CodeNoTerminal       Code = 11 // there is no terminal of that name to look on at
 )
 
 // MaxVerdictText bounds a verdict's text in bytes.
@@ -62,7 +63,7 @@ func ReadVerdict(r io.Reader) (Verdict, error) {
 		return Verdict{}, fmt.Errorf("read verdict: %w", unexpected(err))
 	}
 	code := Code(head[1])
-	if code > CodeUnknownTunnel {
+	if code > CodeNoTerminal {
 		code = CodeInternal
 	}
 	return Verdict{Code: code, Text: string(text)}, nil

@@ -66,10 +66,11 @@ type Hooks struct {
 // Terminal is the web terminal, off unless enabled.
 type Terminal struct {
 	Enabled bool              `conf:"enabled" help:"allow web terminals on this machine"`
-	User    string            `conf:"user" help:"user that terminals run as (default: the agent's)"`
+	User    string            `conf:"user" help:"user that terminals run as (default: the agent's; an agent that runs as root needs it named)"`
 	Shell   string            `conf:"shell" help:"shell of terminals (default: the user's login shell)"`
 	Dir     string            `conf:"dir" help:"directory that terminals start in (default: the user's home)"`
 	Env     map[string]string `conf:"env" help:"further environment of terminals"`
+	Idle    api.Duration      `conf:"idle_timeout" help:"a terminal in which nothing was typed or printed for so long ends; 0s for never"`
 }
 
 // TLS is about the connection to the relay.
@@ -96,6 +97,7 @@ func New() Config {
 		Tasks:      Tasks{Capacity: 1},
 		Facts:      Facts{ComfyUI: []string{"http://127.0.0.1:8188"}},
 		Hooks:      Hooks{Timeout: api.Duration(defaultHookTimeout)},
+		Terminal:   Terminal{Idle: api.Duration(defaultTerminalIdle)},
 		Log:        Log{Level: "info", Format: "auto"},
 	}
 }

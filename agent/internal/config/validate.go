@@ -26,6 +26,8 @@ const (
 	maxLabels          = 64
 	maxLabelText       = 256
 	maxSocketPath      = 107 // bytes of sun_path without its final zero, unix(7)
+
+	defaultTerminalIdle = time.Hour
 )
 
 // Validate returns every fault, each beginning with its key; nil when there is none.
@@ -85,9 +87,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	c.validateHooks(bad)
-	if c.Terminal.Enabled {
-		bad("terminal.enabled", "this version of the agent has no terminal: leave it off")
-	}
+	c.validateTerminal(bad)
 	if c.TLS.CAFile != "" {
 		if _, err := c.TLSConfig(); err != nil {
 			bad("tls.ca_file", "%w", err)
@@ -155,6 +155,28 @@ func (c *Config) validateHooks(bad func(key, format string, args ...any)) {
 	}
 }
 
+func (c *Config) validateTerminal(bad func(key, format string, args ...any)) {
+	t := c.Terminal
+	if t.Enabled && t.User == "" && os.Geteuid() == 0 {
+		bad("terminal.user", "missing: the agent runs as root, so name the user that terminals run as (root itself, if you mean it)")
+	}
+	if t.Shell != "" {
+		if info, err := os.Stat(t.Shell); !filepath.IsAbs(t.Shell) {
+			bad("terminal.shell", "%q is not an absolute path", t.Shell)
+		} else if err != nil {
+			bad("terminal.shell", "%w", err)
+		} else if info.IsDir() || info.Mode()&0o111 == 0 {
+			bad("terminal.shell", "%s is not executable", t.Shell)
+		}
+	}
+	if t.Dir != "" && !filepath.IsAbs(t.Dir) {
+		bad("terminal.dir", "%q is not an absolute path", t.Dir)
+	}
+	if t.Idle < 0 {
+		bad("terminal.idle_timeout", "is %s, must not be negative", t.Idle)
+	}
+}
+
 // Warnings returns what is allowed but unwise, each beginning with its key.
 func (c *Config) Warnings() []string {
 	var out []string
@@ -174,6 +196,9 @@ func (c *Config) Warnings() []string {
 	}
 	if host, _, err := splitListen(c.Metrics.Listen); err == nil && !isLoopback(host) {
 		out = append(out, fmt.Sprintf("metrics.listen: %s can be reached from other machines", c.Metrics.Listen))
+	}
+	if c.Terminal.Enabled && c.Terminal.User == "" {
+		out = append(out, "terminal.user: terminals run as the agent's own user, and can read its credential: name another user, and run the agent as root")
 	}
 	if c.Local.Listen != "" {
 		out = append(out, fmt.Sprintf("local.listen: every user and program of this machine may use %s, its task leases included", c.Local.Listen))

@@ -282,7 +282,12 @@ func (d *Desk) tcp(ctx context.Context, st *stream, s *link.Stream, h wire.Hello
 
 func (d *Desk) terminal(ctx context.Context, s *link.Stream, h wire.Hello) string {
 	_ = s.SetDeadline(time.Time{})
-	if err := d.conf.Terminal(ctx, s, h); err != nil {
+	err := d.conf.Terminal(ctx, s, h)
+	var refusal wire.Verdict
+	switch {
+	case errors.As(err, &refusal):
+		return outcomeLabel(refusal.Code)
+	case err != nil:
 		d.conf.Logger.Debug("terminal stream ended", "session_id", h.Session, "request_id", h.Request, "error", err)
 		return outcomeCut
 	}

@@ -75,6 +75,8 @@ func outcomeLabel(c wire.Code) string {
 		return outcomeOverloaded
 	case wire.CodeUnknownTunnel:
 		return "unknown_tunnel"
+	case wire.CodeNoTerminal:
+		return "no_terminal"
 	}
 	return "internal"
 }
