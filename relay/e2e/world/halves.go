@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/rest/resttest"
 	"github.com/adit-tunnel/adit/shared/api"
 )
 
@@ -23,6 +25,9 @@ type Relay struct {
 	DataDir string
 	URL     string
 	Env     []string
+
+	once   sync.Once
+	client *http.Client // compares every answer of the API with its description
 }
 
 // Relay starts a relay on loopback with its own data and waits until it is ready.
@@ -124,7 +129,7 @@ func (r *Relay) Raw(secret, method, path string, body any, header ...string) (in
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := r.checked().Do(req)
 	if err != nil {
 		return 0, []byte(err.Error())
 	}
@@ -134,6 +139,28 @@ func (r *Relay) Raw(secret, method, path string, body any, header ...string) (in
 		return 0, []byte(err.Error())
 	}
 	return resp.StatusCode, raw
+}
+
+// checked returns the client of Raw: an answer that is not as the relay's own
+// OpenAPI description says fails the test.
+func (r *Relay) checked() *http.Client {
+	r.W.T.Helper()
+	r.once.Do(func() {
+		tr := &http.Transport{}
+		r.W.T.Cleanup(tr.CloseIdleConnections)
+		r.client = &http.Client{Transport: tr}
+		status, spec := Get(r.client, fmt.Sprintf("http://127.0.0.1:%d%s/openapi.json", r.Port, api.Base))
+		if status != http.StatusOK {
+			r.client = nil
+			r.W.T.Fatalf("the API's description answers %d: %s", status, spec)
+		}
+		d, err := resttest.Load([]byte(spec))
+		if err != nil {
+			r.W.T.Fatal(err)
+		}
+		r.client.Transport = d.For(r.W.T).Wrap(tr)
+	})
+	return r.client
 }
 
 // Open opens a tunnel and fails the test when it cannot.
