@@ -80,7 +80,7 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.store, err = store.New(store.Config{
 		DataDir: r.cfg.DataDir, Endpoints: r.cfg.Store.Endpoints, TLS: storeTLS, QuotaBytes: r.cfg.Store.Quota,
-		Relay:  store.RelayRecord{ID: r.id(), PeerURL: r.cfg.Peer.URL, URL: r.cfg.PublicURL, Version: lifecycle.Version(), Started: r.started},
+		Relay:  store.RelayRecord{ID: r.id(), PeerURL: r.cfg.Peer.URL, URL: r.cfg.AgentURL, Version: lifecycle.Version(), Started: r.started},
 		Logger: r.log.With("part", "store"), Registerer: reg, Now: now,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,7 +72,7 @@ func (r *Relay) agentEvent(e hub.Event) {
 func (r *Relay) otherRelays() []string {
 	var urls []string
 	for _, o := range r.p.store.Relays() {
-		if o.ID != r.id() && o.URL != "" && !o.Draining {
+		if o.ID != r.id() && o.URL != "" && !o.Draining && !slices.Contains(urls, o.URL) {
 			urls = append(urls, o.URL)
 		}
 	}
