@@ -199,7 +199,7 @@ func (c *callers) task(rnd *rand.Rand, a *world.Agent) {
 	base, path := where()
 	note := checker.Call{Op: checker.OpAdmit, Key: keyOf(a), Task: ident.NewTaskID()}
 	out, got := c.call(base, http.MethodPost, path, map[string]any{"task_id": note.Task, "ttl": "5s"}, note)
-	if got.Code == "agent_in_tunnel" && rnd.IntN(40) == 0 { // an operator clears the machine
+	if got.Code == "agent_in_tunnel" && rnd.IntN(15) == 0 { // an operator clears the machine
 		base, _ := remote()
 		c.call(base, http.MethodDelete, "/agents/"+a.ID+"/tunnel", nil, checker.Call{Op: checker.OpClose, Key: note.Key})
 	}
@@ -208,11 +208,11 @@ func (c *callers) task(rnd *rand.Rand, a *world.Agent) {
 	}
 	mine := checker.Call{Op: checker.OpRenew, Key: note.Key, Task: note.Task, Fencing: out.FencingToken}
 	for range rnd.IntN(3) {
-		pause(rnd, 300*time.Millisecond)
+		pause(rnd, 100*time.Millisecond)
 		base, path := where()
 		c.call(base, http.MethodPut, path+"/"+string(note.Task), map[string]any{"lease_token": out.LeaseToken, "ttl": "5s"}, mine)
 	}
-	pause(rnd, 300*time.Millisecond)
+	pause(rnd, 100*time.Millisecond)
 	if rnd.IntN(20) == 0 {
 		return // it died: the lease runs out
 	}
