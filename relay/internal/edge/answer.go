@@ -151,6 +151,12 @@ func (x *exchange) copyHeader(h http.Header, resp *http.Response) {
 			if pathForm {
 				continue
 			}
+		case "Cross-Origin-Opener-Policy":
+			// In path form the console has the same origin: what cuts a page off from
+			// the one that opened it is that only the console asks for it.
+			if pathForm {
+				continue
+			}
 		}
 		h[name] = values
 	}

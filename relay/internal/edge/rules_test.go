@@ -105,6 +105,7 @@ func TestLocationAndCookies(t *testing.T) {
 		{"Set-Cookie", "a=b", "a=b", "a=b"},
 		{"Set-Cookie", "a=b; Path=" + prefix + "/x; Partitioned", "a=b; Path=" + prefix + "/x; Partitioned", "a=b; Path=" + prefix + "/x; Partitioned"},
 		{"Service-Worker-Allowed", "/", "", "/"},
+		{"Cross-Origin-Opener-Policy", "same-origin", "", "same-origin"},
 		{"Referrer-Policy", "no-referrer", "no-referrer", "no-referrer"},
 	} {
 		set = http.Header{c.field: {c.value}}

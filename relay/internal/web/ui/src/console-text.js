@@ -1,0 +1,46 @@
+// What people read: sizes, times, names.
+const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export function bytes(n) {
+  let i = 0;
+  for (; n >= 1024 && i < units.length - 1; i++) n /= 1024;
+  return `${i === 0 || n >= 100 ? Math.round(n) : n.toFixed(1)} ${units[i]}`;
+}
+
+function span(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min`;
+  if (s < 86400) { const m = Math.floor((s % 3600) / 60); return `${Math.floor(s / 3600)} h${m ? ` ${m} min` : ""}`; }
+  const h = Math.floor((s % 86400) / 3600);
+  return `${Math.floor(s / 86400)} d${h ? ` ${h} h` : ""}`;
+}
+
+export const ago = (t, now) => (now - Date.parse(t) < 5000 ? "just now" : span((now - Date.parse(t)) / 1000) + " ago");
+export const until = (t, now) => (Date.parse(t) <= now ? "now" : "in " + span((Date.parse(t) - now) / 1000));
+export const clock = (t) => new Date(t).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+export const plural = (n, one, many = one + "s") => `${n} ${n === 1 ? one : many}`;
+
+/** seconds reads a duration as the relay writes it: 1h30m0s. */
+export function seconds(text) {
+  let n = 0;
+  for (const [, v, u] of String(text).matchAll(/([\d.]+)(h|ms|m|s)/g)) n += v * { h: 3600, m: 60, s: 1, ms: 0.001 }[u];
+  return n;
+}
+
+const apps = { comfyui: "ComfyUI", jupyter: "Jupyter", gradio: "Gradio", streamlit: "Streamlit", tensorboard: "TensorBoard", "code-server": "code-server", ollama: "Ollama", vllm: "vLLM", ssh: "SSH", postgres: "PostgreSQL" };
+const ports = { 22: "SSH", 7860: "Gradio", 8188: "ComfyUI", 8888: "Jupyter" };
+
+/** purpose says what a tunnel is used for: its label, else what was found there. */
+export const appName = (s) => apps[s.app] || s.app || ports[s.target_port] || `port ${s.target_port}`;
+
+export const states = {
+  idle: ["Idle", "ready for tasks and tunnels"],
+  busy: ["Busy", "runs tasks"],
+  tunnel: ["In use", "a tunnel is open: no new tasks"],
+  syncing: ["Syncing", "prepares itself"],
+  unhealthy: ["Unhealthy", "a health check fails"],
+};
+
+/** said is a detail as a sentence. */
+export const said = (e) => { const s = e.message || String(e); return s.charAt(0).toUpperCase() + s.slice(1) + (/[.!?]$/.test(s) ? "" : "."); };

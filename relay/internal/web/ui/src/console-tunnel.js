@@ -1,0 +1,141 @@
+// One open tunnel of an agent: what it is used for, and all that can be done to it.
+import { html } from "htm/preact";
+import { useCallback, useEffect, useState } from "preact/hooks";
+import { Act, Choice, Copy, Dialog, Fault, QR } from "./console-parts.js";
+import { ago, appName, bytes, clock, plural, seconds, until } from "./console-text.js";
+
+export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) {
+  const [panel, setPanel] = useState("");
+  const [ask, setAsk] = useState("");
+  const [error, setError] = useState(null);
+  const name = s.label || appName(s);
+  const tcp = s.tunnel_protocol === "tcp";
+  const run = (f) => async () => {
+    setError(null);
+    try { await f(); } catch (e) { setError(e); }
+  };
+  const toggle = (p) => () => setPanel(panel === p ? "" : p);
+  const id = "t-" + s.session_id.slice(0, 12);
+  const quiet = Date.parse(s.last_used_at) + seconds(s.idle_timeout) * 1000;
+  const idle = s.idle_timeout !== "0s" && quiet < Date.parse(s.expires_at);
+  return html`<li class="tunnel" aria-labelledby=${id}>
+    <div class="what">
+      <h3 id=${id}>${name}</h3>
+      <span class="kind">${s.label ? appName(s) + " · " : ""}${tcp ? "tcp" : "http"} ${s.target_port}</span>
+    </div>
+    <dl class="facts">
+      <div><dt>Opened by</dt><dd>${s.opened_by}, ${ago(s.opened_at, now)}</dd></div>
+      <div><dt>Used</dt><dd>${s.viewers > 0 ? `by ${plural(s.viewers, "viewer")} now` : ago(s.last_used_at, now)}</dd></div>
+      <div><dt>Traffic</dt><dd><span title="from users to the app">↑ ${bytes(s.bytes_in)}</span> <span title="from the app to users">↓ ${bytes(s.bytes_out)}</span></dd></div>
+      <div><dt>Closes</dt><dd title=${s.closes_because}>${idle && s.viewers === 0 ? `${until(quiet, now)} unless used` : clock(s.expires_at)}</dd></div>
+    </dl>
+    ${warning && html`<p class="warning" role="status">${warning}</p>`}
+    ${(s.warnings || []).map((w) => html`<p class="warning">${w}</p>`)}
+    <div class="actions">
+      ${!tcp && html`<a class="button primary" href=${s.tunnel_url} target="_blank" rel="noopener noreferrer" aria-label=${`Open ${name} in a new tab`}>Open</a>`}
+      <${Copy} text=${s.tunnel_url} what=${`Copy the link of ${name}`} />
+      <button type="button" aria-label=${`QR code of ${name}`} onClick=${() => setAsk("qr")}>QR</button>
+      <button type="button" aria-expanded=${panel === "viewers"} aria-label=${`Viewers of ${name}`} onClick=${toggle("viewers")}>Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""}</button>
+      <button type="button" aria-expanded=${panel === "links"} aria-label=${`Named links of ${name}`} onClick=${toggle("links")}>Links</button>
+      <button type="button" aria-label=${`Extend ${name}`} onClick=${() => setAsk("extend")}>Extend</button>
+      <button type="button" class="danger" aria-label=${`Close ${name}`} onClick=${() => setAsk("close")}>Close</button>
+    </div>
+    <${Fault} error=${error} />
+    ${panel === "viewers" && html`<${Viewers} session=${s} api=${api} now=${now} tell=${tell} changed=${changed} />`}
+    ${panel === "links" && html`<${Links} session=${s} api=${api} now=${now} tell=${tell} tcp=${tcp} />`}
+    ${ask === "qr" && html`<${Dialog} title=${name} close=${() => setAsk("")}><div class="opened"><${QR} text=${s.tunnel_url} /><p class="note">Whoever scans it can use the tunnel.</p></div></${Dialog}>`}
+    ${ask === "extend" && html`<${Extend} name=${name} session=${s} api=${api} close=${() => setAsk("")} done=${(e) => { setAsk(""); tell(`${name} stays open until ${clock(e.expires_at)}`); changed(); }} />`}
+    ${ask === "close" && html`<${Dialog} title=${`Close ${name}?`} close=${() => setAsk("")}>
+      <p>${s.viewers > 0 ? `${plural(s.viewers, "viewer")} will be cut off. ` : ""}The link stops working, and ${agent.agent_id} takes tasks again when its last tunnel is closed.</p>
+      <footer><button type="button" onClick=${() => setAsk("")}>Keep it open</button>
+      <${Act} class="primary danger" run=${run(async () => { try { await api.close(agent.agent_id, s.session_id); tell(`${name} is closed`); } finally { setAsk(""); changed(); } })}>Close tunnel</${Act}></footer>
+    </${Dialog}>`}
+  </li>`;
+}
+
+function Extend({ name, session, api, close, done }) {
+  const [by, setBy] = useState("24h");
+  const [error, setError] = useState(null);
+  const run = async () => { try { done(await api.extend(session.session_id, by)); } catch (e) { setError(e); } };
+  return html`<${Dialog} title=${`Extend ${name}`} close=${close}>
+    <p>It ends at ${clock(session.expires_at)}.</p>
+    <${Choice} id="extend-by" label="Keep it open, from now, for" value=${by} set=${setBy} options=${[["1h", "1 hour"], ["8h", "8 hours"], ["24h", "1 day"], ["72h", "3 days"], ["168h", "7 days"]]} />
+    <${Fault} error=${error} />
+    <footer><button type="button" onClick=${close}>Cancel</button><${Act} class="primary" run=${run}>Extend</${Act}></footer>
+  </${Dialog}>`;
+}
+
+// useList reads a list now and every few seconds while it is shown.
+function useList(read) {
+  const [list, setList] = useState(null);
+  const [error, setError] = useState(null);
+  const load = useCallback(async () => {
+    try { setList(await read()); setError(null); } catch (e) { setError(e); }
+  }, []);
+  useEffect(() => {
+    load();
+    const t = setInterval(() => { if (!document.hidden) load(); }, 5000);
+    return () => clearInterval(t);
+  }, []);
+  return [list, error, load, setError];
+}
+
+function Viewers({ session, api, now, tell, changed }) {
+  const [list, error, load, setError] = useList(async () => (await api.viewers(session.session_id)).viewers);
+  const kick = (v) => async () => {
+    try { await api.kick(session.session_id, v.viewer_id); tell(`${v.remote_addr} was disconnected`); } catch (e) { setError(e); }
+    await load();
+    changed();
+  };
+  return html`<section class="panel" aria-label="Viewers">
+    <${Fault} error=${error} />
+    ${list === null && !error && html`<p class="note">Loading…</p>`}
+    ${list?.length === 0 && html`<p class="note">Nobody uses it now.</p>`}
+    ${list?.length > 0 && html`<ul class="rows">${list.map((v) => html`<li key=${v.viewer_id}>
+      <div><strong>${v.remote_addr || "unknown"}</strong> <span class="note">since ${ago(v.since, now)}, ${plural(v.connections, "connection")}, ↓ ${bytes(v.bytes_out)}${v.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${v.user_agent || "no user agent"}</small></div>
+      <${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}></li>`)}</ul>`}
+  </section>`;
+}
+
+function Links({ session, api, now, tell, tcp }) {
+  const [list, error, load, setError] = useList(async () => (await api.links(session.session_id)).links);
+  const [name, setName] = useState("");
+  const [expires, setExpires] = useState("");
+  const [uses, setUses] = useState("1");
+  const [qr, setQR] = useState(null);
+  const [making, setMaking] = useState(false);
+  const make = async (e) => {
+    e.preventDefault();
+    setMaking(true);
+    try {
+      const l = await api.makeLink(session.session_id, { name: name.trim(), ...(expires && { expires_in: expires }), ...(uses && { max_uses: Number(uses) }) });
+      setName("");
+      tell(`link “${l.name}” is ready`);
+      await load();
+    } catch (e) { setError(e); }
+    setMaking(false);
+  };
+  const revoke = (l) => async () => {
+    try { await api.revoke(session.session_id, l.link_id); tell(`link “${l.name}” is revoked`); } catch (e) { setError(e); }
+    await load();
+  };
+  const id = (x) => `${x}-${session.session_id.slice(0, 12)}`;
+  return html`<section class="panel" aria-label="Named links">
+    <p class="note">Links of their own, for one person or purpose: each ends by itself or when you revoke it; the tunnel stays open.</p>
+    ${list === null && !error && html`<p class="note">Loading…</p>`}
+    ${list?.length === 0 && html`<p class="note">None yet.</p>`}
+    ${list?.length > 0 && html`<ul class="rows">${list.map((l) => html`<li key=${l.link_id}>
+      <div><strong>${l.name}</strong> <span class="note">${l.max_uses ? `${l.uses} of ${plural(l.max_uses, "use")}` : plural(l.uses, "use")}${l.last_used_at ? `, last ${ago(l.last_used_at, now)}` : ""}, ends ${until(l.expires_at, now)}</span></div>
+      <div class="actions"><${Copy} text=${l.url} what=${`Copy the link for ${l.name}`}>Copy</${Copy}>
+      ${!tcp && html`<button type="button" aria-label=${`QR code of the link for ${l.name}`} onClick=${() => setQR(l)}>QR</button>`}
+      <${Act} class="danger" label=${`Revoke the link for ${l.name}`} run=${revoke(l)}>Revoke</${Act}></div></li>`)}</ul>`}
+    <${Fault} error=${error} />
+    <form class="line" onSubmit=${make}>
+      <label class="field" for=${id("name")}><span>For whom</span><input id=${id("name")} required maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
+      <${Choice} id=${id("uses")} label="Viewers" value=${uses} set=${setUses} options=${[["1", "one"], ["3", "3"], ["10", "10"], ["50", "50"], ["", "any number"]]} />
+      <${Choice} id=${id("ends")} label="Ends" value=${expires} set=${setExpires} options=${[["", "with the tunnel"], ["1h", "in 1 hour"], ["8h", "in 8 hours"], ["24h", "in 1 day"]]} />
+      <button type="submit" class="primary" disabled=${making}>Make link</button>
+    </form>
+    ${qr && html`<${Dialog} title=${`Link for ${qr.name}`} close=${() => setQR(null)}><div class="opened"><${QR} text=${qr.url} /></div></${Dialog}>`}
+  </section>`;
+}
