@@ -85,7 +85,7 @@ func TestRestartDoesNotCloseWhatWasUsed(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		a.stop()
 		time.Sleep(5 * time.Minute)
-		a = p.relay("a", 0, gate.Limits{})
+		p.relay("a", 0, gate.Limits{})
 		time.Sleep(9 * time.Minute)
 		if _, ok := p.store.Tunnel(o.Tunnel.Session); !ok {
 			t.Error("closed sooner than its idle time after the restart")
@@ -109,7 +109,7 @@ func TestExtendMovesTheEnd(t *testing.T) {
 		}
 		time.Sleep(9 * time.Minute)
 		end, err := a.Extend(t.Context(), "x", box, id, 100*time.Hour)
-		if err != nil || end.Sub(time.Now()) != time.Hour {
+		if err != nil || time.Until(end) != time.Hour {
 			t.Fatalf("extended to %v: %v; want the cap of an hour", end, err)
 		}
 		if rec, _ := p.store.Tunnel(id); !rec.ExpiresAt.Equal(end) {

@@ -358,8 +358,7 @@ func step(rec *store.AgentRecord, now time.Time) *gate.Step {
 }
 
 func code(err error) string {
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return p.Code
 	}
 	return fmt.Sprint(err)

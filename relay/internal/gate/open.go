@@ -98,8 +98,7 @@ func (g *Gate) Open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 		}
 	}
 	o, err = g.open(ctx, p, key, t, spec, once)
-	var twin *store.OnceError
-	if errors.As(err, &twin) { // a call with the same key was faster
+	if twin, ok := errors.AsType[*store.OnceError](err); ok { // a call with the same key was faster
 		return g.again(ctx, twin.Value, spec.BodyHash)
 	}
 	return o, err

@@ -122,8 +122,7 @@ func newWorld(t *testing.T) *world {
 			p.Kind = creds.KindUser
 		}
 		if err := h.ServeLink(w, r, p); err != nil {
-			var problem *api.Problem
-			if errors.As(err, &problem) {
+			if problem, ok := errors.AsType[*api.Problem](err); ok {
 				problem.Write(w, "r")
 			}
 		}

@@ -110,8 +110,7 @@ func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, re
 
 	s, err := h.admit(hctx, m, hello, p, remote)
 	if err != nil {
-		var bye *GoodbyeError
-		if errors.As(err, &bye) {
+		if bye, ok := errors.AsType[*GoodbyeError](err); ok {
 			m.goodbye(bye.Goodbye)
 		}
 		return err
@@ -349,8 +348,7 @@ func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decode
 // the agent is marked gone, and forgotten after the grace time.
 func (h *Hub) leave(s *session, m *member, reason error) {
 	label := "lost"
-	var bye *GoodbyeError
-	if errors.As(reason, &bye) {
+	if bye, ok := errors.AsType[*GoodbyeError](reason); ok {
 		label = knownReason(bye.Reason)
 	}
 	h.metrics.disconnects.WithLabelValues(label).Inc()

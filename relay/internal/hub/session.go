@@ -44,7 +44,6 @@ type session struct {
 type member struct {
 	link  *link.Link
 	out   *wire.Encoder
-	outMu sync.Mutex
 	queue chan wire.Message // to the writer; full: the link is stuck and ends
 	index int
 }

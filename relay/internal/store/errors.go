@@ -61,8 +61,7 @@ func rejected(err error) bool {
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return true
 	}
-	var e rpctypes.EtcdError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		return e.Code() == codes.InvalidArgument
 	}
 	return status.Code(err) == codes.InvalidArgument

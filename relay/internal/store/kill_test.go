@@ -53,7 +53,7 @@ func child(dir string) int {
 					return
 				}
 				// One write: a line is whole or missing.
-				_, _ = os.Stdout.WriteString(fmt.Sprintf("%s %s %d\n", key.Agent, tu.Session, r.N))
+				fmt.Fprintf(os.Stdout, "%s %s %d\n", key.Agent, tu.Session, r.N)
 				if r.N%20 == 0 { // a record of thousands of tunnels is another test
 					if _, err := s.UpdateAgent(ctx, key, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
 						clear(r.Tunnels)

@@ -6,6 +6,7 @@ package gatetest
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -95,7 +96,7 @@ func (s *Store) updateAgent(key ident.AgentKey, now time.Time, change func(time.
 			}
 		}
 		switch {
-		case err == store.ErrUnchanged:
+		case errors.Is(err, store.ErrUnchanged):
 			s.mu.Unlock()
 			return old, nil
 		case err != nil:
@@ -149,7 +150,7 @@ func (s *Store) UpdateTunnel(_ context.Context, id ident.SessionID, change func(
 		return t, store.ErrNotFound
 	}
 	switch err := change(&t); {
-	case err == store.ErrUnchanged:
+	case errors.Is(err, store.ErrUnchanged):
 		return s.tunnels[id], nil
 	case err != nil:
 		return t, err
