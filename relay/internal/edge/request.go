@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -67,10 +68,9 @@ func (e *Edge) trusted(a netip.Addr) bool {
 // no trusted proxy's was seen by one. What is left of it anybody may have written.
 func (e *Edge) userBehind(values []string, peer netip.Addr) netip.Addr {
 	user := peer
-	for i := len(values) - 1; i >= 0; i-- {
-		list := strings.Split(values[i], ",")
-		for j := len(list) - 1; j >= 0; j-- {
-			s := strings.TrimSpace(list[j])
+	for _, list := range slices.Backward(values) {
+		for _, s := range slices.Backward(strings.Split(list, ",")) {
+			s = strings.TrimSpace(s)
 			a, err := netip.ParseAddr(strings.Trim(s, "[]"))
 			if err != nil {
 				ap, err := netip.ParseAddrPort(s)

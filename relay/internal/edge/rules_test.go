@@ -3,6 +3,7 @@ package edge_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -76,9 +77,7 @@ func TestLocationAndCookies(t *testing.T) {
 	w := newWorld(t, nil)
 	var set http.Header
 	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
-		for k, v := range set {
-			rw.Header()[k] = v
-		}
+		maps.Copy(rw.Header(), set)
 		rw.WriteHeader(302)
 	})
 	_, seg := w.tunnel(port, nil)

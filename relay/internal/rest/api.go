@@ -103,7 +103,6 @@ type API struct {
 	spec    []byte
 	events  *history
 
-	mu       sync.Mutex
 	stopping context.Context // ends with Run or Drain
 	stop     context.CancelCauseFunc
 	probes   sync.WaitGroup
@@ -197,7 +196,6 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", api.StrictPolicy)
-	h.Set("Content-Security-Policy", api.StrictPolicy)
 	h.Set(api.HeaderRequestID, string(id))
 
 	out := &answer{ResponseWriter: w}
@@ -206,7 +204,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 	defer func() {
 		if v := recover(); v != nil {
-			if v == http.ErrAbortHandler {
+			if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares what was panicked just so
 				panic(v)
 			}
 			a.log.Error("panic in an API call", "request_id", id, "panic", v, "stack", string(debug.Stack()))

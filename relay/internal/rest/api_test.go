@@ -69,8 +69,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 }
 
 func fields(t reflect.Type, into map[string]bool) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
 		case f.Anonymous && name == "":

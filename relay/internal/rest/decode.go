@@ -24,8 +24,7 @@ const maxBody = 64 << 10
 func decode(w http.ResponseWriter, r *http.Request, into any, required bool) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return api.Problemf(http.StatusRequestEntityTooLarge, "body_too_large", api.HopRelay, "the body is longer than %d bytes", maxBody)
 		}
 		return api.NewProblem(http.StatusBadRequest, "body_incomplete", api.HopRelay, "the body ended early or did not come in time").WithCause(err)
@@ -112,8 +111,7 @@ func syntax(err error) string {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return "it ends early"
 	}
-	var s *json.SyntaxError
-	if errors.As(err, &s) {
+	if s, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return fmt.Sprintf("%s (at byte %d)", s.Error(), s.Offset)
 	}
 	return "it is malformed"

@@ -55,9 +55,7 @@ func SplitHost(s string) (host, port string, ok bool) {
 			return "", "", false
 		}
 	} else {
-		if i := strings.IndexByte(s, ':'); i >= 0 {
-			host, port = s[:i], s[i+1:]
-		}
+		host, port, _ = strings.Cut(s, ":")
 		host = strings.TrimSuffix(host, ".")
 		for i := range len(host) {
 			if !hostByte(host[i]) {

@@ -3,6 +3,7 @@ package tunnels_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/url"
 	"strings"
 	"testing"
@@ -48,9 +49,7 @@ func (r *records) Link(id ident.LinkID) (store.LinkRecord, bool) {
 
 func (r *records) CatchUp(context.Context) error {
 	r.caughtUp++
-	for id, t := range r.late {
-		r.tunnels[id] = t
-	}
+	maps.Copy(r.tunnels, r.late)
 	return r.err
 }
 
