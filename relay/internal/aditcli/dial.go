@@ -98,7 +98,6 @@ func (t *tunnel) open(ctx context.Context, closed *url.URL) error {
 func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (*wsconn.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, client.ErrTimeout)
 	defer cancel()
-	//nolint:bodyclose // after an error the body is a copy in memory, after success there is none
 	c, res, err := websocket.Dial(ctx, socketURL(at).String(), &websocket.DialOptions{
 		HTTPClient: &http.Client{
 			Transport:     transport,

@@ -199,8 +199,7 @@ func (s *Server) audit(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	for rec, err := range audit.Read(s.cfg.Audit, filter) {
-		var torn *audit.LineError
-		if errors.As(err, &torn) { // one bad line hides no other
+		if _, torn := errors.AsType[*audit.LineError](err); torn { // one bad line hides no other
 			s.cfg.Logger.Warn("read the audit files", "error", err)
 			continue
 		}

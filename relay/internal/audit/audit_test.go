@@ -234,8 +234,7 @@ func TestDamageInTheMiddleIsReportedAndPassedOver(t *testing.T) {
 	var lines []int
 	var got []audit.Record
 	for rec, err := range audit.Read(dir, audit.Filter{}) {
-		var bad *audit.LineError
-		if errors.As(err, &bad) {
+		if bad, ok := errors.AsType[*audit.LineError](err); ok {
 			lines = append(lines, bad.Line)
 			continue
 		}

@@ -49,8 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if errors.As(err, &p) && p.RequestID != "" {
 		fmt.Fprintf(stderr, "hint: look for request %s in the relay's log\n", p.RequestID)
 	}
-	var usage usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[usageError](err); ok {
 		fmt.Fprintln(stderr, "hint: adit-relay --help lists the commands and their flags")
 		return exitUsage
 	}

@@ -25,9 +25,7 @@ import (
 
 func member(more issuer.Claims) issuer.Claims {
 	c := issuer.Claims{"teams": []string{string(teamA)}}
-	for k, v := range more {
-		c[k] = v
-	}
+	maps.Copy(c, more)
 	return c
 }
 
