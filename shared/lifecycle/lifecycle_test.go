@@ -207,7 +207,7 @@ func send(t *testing.T, s syscall.Signal) {
 	}
 }
 
-func waitDone(t *testing.T, ctx context.Context, what string) { //nolint:revive // the context is what is tested
+func waitDone(t *testing.T, ctx context.Context, what string) {
 	t.Helper()
 	select {
 	case <-ctx.Done():

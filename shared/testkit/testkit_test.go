@@ -54,7 +54,7 @@ func TestEventually(t *testing.T) {
 }
 
 func TestFreePort(t *testing.T) {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))) //nolint:noctx // returns at once
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t)))
 	if err != nil {
 		t.Fatalf("the port should be free: %v", err)
 	}

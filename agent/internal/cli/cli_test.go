@@ -49,7 +49,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("TOKEN", fakerelay.Token.Reveal())
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
-			dir, err := os.MkdirTemp("", "adit") // a socket's path must be short
+			dir, err := os.MkdirTemp("", "adit") //nolint:usetesting // a socket's path must be short
 			if err != nil {
 				return err
 			}

@@ -135,7 +135,7 @@ func (t *task) run(ctx context.Context) error {
 	outcome := "failed"
 	defer func() { t.release(outcome) }()
 
-	cmd := exec.Command(path, t.argv[1:]...)
+	cmd := exec.Command(path, t.argv[1:]...) //nolint:noctx // ends by the signals passed on, and supervise
 	cmd.Args[0] = t.argv[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = t.stdin, t.stdout, t.stderr
 	cmd.Env = append(gate.ChildEnv(os.Environ()),

@@ -51,7 +51,7 @@ func (a *localAPI) set(f func(string) *api.Problem) { a.mu.Lock(); defer a.mu.Un
 
 func startAPI(t *testing.T, answer func(string) *api.Problem) *localAPI {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "adit")
+	dir, err := os.MkdirTemp("", "adit") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func TestCutAndHeal(t *testing.T) {
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("a cut should reset the connection; got %v", err)
 		}
-		if _, err := net.Dial("tcp", l.Addr()); !errors.Is(err, syscall.ECONNREFUSED) { //nolint:noctx // refused at once
+		if _, err := net.Dial("tcp", l.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a cut link should refuse; got %v", err)
 		}
 		testkit.Eventually(t, "cut connections to be gone", func() bool { return l.Conns() == 0 })
@@ -192,7 +192,7 @@ func TestTargetDown(t *testing.T) {
 	listener := listen(t)
 	addr := listener.Addr().String()
 	_ = listener.Close()
-	conn, err := net.Dial("tcp", wan.Start(t, addr, wan.Options{}).Addr()) //nolint:noctx // answered at once
+	conn, err := net.Dial("tcp", wan.Start(t, addr, wan.Options{}).Addr())
 	if err != nil {
 		return // reset before the dial saw its success
 	}
@@ -229,7 +229,7 @@ func roundTrip(t *testing.T, conn *net.TCPConn) time.Duration {
 
 func dial(t *testing.T, l *wan.Link) *net.TCPConn {
 	t.Helper()
-	conn, err := net.Dial("tcp", l.Addr()) //nolint:noctx // the link accepts at once
+	conn, err := net.Dial("tcp", l.Addr())
 	if err != nil {
 		t.Fatalf("connect through %s: %v", l, err)
 	}
