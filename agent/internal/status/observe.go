@@ -48,7 +48,8 @@ type Observer struct {
 	healthy prometheus.Gauge
 }
 
-// NewObserver returns an Observer.
+// NewObserver returns an Observer. A machine with health checks counts as unhealthy
+// until they have answered: a start must not open a gap for tasks.
 func NewObserver(conf ObserverConfig) *Observer {
 	if conf.NvidiaSMI == "" {
 		conf.NvidiaSMI = "nvidia-smi"
@@ -72,6 +73,9 @@ func NewObserver(conf ObserverConfig) *Observer {
 	if conf.Registerer != nil {
 		conf.Registerer.MustRegister(o.healthy)
 	}
+	if len(conf.Health) > 0 {
+		o.setHealth("the health checks have not answered yet")
+	}
 	return o
 }
 
@@ -93,28 +97,35 @@ func (o *Observer) Run(ctx context.Context) error {
 // board has it.
 func (o *Observer) Observe(ctx context.Context) {
 	var (
-		wg        sync.WaitGroup
-		gpus      []wire.GPU
-		stats     *systemStats
-		unhealthy string
+		wg    sync.WaitGroup
+		gpus  []wire.GPU
+		stats *systemStats
 	)
 	wg.Go(func() { gpus = o.gpus(ctx) })
 	wg.Go(func() { stats = o.comfyUI(ctx) })
-	wg.Go(func() { unhealthy = o.health(ctx) })
+	wg.Go(func() { // tasks wait for this: it does not wait for the slower others
+		if unhealthy := o.health(ctx); ctx.Err() == nil {
+			o.setHealth(unhealthy)
+		}
+	})
 	wg.Wait()
 	if ctx.Err() != nil {
 		return // what was cut short says nothing about the machine
 	}
-	o.healthy.Set(1)
-	if unhealthy != "" {
-		o.healthy.Set(0)
-	}
 	o.conf.Board.Update(func(f *wire.Facts) {
-		*f = wire.Facts{Hooks: f.Hooks, GPUs: gpus, Unhealthy: unhealthy}
+		*f = wire.Facts{Hooks: f.Hooks, GPUs: gpus, Unhealthy: f.Unhealthy}
 		if stats != nil {
 			stats.fill(f)
 		}
 	})
+}
+
+func (o *Observer) setHealth(unhealthy string) {
+	o.healthy.Set(1)
+	if unhealthy != "" {
+		o.healthy.Set(0)
+	}
+	o.conf.Board.Update(func(f *wire.Facts) { f.Unhealthy = unhealthy })
 }
 
 // gpus asks nvidia-smi. A machine without it, or whose driver does not answer,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -45,8 +46,9 @@ type session struct {
 	rtt     atomic.Int64
 	ponged  atomic.Int64 // when the last pong came, since begun
 	begun   time.Time
-	doubt   chan struct{} // a value: the link fell silent
-	relief  chan struct{} // a value: it spoke again
+	hello   wire.AgentHello // what the relay was told at first
+	doubt   chan struct{}   // a value: the link fell silent
+	relief  chan struct{}   // a value: it spoke again
 
 	endOnce sync.Once
 	ended   chan struct{} // closed by end
@@ -81,12 +83,12 @@ func (s *session) greet(ctx context.Context) (*wire.Welcome, error) {
 	}
 	s.out, s.in = wire.NewEncoder(s.control), wire.NewDecoder(s.control)
 	c := &s.up.conf
-	hello := wire.AgentHello{
+	s.hello = wire.AgentHello{
 		Agent: c.Agent, Instance: s.up.instance, Generation: s.up.Epoch(), LinkIndex: s.index,
 		Version: c.Version, Platform: c.Platform, Labels: c.Labels, Capabilities: c.Capabilities,
 		TaskCapacity: c.TaskCapacity, Tunnels: c.Tunnels.IDs(), Facts: s.facts(), State: c.Machine.State(),
 	}
-	if err := s.out.Write(wire.Message{Type: wire.TypeHello, Hello: &hello}); err != nil {
+	if err := s.out.Write(wire.Message{Type: wire.TypeHello, Hello: &s.hello}); err != nil {
 		return nil, err
 	}
 	for {
@@ -209,7 +211,17 @@ func (s *session) pace(ctx context.Context) {
 		s.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: int64(time.Since(s.begun))}})
 	}
 	sendPing()
-	lastState := s.up.conf.Machine.State()
+	lastState := s.hello.State
+	tell := func() {
+		if state := s.up.conf.Machine.State(); !sameState(state, lastState) {
+			lastState = state
+			s.send(wire.Message{Type: wire.TypeState, State: &state})
+		}
+		s.sendFacts()
+	}
+	if s.outdated() { // by what changed before the subscription
+		tell()
+	}
 	w := watcher{stats: s.link.Stats().BytesIn, heard: time.Now()}
 	for {
 		select {
@@ -220,11 +232,7 @@ func (s *session) pace(ctx context.Context) {
 		case <-facts.C:
 			s.sendFacts()
 		case <-changed:
-			if state := s.up.conf.Machine.State(); !sameState(state, lastState) {
-				lastState = state
-				s.send(wire.Message{Type: wire.TypeState, State: &state})
-			}
-			s.sendFacts()
+			tell()
 		case now := <-look.C:
 			switch w.look(now, s.link.Stats().BytesIn) {
 			case askAgain:
@@ -246,6 +254,13 @@ func offer(ch chan<- struct{}) {
 	case ch <- struct{}{}:
 	default:
 	}
+}
+
+// outdated says whether the machine has changed since the hello told of it.
+func (s *session) outdated() bool {
+	told, now := s.hello.Facts, s.facts()
+	told.Link, now.Link = nil, nil
+	return !sameState(s.hello.State, s.up.conf.Machine.State()) || !reflect.DeepEqual(told, now)
 }
 
 func (s *session) sendFacts() {
