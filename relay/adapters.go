@@ -24,7 +24,7 @@ type hubGate struct{ r *Relay }
 
 func (g hubGate) Connect(ctx context.Context, key ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
 	epoch, rec, err := g.r.p.gate.Connect(ctx, key, gate.Claim{
-		Relay: g.r.id(), Instance: c.Instance, Seen: c.Seen, Live: c.Live, Capacity: c.Capacity,
+		Relay: g.r.id(), Instance: c.Instance, Seen: c.Seen, Live: c.Live, Alone: c.Alone, Capacity: c.Capacity,
 	})
 	if errors.Is(err, gate.ErrSuperseded) {
 		err = fmt.Errorf("%w: %w", hub.ErrSuperseded, err)
@@ -58,6 +58,8 @@ func (l local) Opened(key ident.AgentKey, t store.TunnelRecord) { l.p.hub.Opened
 func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
 	l.p.hub.Closed(key, id, reason)
 }
+
+func (l local) Changed(key ident.AgentKey, rec store.AgentRecord) { l.p.hub.Changed(key, rec) }
 
 func (l local) LastUsed(id ident.SessionID) time.Time { return l.p.meter.Totals(id).LastUsed }
 

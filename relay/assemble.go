@@ -116,7 +116,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
-		Gate: hubGate{r}, Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
+		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
 		MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})

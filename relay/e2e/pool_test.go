@@ -335,4 +335,3 @@ func (f *fleet) relayKilled(t *testing.T, n int) {
 	f.relays[victim].WaitReady(60 * time.Second)
 	f.closeAll(t, tunnels)
 }
-

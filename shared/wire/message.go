@@ -64,6 +64,12 @@ type AgentHello struct {
 	// take over again while the newer one lives.
 	Generation   uint64            `json:"generation"`
 	LinkIndex    int               `json:"link_index"` // 0 for the first link of the process
+	// Join asks that this link becomes one more of the session of Generation, which
+	// the process has a link of; LinkIndex above 0 means the same.
+	Join bool `json:"join,omitempty"`
+	// Alone says that the process has no other link, not even a dying one: nothing
+	// of its earlier sessions can reach its ports any more.
+	Alone        bool              `json:"alone,omitempty"`
 	Version      string            `json:"version"`
 	Platform     string            `json:"platform"` // GOOS/GOARCH
 	Labels       map[string]string `json:"labels,omitempty"`

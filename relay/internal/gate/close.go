@@ -28,6 +28,7 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 	}
 	timer := time.NewTimer(g.wait)
 	defer timer.Stop()
+	var tried uint64 // the record for which this relay did what it can
 	for {
 		ch := g.changed(key)
 		if cur, ok := g.store.Agent(key); ok && cur.N > rec.N {
@@ -36,10 +37,11 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 		if !anyClosing(rec, closed) {
 			return closed, nil
 		}
-		if g.responsible(rec.Relay, g.now()) {
-			if rec, err = g.finish(ctx, key, by, closed, rec.Relay); err != nil {
+		if tried != rec.N && (g.responsible(rec.Relay, g.now()) || g.carries(rec) && !g.marked(rec, closed)) {
+			if rec, err = g.finish(ctx, key, by, closed); err != nil {
 				return nil, err
 			}
+			tried = rec.N
 			continue
 		}
 		select {
@@ -62,14 +64,8 @@ func anyClosing(rec store.AgentRecord, ids []ident.SessionID) bool {
 	return false
 }
 
-// finish is the second phase, for a relay that is responsible and has cut what
-// used the tunnels. If the agent has moved to another relay meanwhile, that one
-// may carry bytes and finishes.
-func (g *Gate) finish(ctx context.Context, key ident.AgentKey, by string, ids []ident.SessionID, holder ident.RelayID) (store.AgentRecord, error) {
-	return g.step(ctx, key, by, func(s *Step) error {
-		if s.Record.Relay != holder {
-			return errUnchanged
-		}
-		return s.FinishClose(ids)
-	})
+// finish is the second phase, for a relay that has cut what used the tunnels. Of
+// the relays that may have carried their bytes the last one removes them.
+func (g *Gate) finish(ctx context.Context, key ident.AgentKey, by string, ids []ident.SessionID) (store.AgentRecord, error) {
+	return g.step(ctx, key, by, func(s *Step) error { return s.FinishClose(ids) })
 }

@@ -84,7 +84,10 @@ func (g *Gate) Run(ctx context.Context) error {
 // this is the first time: those agents hear of them when they connect.
 func (c *closer) resync(tell bool) {
 	vanished := c.book.ids()
-	for key := range c.store.AllAgents() {
+	for key, rec := range c.store.AllAgents() {
+		if tell {
+			c.local.Changed(key, rec)
+		}
 		for _, t := range c.store.AgentTunnels(key) {
 			delete(vanished, t.Session)
 			c.book.add(t.Session, key)
@@ -105,6 +108,7 @@ func (c *closer) observe(change store.Change) {
 	switch change.Kind {
 	case store.KindAgent:
 		if rec, ok := c.store.Agent(change.Key); ok {
+			c.local.Changed(change.Key, rec)
 			for id, t := range rec.Tunnels {
 				if t.State == store.TunnelClosing {
 					c.book.because(id, t.Reason)
@@ -128,6 +132,9 @@ func (c *closer) observe(change store.Change) {
 		if change.Deleted { // its agents may be for this relay to tend, after the grace
 			for key, rec := range c.store.AllAgents() {
 				if rec.Relay == change.Relay {
+					c.local.Changed(key, rec)
+				}
+				if _, also := rec.Also[change.Relay]; also || rec.Relay == change.Relay {
 					c.agenda.put(key, c.now())
 				}
 			}
@@ -196,6 +203,11 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 		p.at(l.Expires.Add(c.skew), func() { p.expire = true })
 	}
 	if !mine {
+		if len(p.finish) > 0 && c.carries(rec) && !c.marked(rec, p.finish) {
+			if _, err := c.finish(ctx, key, "relay:"+string(c.relay), p.finish); err != nil {
+				return now.Add(retryAfter)
+			}
+		}
 		if len(p.finish) > 0 || len(p.close) > 0 || p.expire { // in case its relay dies
 			p.later(now.Add(c.grace))
 		}
@@ -272,7 +284,10 @@ func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.Age
 	}
 	switch {
 	case len(p.finish) > 0:
-		_, err := c.finish(ctx, key, by, p.finish, rec.Relay)
+		left, err := c.finish(ctx, key, by, p.finish)
+		if err == nil && anyClosing(left, p.finish) { // in case another relay dies
+			p.later(p.now.Add(c.grace))
+		}
 		return err
 	case p.expire:
 		_, err := c.step(ctx, key, by, (*Step).Expire)

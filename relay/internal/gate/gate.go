@@ -58,6 +58,9 @@ type Local interface {
 	// Opened and Closed tell an agent that is linked here.
 	Opened(key ident.AgentKey, t store.TunnelRecord)
 	Closed(key ident.AgentKey, id ident.SessionID, reason string)
+	// Changed tells of an agent's record as it is now, or of the end of the relay
+	// that it names. It must not block.
+	Changed(key ident.AgentKey, rec store.AgentRecord)
 	// LastUsed returns when somebody used a tunnel through this relay; zero: never.
 	LastUsed(id ident.SessionID) time.Time
 }
@@ -202,7 +205,7 @@ func (g *Gate) step(ctx context.Context, key ident.AgentKey, by string, transiti
 func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once *store.Once, transition func(*Step) error) (store.AgentRecord, error) {
 	tries := make(map[uint64]*Step, 1) // by the N they lead to
 	rec, err := g.store.UpdateAgent(ctx, key, func(now time.Time, r *store.AgentRecord) (store.Effects, error) {
-		s := &Step{Record: r, Now: now, Skew: g.skew}
+		s := &Step{Record: r, Now: now, Skew: g.skew, Relay: g.relay, Gone: g.gone}
 		n := r.N + 1
 		switch err := transition(s); {
 		case errors.Is(err, errUnchanged):

@@ -47,6 +47,8 @@ type Step struct {
 	Record *store.AgentRecord
 	Now    time.Time
 	Skew   time.Duration
+	Relay  ident.RelayID            // this one; empty: the only one there is
+	Gone   func(ident.RelayID) bool // a relay is dead; nil: none is
 
 	Events  []Event
 	Effects store.Effects
@@ -258,13 +260,22 @@ func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ide
 	return out, nil
 }
 
-// FinishClose is the second phase, when nothing carries the tunnels' bytes any
-// more. Of those named, what does not close (any more) is passed over.
+// FinishClose is the second phase, when this relay carries nothing of the tunnels
+// any more. The last of the relays that might have carried them removes them. Of those named, what does not close (any more) is passed over.
 func (s *Step) FinishClose(ids []ident.SessionID) error {
 	changed := s.Expire() == nil
 	for _, id := range ids {
-		if t, ok := s.Record.Tunnels[id]; ok && t.State == store.TunnelClosing {
+		t, ok := s.Record.Tunnels[id]
+		if !ok || t.State != store.TunnelClosing {
+			continue
+		}
+		everywhere, noted := s.cut(&t)
+		switch {
+		case everywhere:
 			s.remove(id, audit.TunnelClosed, t.Reason)
+			changed = true
+		case noted:
+			s.put(id, t)
 			changed = true
 		}
 	}

@@ -116,6 +116,7 @@ type Claim struct {
 	Instance string // the process
 	Seen     uint64 // the highest generation it knows; 0: a fresh process
 	Live     bool   // another session of the agent is alive now
+	Alone    bool   // the process has no other link, whatever relays believe
 	Capacity int    // task leases at once
 }
 
@@ -131,6 +132,10 @@ func (s *Step) Connect(c Claim) (uint64, error) {
 	if c.Seen > r.Epoch && c.Seen-r.Epoch > maxEpochLead || max(c.Seen, r.Epoch) == math.MaxUint64 {
 		return r.Epoch, api.NewProblem(http.StatusBadRequest, "generation_invalid", api.HopRelay, "the agent names a generation that no relay can have given it")
 	}
+	if c.Alone && r.Instance == c.Instance {
+		r.Relay, r.Also = "", nil // no relay but this can reach it
+	}
+	s.move(c.Relay)
 	r.Epoch = max(r.Epoch, c.Seen) + 1
 	r.Relay, r.Instance, r.Capacity = c.Relay, c.Instance, max(1, c.Capacity)
 	return r.Epoch, nil

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -45,6 +46,7 @@ type Connect struct {
 	Instance string // the process
 	Seen     uint64 // the highest generation it knows
 	Live     bool   // another session of the agent is alive now
+	Alone    bool   // the process says that it has no other link
 	Capacity int    // task leases at once
 }
 
@@ -75,6 +77,8 @@ type Config struct {
 	Gate      Gate
 	Store     Store
 	Creds     Watcher
+	// Pool is for agents that have links to several relays; nil: there is one relay.
+	Pool Pool
 	// GateHTTP serves the task routes to an agent, over a stream that it opened.
 	GateHTTP func(p creds.Principal) http.Handler
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
@@ -117,6 +121,7 @@ type Hub struct {
 	sessions map[ident.AgentKey]*session
 	arrivals map[ident.AgentKey]*arrival
 	cut      map[ident.SessionID]time.Time // closed tunnels, kept while a racing open may still come
+	joining  map[ident.AgentKey]int // links that are about to be admitted
 	draining bool
 	serving  sync.WaitGroup // ServeLink calls and grace timers
 	stop     chan struct{}  // closed when Run ends
@@ -156,6 +161,7 @@ func New(cfg Config) (*Hub, error) {
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer),
 		sessions: make(map[ident.AgentKey]*session),
 		arrivals: make(map[ident.AgentKey]*arrival),
+		joining:  make(map[ident.AgentKey]int),
 		cut:      make(map[ident.SessionID]time.Time),
 		stop:     make(chan struct{}),
 	}, nil
@@ -331,8 +337,10 @@ func (h *Hub) Drain(ctx context.Context) {
 	}
 	step := min(2*time.Second/time.Duration(len(all)), 20*time.Millisecond)
 	for _, s := range all {
-		s.send(wire.Message{Type: wire.TypeGoodbye, Goodbye: &wire.Goodbye{
-			Reason: wire.GoodbyeDrain, Detail: "the relay is stopping", MoveTo: h.cfg.Relays(),
+		to := h.cfg.Relays()
+		rand.Shuffle(len(to), func(i, k int) { to[i], to[k] = to[k], to[i] }) // not all to the same one
+		s.sendAll(wire.Message{Type: wire.TypeGoodbye, Goodbye: &wire.Goodbye{
+			Reason: wire.GoodbyeDrain, Detail: "the relay is stopping", MoveTo: to,
 		}})
 		select {
 		case <-ctx.Done():

@@ -132,20 +132,21 @@ func (h *Hub) refuse(m *member, reason, detail string) error {
 // its process, any other claims the next generation and takes the old one's place.
 func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p creds.Principal, remote string) (*session, error) {
 	key := ident.AgentKey{Team: p.Team, Agent: hello.Agent}
-	if hello.LinkIndex > 0 {
+	joins := wantsToJoin(hello)
+	if joins {
 		if s := h.join(key, hello, m); s != nil {
 			h.metrics.connects.WithLabelValues("joined").Inc()
 			m.send(h.welcome(s))
 			return s, nil
 		}
+	}
+	defer h.claiming(key)()
+	epoch, first, err := h.claim(ctx, key, hello)
+	switch {
+	case joins && errors.Is(err, ErrSuperseded):
 		// It must not claim a generation: that would supersede its own first link.
 		h.metrics.connects.WithLabelValues("refused").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "a further link joins the session of its process, and there is none of that generation here"}}
-	}
-	epoch, _, err := h.cfg.Gate.Connect(ctx, key, Connect{
-		Instance: hello.Instance, Seen: hello.Generation, Live: h.live(key), Capacity: hello.TaskCapacity,
-	})
-	switch {
 	case errors.Is(err, ErrSuperseded):
 		h.metrics.connects.WithLabelValues("superseded").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{
@@ -168,6 +169,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		},
 		state: hello.State,
 	}
+	s.first.Store(first)
 	h.mu.Lock()
 	if h.draining {
 		h.mu.Unlock()
@@ -190,6 +192,11 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
 	}
 	m.send(h.welcome(s))
+	if !first { // the record may have changed before the session could hear of it
+		if rec, ok := h.cfg.Pool.Agent(key); ok {
+			h.Changed(key, rec)
+		}
+	}
 	h.mu.Lock()
 	if a := h.arrivals[key]; a != nil && h.sessions[key] == s {
 		close(a.ch)
@@ -378,6 +385,9 @@ func (h *Hub) leave(s *session, m *member, reason error) {
 // fade keeps a lost agent in lists for the grace time.
 func (h *Hub) fade(s *session) {
 	defer h.serving.Done()
+	if h.leavesToOthers(s) {
+		return
+	}
 	p := s.snapshot()
 	p.GoneSince = time.Now().UTC()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -38,6 +38,7 @@ type session struct {
 	declared bool   // the gate was told of state and health at least once
 	sick     string // the health text the gate was told
 	rtt      atomic.Int64
+	first    atomic.Bool // this relay is the agent's first, which writes the presence
 }
 
 // member is one link of a session, with its control stream.
@@ -62,6 +63,16 @@ func (s *session) send(m wire.Message) {
 	s.hub.mu.Unlock()
 	if first != nil {
 		first.send(m)
+	}
+}
+
+// sendAll queues a message on every link.
+func (s *session) sendAll(m wire.Message) {
+	s.hub.mu.Lock()
+	members := append([]*member(nil), s.members...)
+	s.hub.mu.Unlock()
+	for _, x := range members {
+		x.send(m)
 	}
 }
 
@@ -145,6 +156,9 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 		s.mu.Lock()
 		s.declared, s.sick = true, sick
 		s.mu.Unlock()
+	}
+	if !s.first.Load() {
+		return nil
 	}
 	if !changed(old, p) && now.Sub(old.Heartbeat) < storeInterval {
 		return nil

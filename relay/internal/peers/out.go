@@ -251,8 +251,17 @@ func (p *Peers) carriers(key ident.AgentKey) (ids []ident.RelayID, epoch uint64)
 	return slices.DeleteFunc(ids, func(id ident.RelayID) bool { _, alive := p.cfg.Pool.Relay(id); return !alive }), epoch
 }
 
-// recordCarriers are the relays that the agent's record names.
-func recordCarriers(rec store.AgentRecord) []ident.RelayID { return []ident.RelayID{rec.Relay} }
+// recordCarriers are the relays that have a link of the agent's present session, as
+// its record says.
+func recordCarriers(rec store.AgentRecord) []ident.RelayID {
+	ids := []ident.RelayID{rec.Relay}
+	for id, epoch := range rec.Also {
+		if epoch == rec.Epoch {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
 
 // Open opens a stream to an agent through another relay that has a link to it. The
 // agent's verdict is read with the first data, or by Stream.Verdict. It returns

@@ -89,7 +89,8 @@ func (m *mirror) epochRevision(key ident.AgentKey, epoch uint64) (int64, bool) {
 	return e.rev, true
 }
 
-// DeletePresence removes an agent's presence if it is still of that epoch.
+// DeletePresence removes an agent's presence if it is still of that epoch and no
+// other relay's: several may have links of one session.
 func (s *Store) DeletePresence(ctx context.Context, key ident.AgentKey, epoch uint64) error {
 	defer s.metrics.took(opDeletePresence)()
 	doing := "delete presence of " + key.String()
@@ -101,7 +102,7 @@ func (s *Store) DeletePresence(ctx context.Context, key ident.AgentKey, epoch ui
 		if err := json.Unmarshal(cur.value, &p); err != nil {
 			return proposal{}, fmt.Errorf("%s: %w", doing, err)
 		}
-		if p.Epoch != epoch {
+		if p.Epoch != epoch || p.Relay != s.cfg.Relay.ID {
 			return proposal{}, ErrUnchanged
 		}
 		return proposal{delete: true}, nil

@@ -14,6 +14,9 @@ import (
 type AgentRecord struct {
 	Epoch     uint64                          `json:"epoch"`              // generation of the agent session
 	Relay     ident.RelayID                   `json:"relay,omitempty"`    // who holds it, or held it last
+	// Also are the other relays that have a link of the agent or may still have one,
+	// each with the generation of that link.
+	Also map[ident.RelayID]uint64 `json:"also,omitempty"`
 	Instance  string                          `json:"instance,omitempty"` // the agent process of this epoch
 	N         uint64                          `json:"n"`                  // counts changes
 	Nonce     string                          `json:"nonce"`              // of the last change
@@ -44,6 +47,7 @@ func (r AgentRecord) Clone() AgentRecord {
 		r.Declared.SyncPercent = &v
 	}
 	r.Closed = slices.Clone(r.Closed)
+	r.Also = maps.Clone(r.Also)
 	return r
 }
 
@@ -61,6 +65,9 @@ type TunnelState struct {
 	// Closing says since when and why a closing tunnel closes.
 	ClosingSince time.Time `json:"closing_since,omitzero"`
 	Reason       string    `json:"reason,omitempty"`
+	// Cut are the relays that carry nothing of a closing tunnel any more; not kept
+	// where one relay alone can.
+	Cut []ident.RelayID `json:"cut,omitempty"`
 }
 
 // LeaseState is one task lease within the agent's record.

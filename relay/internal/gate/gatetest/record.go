@@ -72,6 +72,9 @@ func (l *Local) Opened(_ ident.AgentKey, t store.TunnelRecord) {
 	l.opened = append(l.opened, t.Session)
 }
 
+// Changed implements gate.Local.
+func (l *Local) Changed(ident.AgentKey, store.AgentRecord) {}
+
 // Closed implements gate.Local.
 func (l *Local) Closed(_ ident.AgentKey, id ident.SessionID, _ string) {
 	l.mu.Lock()
