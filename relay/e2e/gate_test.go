@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -207,4 +208,68 @@ func TestWorkerLoopRefusesWaitsAndGoesOn(t *testing.T) {
 	if code := waiting.Cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("--wait ended with %d: %s", code, waiting.Log())
 	}
+}
+
+// What the machine says of itself decides, in the order of the API.
+func TestMachineStatesKeepTasksAway(t *testing.T) {
+	w := world.New(t)
+	r := w.Relay()
+	var healthy atomic.Bool
+	health := app(t, func(w http.ResponseWriter, _ *http.Request) {
+		if !healthy.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	a := w.Agent(r, "gpu-1", fmt.Sprintf("ADIT_HEALTH=http://127.0.0.1:%d/", health))
+	sk := r.Credential("integration", world.Team)
+	granted := 0
+	expect := func(limit time.Duration, status api.AgentStatus, code string) {
+		t.Helper()
+		var last string
+		w.Eventually(limit, fmt.Sprintf("the agent is %s and a task is answered %q", status, code), func() bool {
+			var agent api.Agent
+			var lease api.TaskLease
+			r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
+			st, p := r.API(sk, http.MethodPost, "/agents/gpu-1/tasks", nil, &lease)
+			if st == http.StatusCreated {
+				granted++
+				r.API(sk, http.MethodDelete, "/agents/gpu-1/tasks/"+string(lease.TaskID), map[string]any{"lease_token": lease.LeaseToken}, nil)
+				last = ""
+			} else {
+				last = p.Code
+			}
+			return agent.AgentStatus == status && last == code
+		})
+	}
+	adit := func(args ...string) { w.Run(a.Env, filepath.Join(w.Bin, "adit-agent"), args...) }
+	expect(20*time.Second, api.StatusUnhealthy, "agent_unhealthy")
+	if granted > 0 {
+		t.Errorf("%d tasks were admitted before the first health check", granted)
+	}
+	r.Open(sk, "gpu-1", map[string]any{"target_port": app(t, hello)})
+	expect(5*time.Second, api.StatusUnhealthy, "agent_unhealthy") // more than the tunnel
+	healthy.Store(true)
+	expect(40*time.Second, api.StatusTunnel, "agent_in_tunnel")
+	adit("state", "syncing", "--detail", "models 3/12", "--percent", "25")
+	expect(5*time.Second, api.StatusTunnel, "agent_in_tunnel") // more than syncing
+	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
+	expect(5*time.Second, api.StatusSyncing, "agent_syncing")
+	var agent api.Agent
+	r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
+	if agent.SyncPhase != "syncing" || agent.SyncDetail != "models 3/12" || agent.SyncPercent == nil || *agent.SyncPercent != 25 {
+		t.Errorf("the list says what is synced: %+v", agent)
+	}
+	a.Kill()
+	a.Start()
+	w.WaitPort(a.Local, 20*time.Second)
+	expect(20*time.Second, api.StatusSyncing, "agent_syncing") // it holds until the machine reboots
+	adit("state", "idle")
+	expect(5*time.Second, api.StatusIdle, "")
+	adit("pause")
+	expect(5*time.Second, api.StatusIdle, "agent_paused")
+	if status, p := r.API(sk, http.MethodPost, "/agents/gpu-1/tunnel", nil, nil); status != http.StatusConflict || p.Code != "agent_paused" {
+		t.Errorf("a paused machine opens no tunnel: %d %v", status, p)
+	}
+	adit("resume")
+	expect(5*time.Second, api.StatusIdle, "")
 }
