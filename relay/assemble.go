@@ -23,6 +23,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -45,6 +46,7 @@ type parts struct {
 	api      *rest.API
 	admin    *admin.Server
 	front    *front.Server
+	terminal *terminal.Terminal
 	metrics  http.Handler // nil: no metrics listener
 }
 
@@ -146,8 +148,12 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 // doors makes what listens: the edge, the public listener, metrics and the admin
 // socket.
 func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
+	pages, err := r.pages(p, reg)
+	if err != nil {
+		return err
+	}
 	own := front.NewOwn(front.Routes{
-		API: p.api, Link: http.HandlerFunc(r.serveLink), Ready: r.ready,
+		API: p.api, Link: http.HandlerFunc(r.serveLink), Ready: r.ready, More: pages,
 	})
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {

@@ -181,6 +181,7 @@ func (r *Relay) stop(kill context.Context, doors *layerRun) {
 	//    requests under way finish.
 	g := new(errgroup.Group)
 	g.Go(func() error { return r.p.edge.Drain(ctx) })
+	g.Go(func() error { return r.p.terminal.Drain(ctx) })
 	g.Go(func() error { return r.p.front.Shutdown(ctx) })
 	if r.p.peers != nil {
 		g.Go(func() error { r.p.peers.Drain(ctx); return nil })

@@ -425,7 +425,7 @@ func (m *matrix) listener(t *testing.T) {
 			header := append(slices.Clone(c.header), how...)
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
-				"/console": 404, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 404,
+				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404,
 				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {

@@ -195,3 +195,52 @@ func ParseExit(p []byte) (Exit, bool) {
 	}
 	return Exit{Status: int32(binary.BigEndian.Uint32(p)), Text: string(p[4:])}, true
 }
+
+// TerminalAttach is the first message of a terminal's WebSocket, as JSON text. The
+// relay answers TerminalReady, also as text, before the first frame.
+type TerminalAttach struct {
+	Token    string `json:"token"` // the tunnel's admin token
+	Cols     uint16 `json:"cols,omitempty"`
+	Rows     uint16 `json:"rows,omitempty"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+	Attach   string `json:"attach,omitempty"` // which of the tunnel's terminals; default DefaultTerminal
+	Instance string `json:"instance,omitempty"`
+	Seen     uint64 `json:"seen,omitempty"`
+}
+
+// DefaultTerminal is the terminal of who names none.
+const DefaultTerminal = "main"
+
+// TerminalReady tells a viewer, as JSON text, how far its attachment is.
+type TerminalReady struct {
+	State    string `json:"state"` // TerminalWaiting any number of times, then TerminalAttached
+	Terminal string `json:"terminal,omitempty"`
+	Agent    string `json:"agent,omitempty"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// The states of TerminalReady.
+const (
+	TerminalWaiting  = "waiting"  // the machine has no link now
+	TerminalAttached = "attached" // frames follow
+)
+
+// TerminalPath is where a tunnel's terminal page is, its session id behind it; its
+// WebSocket is at TerminalSocket below that.
+const (
+	TerminalPath   = "/terminal/"
+	TerminalSocket = "/ws"
+)
+
+// Close codes of a terminal's WebSocket, beside those of RFC 6455. The reason says
+// more, for people.
+const (
+	CloseEnded    = 4000 // the program ended: FrameExit said how
+	CloseDropped  = 4001 // FrameDropped said why: attach again
+	CloseLost     = 4002 // the link to the machine: attach again
+	CloseRefused  = 4401 // wrong token, or no such tunnel any more: which of them is not told
+	CloseDenied   = 4403 // the machine's owner does not allow it, or sent this viewer away
+	CloseNothing  = 4404 // there is no terminal to look on at, yet
+	CloseLimit    = 4429 // too many terminals or viewers
+	CloseInternal = 4500 // anything else
+)

@@ -1,0 +1,261 @@
+// Package terminal owns the way from browsers and the command line to terminals on
+// machines: it authenticates a viewer by the tunnel's admin token, joins its
+// WebSocket to a stream of the agent, and records who was there. It never looks
+// into what is typed or printed, and keeps no terminal itself: the agent does.
+package terminal
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/tunnels"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// Store is what is read of the store: the relay's copy in memory.
+type Store interface {
+	CatchUp(ctx context.Context) error
+	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
+	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+}
+
+// Auditor keeps records.
+type Auditor interface {
+	Append(ctx context.Context, r audit.Record) error
+}
+
+// Config is what a Terminal needs. All but Hold, Remote, FirstMessage and Registerer
+// are required.
+type Config struct {
+	Page   http.Handler // the page, the same for everybody
+	Origin string       // of the page: the relay's public one, canonical
+	Store  Store
+	// AdminToken computes the token of a tunnel, whether there is one or not.
+	AdminToken func(ident.SessionID) ident.Secret
+	Dialer     edge.Dialer
+	Meter      *usage.Meter
+	Audit      Auditor
+	Remote     func(r *http.Request) string // the caller's address; nil: that of the connection
+	Hold       time.Duration                // how long a viewer waits for an agent that is away
+	// FirstMessage is how long a viewer may take to send its token; default 10 s.
+	FirstMessage time.Duration
+	Logger       *slog.Logger
+	Registerer   prometheus.Registerer
+}
+
+// Terminal serves the page and the WebSockets. It is safe for concurrent use.
+type Terminal struct {
+	cfg     Config
+	metrics *metrics
+	tries   *tries
+
+	mu       sync.Mutex
+	sockets  map[*socket]struct{}
+	waiting  int // sockets without a token yet
+	draining bool
+	serving  sync.WaitGroup
+}
+
+const restarting = "the relay restarts; connect again"
+
+// maxWaiting bounds the sockets that have not authenticated, on this relay.
+const maxWaiting = 512
+
+// New checks the configuration. It starts nothing.
+func New(cfg Config) (*Terminal, error) {
+	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
+		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Dialer, Meter, Audit and Logger are required")
+	}
+	if cfg.FirstMessage <= 0 {
+		cfg.FirstMessage = 10 * time.Second
+	}
+	if cfg.Remote == nil {
+		cfg.Remote = func(r *http.Request) string {
+			host, _, err := net.SplitHostPort(r.RemoteAddr)
+			if err != nil {
+				return r.RemoteAddr
+			}
+			return host
+		}
+	}
+	return &Terminal{cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: newTries(), sockets: map[*socket]struct{}{}}, nil
+}
+
+// Routes are the patterns of http.ServeMux to serve.
+func (t *Terminal) Routes() map[string]http.Handler {
+	return map[string]http.Handler{
+		"GET " + wire.TerminalPath + "{session}":                       http.HandlerFunc(t.page),
+		"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket: http.HandlerFunc(t.serve),
+	}
+}
+
+// page is the same for every session id, so that it tells nothing of tunnels.
+func (t *Terminal) page(w http.ResponseWriter, r *http.Request) {
+	if _, err := ident.ParseSessionID(r.PathValue("session")); err != nil {
+		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
+		return
+	}
+	t.cfg.Page.ServeHTTP(w, r)
+}
+
+// serve serves one viewer, from its handshake to its end.
+func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
+	s := &socket{t: t, request: ident.NewRequestID(), remote: t.cfg.Remote(r), agent: r.UserAgent()}
+	if p := t.admit(s, r); p != nil {
+		p.Write(w, s.request)
+		return
+	}
+	defer t.leave(s)
+	keep := &keeper{ResponseWriter: w, rc: http.NewResponseController(w)}
+	c, err := websocket.Accept(keep, r, &websocket.AcceptOptions{
+		InsecureSkipVerify: true, // admit compared Origin, more strictly
+		CompressionMode:    websocket.CompressionDisabled,
+	})
+	if err != nil { // it has answered
+		t.cfg.Logger.Debug("terminal not accepted", "request_id", s.request, "error", err)
+		return
+	}
+	t.mu.Lock()
+	s.ws, s.conn = c, keep.conn
+	draining := t.draining
+	t.mu.Unlock()
+	if draining { // Drain looked before it was there
+		s.end(websocket.StatusServiceRestart, restarting)
+		return
+	}
+	// The request's context does not end with a connection that was taken over.
+	s.run(context.WithoutCancel(r.Context()))
+}
+
+// admit checks all that needs no token. It allocates nothing for who is refused.
+func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
+	id, err := ident.ParseSessionID(r.PathValue("session"))
+	if err != nil {
+		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id")
+	}
+	s.session = id
+	if wait, ok := t.tries.may(s.remote, time.Now()); !ok {
+		t.metrics.refused.WithLabelValues("rate").Inc()
+		return api.NewProblem(http.StatusTooManyRequests, "too_many_tries", api.HopRelay, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
+	}
+	if !t.originAllowed(r) {
+		t.metrics.refused.WithLabelValues("origin").Inc()
+		t.note(r.Context(), s, audit.TerminalRefused, "anonymous", "the page that asked is of another origin")
+		return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.draining:
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is restarting; connect again in a moment").WithRetry(2 * time.Second)
+	case t.waiting >= maxWaiting:
+		t.metrics.refused.WithLabelValues("limit").Inc()
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "too many viewers are about to connect").WithRetry(5 * time.Second)
+	}
+	t.waiting++
+	t.sockets[s] = struct{}{}
+	t.serving.Add(1)
+	return nil
+}
+
+// originAllowed takes the public origin only. Programs that are no browser send
+// none; what they could send would prove nothing, and the token is what counts.
+func (t *Terminal) originAllowed(r *http.Request) bool {
+	values := r.Header["Origin"]
+	if len(values) == 0 {
+		return true
+	}
+	if len(values) != 1 {
+		return false
+	}
+	origin, ok := tunnels.CanonicalOrigin(values[0])
+	return ok && origin == t.cfg.Origin
+}
+
+// trusted frees the place of a socket that has shown its token.
+func (t *Terminal) trusted(s *socket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !s.counted {
+		s.counted = true
+		t.waiting--
+	}
+}
+
+func (t *Terminal) leave(s *socket) {
+	t.trusted(s)
+	t.mu.Lock()
+	delete(t.sockets, s)
+	t.mu.Unlock()
+	t.serving.Done()
+}
+
+// Drain refuses new viewers, sends those that are here elsewhere, and waits for
+// their end; what is left when ctx ends is cut.
+func (t *Terminal) Drain(ctx context.Context) error {
+	t.mu.Lock()
+	t.draining = true
+	all := make([]*socket, 0, len(t.sockets))
+	for s := range t.sockets {
+		if s.ws != nil {
+			all = append(all, s)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range all {
+		t.serving.Go(func() { s.end(websocket.StatusServiceRestart, restarting) })
+	}
+	done := make(chan struct{})
+	go func() {
+		t.serving.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		for _, s := range all {
+			s.cut()
+		}
+		<-done
+		return context.Cause(ctx)
+	}
+}
+
+// note writes a record. Who is refused at any rate is not waited for.
+func (t *Terminal) note(ctx context.Context, s *socket, event audit.Event, actor, detail string) {
+	if err := t.append(ctx, s, event, actor, detail); err != nil {
+		t.cfg.Logger.Warn("write audit record", "event", event, "error", err)
+	}
+}
+
+func (t *Terminal) append(ctx context.Context, s *socket, event audit.Event, actor, detail string) error {
+	return t.cfg.Audit.Append(ctx, audit.Record{
+		Event: event, Actor: actor, Team: s.record.Team, Agent: s.record.Agent, Session: s.session,
+		Detail: detail, RequestID: s.request, RemoteAddr: s.remote,
+	})
+}
+
+// party is the viewer for lists.
+func (s *socket) party() usage.Party {
+	a, err := netip.ParseAddr(s.remote)
+	if err != nil {
+		a = netip.Addr{} // lists show none
+	}
+	return usage.Party{Remote: a.Unmap(), UserAgent: s.agent}
+}

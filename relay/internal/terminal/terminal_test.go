@@ -1,0 +1,450 @@
+package terminal_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/relay/internal/terminal"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
+
+const (
+	session ident.SessionID = "3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5"
+	other   ident.SessionID = "00000000000000000000000000000001"
+	origin                  = "https://relay.example.com"
+)
+
+func tokenOf(id ident.SessionID) ident.Secret { return ident.Secret("adm-" + string(id)) }
+
+// world is a relay of which all but the terminal is pretended.
+type world struct {
+	*testing.T
+	meter   *usage.Meter
+	term    *terminal.Terminal
+	server  *httptest.Server
+	open    atomic.Bool
+	away    atomic.Bool
+	refusal atomic.Pointer[wire.Verdict]
+	opens   atomic.Int32
+
+	mu      sync.Mutex
+	records []audit.Record
+	broken  bool // the audit log cannot be written
+	agents  chan *stream
+}
+
+func newWorld(t *testing.T, change func(*terminal.Config)) *world {
+	t.Helper()
+	w := &world{T: t, meter: usage.New(usage.Config{}), agents: make(chan *stream, 16)}
+	w.open.Store(true)
+	cfg := terminal.Config{
+		Page:   http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "page") }),
+		Origin: origin, Store: w, AdminToken: tokenOf, Dialer: w, Meter: w.meter, Audit: w, Hold: 5 * time.Second, FirstMessage: 2 * time.Second, Logger: testkit.Logger(t),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	if w.term, err = terminal.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	for pattern, h := range w.term.Routes() {
+		mux.Handle(pattern, h)
+	}
+	w.server = httptest.NewServer(mux)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = w.term.Drain(ctx)
+		w.server.Close()
+	})
+	return w
+}
+
+func (w *world) CatchUp(context.Context) error { return nil }
+
+func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
+	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash()}, w.open.Load()
+}
+
+func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
+	return store.AgentRecord{Tunnels: map[ident.SessionID]store.TunnelState{session: {State: store.TunnelOpen}, other: {State: store.TunnelOpen}}}, true
+}
+
+func (w *world) Append(_ context.Context, r audit.Record) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.broken && r.Event == audit.TerminalOpened {
+		return errors.New("disk full")
+	}
+	w.records = append(w.records, r)
+	return nil
+}
+
+func (w *world) audited(e audit.Event) (found []audit.Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.records {
+		if r.Event == e {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+// stream is the relay's end of a stream; peer is the pretended agent's.
+type stream struct {
+	net.Conn
+	peer  net.Conn
+	hello wire.Hello
+	world *world
+}
+
+func (s *stream) CloseWrite() error { return nil }
+
+func (s *stream) Verdict(context.Context) error {
+	if v := s.world.refusal.Load(); v != nil {
+		return *v
+	}
+	return nil
+}
+
+func (w *world) Open(_ context.Context, _ ident.AgentKey, h wire.Hello) (edge.Stream, error) {
+	w.opens.Add(1)
+	if w.away.Load() {
+		return nil, fmt.Errorf("open: %w", edge.ErrAway)
+	}
+	near, far := net.Pipe()
+	s := &stream{Conn: near, peer: far, hello: h, world: w}
+	w.Cleanup(func() { _ = far.Close() })
+	w.agents <- s
+	return s, nil
+}
+
+func (w *world) Wait(ctx context.Context, _ ident.AgentKey) error {
+	for w.away.Load() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (w *world) url(id ident.SessionID) string {
+	return "ws" + strings.TrimPrefix(w.server.URL, "http") + wire.TerminalPath + string(id) + wire.TerminalSocket
+}
+
+// dial opens a WebSocket; the header of Origin is absent when empty.
+func (w *world) dial(id ident.SessionID, from string) (*websocket.Conn, *http.Response, error) {
+	w.Helper()
+	h := http.Header{}
+	if from != "" {
+		h.Set("Origin", from)
+	}
+	ctx, cancel := context.WithTimeout(w.Context(), 10*time.Second)
+	defer cancel()
+	return websocket.Dial(ctx, w.url(id), &websocket.DialOptions{HTTPHeader: h})
+}
+
+// enter opens a WebSocket and sends the first message.
+func (w *world) enter(id ident.SessionID, first any) *websocket.Conn {
+	w.Helper()
+	c, _, err := w.dial(id, origin)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { _ = c.CloseNow() })
+	b, err := json.Marshal(first)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if err := c.Write(w.Context(), websocket.MessageText, b); err != nil {
+		w.Fatal(err)
+	}
+	return c
+}
+
+func (w *world) read(c *websocket.Conn) (websocket.MessageType, string, error) {
+	ctx, cancel := context.WithTimeout(w.Context(), 10*time.Second)
+	defer cancel()
+	typ, b, err := c.Read(ctx)
+	return typ, string(b), err
+}
+
+// ends says with which code and reason a socket ends.
+func (w *world) ends(c *websocket.Conn) (websocket.StatusCode, string) {
+	w.Helper()
+	for {
+		if _, _, err := w.read(c); err != nil {
+			var ce websocket.CloseError
+			if !errors.As(err, &ce) {
+				w.Fatalf("the socket ends with a close frame, got %v", err)
+			}
+			return ce.Code, ce.Reason
+		}
+	}
+}
+
+func TestPageTellsNothing(t *testing.T) {
+	w := newWorld(t, nil)
+	w.open.Store(false)
+	for path, want := range map[string]int{
+		"/terminal/" + string(session): 200, "/terminal/" + string(other): 200, "/terminal/x": 404, "/terminal/" + strings.ToUpper(string(session)): 404,
+		"/terminal/" + string(session) + "/ws": 426, "/terminal/" + string(session) + "/": 404, "/terminal/x/ws": 404,
+	} {
+		res, err := http.Get(w.server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("GET %s answers %d, want %d", path, res.StatusCode, want)
+		}
+	}
+}
+
+func TestFramesPassBothWays(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal(), Cols: 91, Rows: 17, Instance: "abc", Seen: 5})
+	s := <-w.agents
+	o, err := wire.ParseTerminalOpen(s.hello.Payload)
+	if err != nil || o.Terminal != "main" || o.Cols != 91 || o.Rows != 17 || o.Instance != "abc" || o.Seen != 5 || o.ReadOnly || s.hello.Session != session {
+		t.Errorf("the agent is asked for what the viewer said: %+v %v", o, err)
+	}
+	if typ, b, err := w.read(c); err != nil || typ != websocket.MessageText || !strings.Contains(b, `"state":"attached"`) || !strings.Contains(b, `"agent":"gpu-1"`) {
+		t.Errorf("the viewer is told that it is attached: %s %v", b, err)
+	}
+	if _, err := s.peer.Write(wire.AppendFrame(nil, wire.FrameData, []byte("hello"))); err != nil {
+		t.Fatal(err)
+	}
+	if typ, b, err := w.read(c); err != nil || typ != websocket.MessageBinary || b != "\x00hello" {
+		t.Errorf("the viewer gets what the agent sends: %q %v", b, err)
+	}
+	long := strings.Repeat("x", wire.MaxFrame+10)
+	for _, message := range []string{"\x00" + long, "\x01\x00\x50\x00\x18", "\xc8of a later version", "\x00!"} {
+		if err := c.Write(t.Context(), websocket.MessageBinary, []byte(message)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ""
+	for !strings.HasSuffix(got, "!") {
+		typ, p, _, err := wire.ReadFrame(s.peer, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if typ == wire.FrameResize {
+			got += "(resize)"
+			continue
+		}
+		got += string(p)
+	}
+	if got != long+"(resize)!" {
+		t.Errorf("the agent gets what the viewer sends, in order: %d bytes", len(got))
+	}
+	if _, err := s.peer.Write(wire.AppendFrame(nil, wire.FrameExit, wire.Exit{Status: 3}.Payload())); err != nil {
+		t.Fatal(err)
+	}
+	if code, _ := w.ends(c); code != wire.CloseEnded {
+		t.Errorf("the program's end is code %d, want %d", code, wire.CloseEnded)
+	}
+	testkit.Eventually(t, "both ends are audited, with who and how much", func() bool {
+		o, c := w.audited(audit.TerminalOpened), w.audited(audit.TerminalClosed)
+		return len(o) == 1 && len(c) == 1 && o[0].Actor == "admin:"+string(session) && strings.Contains(o[0].Detail, "user:alice") &&
+			strings.Contains(c[0].Detail, fmt.Sprint(len(long)+1, " bytes typed, 5 bytes printed"))
+	})
+	if totals := w.meter.Totals(session); totals.BytesIn != int64(len(long)+1) || totals.BytesOut != 5 {
+		t.Errorf("it is use of the tunnel: %+v", totals)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	right := wire.TerminalAttach{Token: tokenOf(session).Reveal()}
+	for name, c := range map[string]struct {
+		first   any
+		prepare func(*world)
+		code    websocket.StatusCode
+		opens   int32
+	}{
+		"no token":              {first: wire.TerminalAttach{}, code: wire.CloseRefused},
+		"a wrong token":         {first: wire.TerminalAttach{Token: "adm-wrong"}, code: wire.CloseRefused},
+		"another tunnel's":      {first: wire.TerminalAttach{Token: tokenOf(other).Reveal()}, code: wire.CloseRefused},
+		"a closed tunnel":       {first: right, prepare: func(w *world) { w.open.Store(false) }, code: wire.CloseRefused},
+		"no JSON":               {first: []int{1}, code: websocket.StatusPolicyViolation},
+		"a bad name":            {first: wire.TerminalAttach{Token: right.Token, Attach: "../x"}, code: websocket.StatusPolicyViolation},
+		"terminals are off":     {first: right, prepare: refuse(wire.CodeTerminalDisabled), code: wire.CloseDenied, opens: 1},
+		"a paused agent":        {first: right, prepare: refuse(wire.CodePaused), code: wire.CloseDenied, opens: 1},
+		"nothing to look on at": {first: right, prepare: refuse(wire.CodeNoTerminal), code: wire.CloseNothing, opens: 1},
+		"too many":              {first: right, prepare: refuse(wire.CodeOverloaded), code: wire.CloseLimit, opens: 1},
+		"a shell that is gone":  {first: right, prepare: refuse(wire.CodeInternal), code: wire.CloseInternal, opens: 1},
+		"no record possible":    {first: right, prepare: func(w *world) { w.broken = true }, code: wire.CloseInternal, opens: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			if c.prepare != nil {
+				c.prepare(w)
+			}
+			s := w.enter(session, c.first)
+			code, reason := w.ends(s)
+			if code != c.code || reason == "" {
+				t.Errorf("refused with %d %q, want %d", code, reason, c.code)
+			}
+			if n := w.opens.Load(); n != c.opens {
+				t.Errorf("the agent was asked %d times, want %d", n, c.opens)
+			}
+			if c.code == wire.CloseRefused && len(w.audited(audit.TerminalRefused)) != 1 {
+				t.Error("the refusal is audited")
+			}
+		})
+	}
+}
+
+func refuse(code wire.Code) func(*world) {
+	return func(w *world) { w.refusal.Store(&wire.Verdict{Code: code, Text: "said the agent"}) }
+}
+
+// Nobody learns from the answer whether a tunnel exists.
+func TestRefusalsAreTheSame(t *testing.T) {
+	w := newWorld(t, nil)
+	wrongCode, wrong := w.ends(w.enter(session, wire.TerminalAttach{Token: "adm-wrong"}))
+	w.open.Store(false)
+	goneCode, gone := w.ends(w.enter(session, wire.TerminalAttach{Token: "adm-wrong"}))
+	closedCode, closed := w.ends(w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()}))
+	if wrongCode != goneCode || wrong != gone || goneCode != closedCode || gone != closed {
+		t.Errorf("%d %q, %d %q, %d %q", wrongCode, wrong, goneCode, gone, closedCode, closed)
+	}
+}
+
+func TestOrigins(t *testing.T) {
+	w := newWorld(t, nil)
+	for from, want := range map[string]bool{
+		origin: true, "": true, "https://evil.example": false, "null": false, "https://sub.relay.example.com": false, "https://relay.example.com.evil.example": false,
+		"http://relay.example.com": false, "https://relay.example.com:8443": false, "HTTPS://RELAY.example.com": true,
+	} {
+		c, res, err := w.dial(session, from)
+		if (err == nil) != want {
+			t.Errorf("Origin %q: %v, want admitted %v", from, err, want)
+		}
+		if err == nil {
+			_ = c.CloseNow()
+		} else if res == nil || res.StatusCode != http.StatusForbidden {
+			t.Errorf("Origin %q is refused with 403, got %+v", from, res)
+		}
+	}
+	if n := w.opens.Load(); n != 0 {
+		t.Errorf("the agent was asked %d times", n)
+	}
+}
+
+func TestSilenceIsEnded(t *testing.T) {
+	w := newWorld(t, func(c *terminal.Config) { c.FirstMessage = 500 * time.Millisecond })
+	c, _, err := w.dial(session, origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.CloseNow() }()
+	if code, _ := w.ends(c); code != websocket.StatusPolicyViolation {
+		t.Errorf("who sends no token is sent away with 1008, got %d", code)
+	}
+	long := w.enter(session, wire.TerminalAttach{Token: strings.Repeat("x", 9<<10)})
+	if code, _ := w.ends(long); code != websocket.StatusMessageTooBig {
+		t.Errorf("an endless first message is 1009, got %d", code)
+	}
+}
+
+func TestGuessesAreSlowedDown(t *testing.T) {
+	w := newWorld(t, nil)
+	for range 10 {
+		w.ends(w.enter(session, wire.TerminalAttach{Token: "adm-guess"}))
+	}
+	_, res, err := w.dial(session, origin)
+	if err == nil || res == nil || res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("after ten wrong tokens an address waits: %+v %v", res, err)
+	}
+}
+
+func TestReadOnlyIsKeptByTheRelayToo(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal(), ReadOnly: true})
+	s := <-w.agents
+	if o, err := wire.ParseTerminalOpen(s.hello.Payload); err != nil || !o.ReadOnly {
+		t.Errorf("the agent is told: %+v %v", o, err)
+	}
+	for _, m := range []string{"\x00rm -rf\r", "\x02" + string(wire.Position(1))} {
+		if err := c.Write(t.Context(), websocket.MessageBinary, []byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if typ, _, _, err := wire.ReadFrame(s.peer, nil); err != nil || typ != wire.FrameAck {
+		t.Errorf("the first that comes through is the acknowledgement: %d %v", typ, err)
+	}
+}
+
+func TestEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*world, *stream)
+		code websocket.StatusCode
+	}{
+		"the tunnel closes":    {func(w *world, _ *stream) { w.meter.Cut(session, usage.ErrClosed) }, websocket.StatusGoingAway},
+		"the viewer is kicked": {func(w *world, _ *stream) { w.meter.Kick(session, w.meter.Viewers(session)[0].ViewerID) }, wire.CloseDenied},
+		"the link is lost":     {func(_ *world, s *stream) { _ = s.peer.Close() }, wire.CloseLost},
+		"the relay drains":     {func(w *world, _ *stream) { go func() { _ = w.term.Drain(context.Background()) }() }, websocket.StatusServiceRestart},
+		"the viewer is too slow": {func(_ *world, s *stream) {
+			_, _ = s.peer.Write(wire.AppendFrame(nil, wire.FrameDropped, []byte("too slow")))
+		}, wire.CloseDropped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			s := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+			if _, _, err := w.read(s); err != nil {
+				t.Fatal(err)
+			}
+			agent := <-w.agents
+			start := time.Now()
+			c.end(w, agent)
+			if code, _ := w.ends(s); code != c.code {
+				t.Errorf("the viewer is told %d, want %d", code, c.code)
+			}
+			if d := time.Since(start); d > time.Second {
+				t.Errorf("it took %v, want within 1 s", d)
+			}
+			testkit.Eventually(t, "the end is audited", func() bool { return len(w.audited(audit.TerminalClosed)) == 1 })
+		})
+	}
+}
+
+func TestViewerWaitsForTheAgent(t *testing.T) {
+	w := newWorld(t, nil)
+	w.away.Store(true)
+	c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	if _, b, err := w.read(c); err != nil || !strings.Contains(b, `"state":"waiting"`) {
+		t.Errorf("the viewer is told that the machine is away: %s %v", b, err)
+	}
+	w.away.Store(false)
+	if _, b, err := w.read(c); err != nil || !strings.Contains(b, `"state":"attached"`) {
+		t.Errorf("and attached when it is back: %s %v", b, err)
+	}
+}

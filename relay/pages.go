@@ -1,0 +1,35 @@
+package relay
+
+import (
+	"maps"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/console"
+	"github.com/adit-tunnel/adit/relay/internal/terminal"
+	"github.com/adit-tunnel/adit/relay/internal/web"
+)
+
+// pages makes what the relay serves to people in browsers, by pattern.
+func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handler, error) {
+	assets, err := web.New(r.cfg.Public())
+	if err != nil {
+		return nil, err
+	}
+	if !assets.Built() {
+		r.log.Warn("this build has no web pages: scripts/build makes them, with npm")
+	}
+	p.terminal, err = terminal.New(terminal.Config{
+		Page: assets.Page("terminal"), Origin: p.resolver.PublicOrigin(), Store: p.store, AdminToken: p.gate.AdminToken,
+		Dialer: dialer{p}, Meter: p.meter, Audit: p.audit, Remote: r.remote, Hold: r.cfg.Tunnel.Hold.D(),
+		Logger: r.log.With("part", "terminal"), Registerer: reg,
+	})
+	if err != nil {
+		return nil, err
+	}
+	routes := p.terminal.Routes()
+	routes["GET "+web.Path] = assets.Files()
+	maps.Copy(routes, console.Routes(assets))
+	return routes, nil
+}
