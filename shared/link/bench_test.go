@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -42,7 +43,7 @@ func transports(b *testing.B) map[string]func(b *testing.B, accept func(io.ReadW
 				func() { _ = l.Close(); wg.Wait() }
 		},
 		"yamux": func(b *testing.B, accept func(io.ReadWriteCloser)) (opener, func()) {
-			c, s := tcpConns(b)
+			c, s := testkit.TCP(b)
 			cfg := yamux.DefaultConfig()
 			cfg.MaxStreamWindowSize = 4 << 20
 			cfg.LogOutput = io.Discard

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // blackhole is a connection whose wire can be cut without either end noticing.
@@ -114,7 +115,7 @@ func TestCloseWithEOFIsNoCleanEnd(t *testing.T) {
 }
 
 func TestBrokenProtocolIsTheCause(t *testing.T) {
-	c, s := tcpConns(t)
+	c, s := testkit.TCP(t)
 	server, err := link.NewServer(s, link.Config{})
 	if err != nil {
 		t.Fatal(err)

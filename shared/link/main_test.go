@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -44,24 +45,6 @@ func each(t *testing.T, f func(t *testing.T, client, server *link.Link)) {
 	}
 }
 
-func tcpConns(t testing.TB) (net.Conn, net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, s
-}
-
 func connPair(t testing.TB, c, s net.Conn, cfg link.Config) (*link.Link, *link.Link) {
 	t.Helper()
 	client, err := link.NewClient(c, cfg)
@@ -77,7 +60,7 @@ func connPair(t testing.TB, c, s net.Conn, cfg link.Config) (*link.Link, *link.L
 }
 
 func tcpPair(t testing.TB, cfg link.Config) (*link.Link, *link.Link) {
-	c, s := tcpConns(t)
+	c, s := testkit.TCP(t)
 	return connPair(t, c, s, cfg)
 }
 

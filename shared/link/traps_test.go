@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // yamux: Stream.Close is half-close and leaves a blocked reader for minutes.
@@ -246,7 +247,7 @@ func TestTrapWindow(t *testing.T) {
 
 // yamux: header and body are two writes.
 func TestTrapHeaderAndBodyAreTwoWrites(t *testing.T) {
-	c, s := tcpConns(t)
+	c, s := testkit.TCP(t)
 	counted := &countingConn{Conn: s}
 	client, server := connPair(t, c, counted, link.Config{KeepAlive: time.Hour, DeadAfter: 2 * time.Hour})
 	near, far := streams(t, client, server)
@@ -393,7 +394,7 @@ func TestTooManyStreams(t *testing.T) {
 }
 
 func TestPeerOpensTooManyStreams(t *testing.T) {
-	c, s := tcpConns(t)
+	c, s := testkit.TCP(t)
 	client, err := link.NewClient(c, link.Config{})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 var _ interface {
@@ -21,7 +22,7 @@ var _ interface {
 // the two outer ends and a function that waits for both halves.
 func throughLink(t *testing.T) (user, app *net.TCPConn, wait func()) {
 	t.Helper()
-	c, s := tcp(t)
+	c, s := testkit.TCP(t)
 	agent, err := link.NewClient(c, link.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -38,8 +39,8 @@ func throughLink(t *testing.T) (user, app *net.TCPConn, wait func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	user, atRelay := tcp(t)
-	app, atAgent := tcp(t)
+	user, atRelay := testkit.TCP(t)
+	app, atAgent := testkit.TCP(t)
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = splice.Both(t.Context(), atRelay, near, splice.Options{}) })
 	wg.Go(func() { _, _ = splice.Both(t.Context(), far, atAgent, splice.Options{}) })

@@ -16,29 +16,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// tcp returns the two ends of a TCP connection.
-func tcp(t testing.TB) (*net.TCPConn, *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close(); _ = s.Close() })
-	return c.(*net.TCPConn), s.(*net.TCPConn)
-}
 
 type outcome struct {
 	res splice.Result
@@ -47,8 +28,8 @@ type outcome struct {
 
 // between runs Both between two TCP connections and returns their outer ends.
 func between(t testing.TB, ctx context.Context, opts splice.Options) (left, right *net.TCPConn, end chan outcome) {
-	left, a := tcp(t)
-	right, b := tcp(t)
+	left, a := testkit.TCP(t)
+	right, b := testkit.TCP(t)
 	end = make(chan outcome, 1)
 	go func() {
 		res, err := splice.Both(ctx, a, b, opts)

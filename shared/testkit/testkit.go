@@ -1,6 +1,6 @@
 // Package testkit owns what tests of several packages share: the check for leaked
-// goroutines, bubbles of fake time, waiting for a condition, free ports and
-// loggers. Its sub-packages are an identity provider and a network link. It is
+// goroutines, bubbles of fake time, waiting for a condition, ports and
+// connections of this machine, loggers and buffers. Its sub-packages are an identity provider and a network link. It is
 // imported by tests only and knows neither half of Adit.
 package testkit
 
@@ -62,10 +62,7 @@ func EventuallyWithin(tb testing.TB, limit time.Duration, what string, cond func
 // test can take port 0, that is better: nobody can snatch it.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		tb.Fatalf("find a free port: %v", err)
-	}
+	l := listen(tb)
 	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
 }

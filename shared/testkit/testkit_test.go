@@ -61,6 +61,40 @@ func TestFreePort(t *testing.T) {
 	_ = l.Close()
 }
 
+func TestServeTCPAndBuffer(t *testing.T) {
+	var got testkit.Buffer
+	t.Run("served", func(t *testing.T) {
+		port := testkit.ServeTCP(t, func(c net.Conn) { _, _ = io.Copy(&got, c) })
+		for _, word := range []string{"one", "two"} {
+			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(c, word); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+		}
+		testkit.Eventually(t, "both connections are served", func() bool { return len(got.String()) == 6 })
+	})
+	if s := got.String(); s != "onetwo" && s != "twoone" {
+		t.Errorf("the connections brought %q", s)
+	}
+}
+
+func TestTCP(t *testing.T) {
+	client, server := testkit.TCP(t)
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(server); err != nil || string(b) != "x" {
+		t.Errorf("the other end read %q, %v", b, err)
+	}
+}
+
 func TestLogger(t *testing.T) {
 	r := &recorder{TB: t}
 	testkit.Logger(r).Debug("hello", "n", 1)

@@ -36,33 +36,16 @@ type world struct {
 	desk   *desk.Desk
 	relay  *link.Link
 	reg    *prometheus.Registry
-	logs   *lockedBuffer
+	logs   *testkit.Buffer
 	epoch  atomic.Uint64
 	paused atomic.Bool
 	closed sync.Map
 	dials  atomic.Int64
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func newWorld(t *testing.T, change func(*desk.Config)) *world {
 	t.Helper()
-	w := &world{t: t, reg: prometheus.NewRegistry(), logs: &lockedBuffer{}}
+	w := &world{t: t, reg: prometheus.NewRegistry(), logs: &testkit.Buffer{}}
 	w.epoch.Store(5)
 	ports, err := config.ParsePorts("1-65535")
 	if err != nil {
@@ -82,7 +65,7 @@ func newWorld(t *testing.T, change func(*desk.Config)) *world {
 		change(&conf)
 	}
 	w.desk = desk.New(conf)
-	near, far := pipe(t)
+	near, far := testkit.TCP(t)
 	agentEnd, err := link.NewClient(near, link.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -106,24 +89,6 @@ func newWorld(t *testing.T, change func(*desk.Config)) *world {
 		}
 	})
 	return w
-}
-
-func pipe(t *testing.T) (net.Conn, net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	near, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	far, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return near, far
 }
 
 func (w *world) open(h wire.Hello) *link.Stream {
@@ -152,35 +117,11 @@ func (w *world) verdict(h wire.Hello) wire.Verdict {
 	return v
 }
 
-// app serves one port of this machine until the test ends.
-func app(t *testing.T, serve func(net.Conn)) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer c.Close()
-				serve(c)
-			})
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
-	return uint16(l.Addr().(*net.TCPAddr).Port)
-}
-
 func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 
 func TestCarriesBytesAndHalfClose(t *testing.T) {
 	w := newWorld(t, nil)
-	port := app(t, func(c net.Conn) {
+	port := testkit.ServeTCP(t, func(c net.Conn) {
 		b, _ := io.ReadAll(c) // returns only if the half-close gets here
 		fmt.Fprintf(c, "got %d", len(b))
 	})
@@ -327,7 +268,7 @@ func TestAppNotThere(t *testing.T) {
 func TestPauseAndCloseCutLiveStreams(t *testing.T) {
 	const one, other = ident.SessionID("11111111111111111111111111111111"), ident.SessionID("22222222222222222222222222222222")
 	w := newWorld(t, nil)
-	port := app(t, echo)
+	port := testkit.ServeTCP(t, echo)
 	open := func(id ident.SessionID) *link.Stream {
 		s := w.open(wire.Hello{Kind: wire.KindTCP, Port: port, Epoch: 5, Session: id})
 		roundTrip(t, s)
@@ -365,7 +306,7 @@ func roundTrip(t *testing.T, s net.Conn) {
 func TestLinkCutMidStream(t *testing.T) {
 	w := newWorld(t, nil)
 	began, gone := make(chan struct{}), make(chan error, 1)
-	port := app(t, func(c net.Conn) {
+	port := testkit.ServeTCP(t, func(c net.Conn) {
 		_, _ = io.ReadFull(c, make([]byte, 1))
 		close(began)
 		_, err := io.Copy(io.Discard, c)
@@ -389,7 +330,7 @@ func TestLinkCutMidStream(t *testing.T) {
 
 func TestOverload(t *testing.T) {
 	w := newWorld(t, func(c *desk.Config) { c.MaxStreams = 3 })
-	port := app(t, echo)
+	port := testkit.ServeTCP(t, echo)
 	var streams []*link.Stream
 	for range 3 {
 		s := w.open(wire.Hello{Kind: wire.KindTCP, Port: port, Epoch: 5})
@@ -421,7 +362,7 @@ func TestPanicEndsOneStream(t *testing.T) {
 			return dial(ctx, port)
 		}
 	})
-	port := app(t, echo)
+	port := testkit.ServeTCP(t, echo)
 	s := w.open(wire.Hello{Kind: wire.KindTCP, Port: port, Epoch: 5})
 	if _, err := io.ReadAll(s); err == nil {
 		t.Error("a stream that panicked ended as if it were complete")
@@ -448,7 +389,7 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 func TestBusy(t *testing.T) {
 	w := newWorld(t, nil)
 	release := make(chan struct{})
-	port := app(t, func(c net.Conn) {
+	port := testkit.ServeTCP(t, func(c net.Conn) {
 		b := make([]byte, 1)
 		_, _ = c.Read(b)
 		<-release

@@ -50,27 +50,6 @@ func serve(t *testing.T, h http.HandlerFunc) uint16 {
 	return uint16(port)
 }
 
-// raw serves each connection with f.
-func raw(t *testing.T, f func(net.Conn)) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { defer c.Close(); f(c) })
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
-	return uint16(l.Addr().(*net.TCPAddr).Port)
-}
-
 func isLocal(host string) bool {
 	h, _, err := net.SplitHostPort(host)
 	return err == nil && (h == "127.0.0.1" || h == "localhost")
@@ -260,7 +239,7 @@ func TestOnlyGreets(t *testing.T) {
 func TestHungAndEndlessApps(t *testing.T) {
 	stop := make(chan struct{})
 	t.Cleanup(func() { close(stop) })
-	hung := raw(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+	hung := testkit.ServeTCP(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 	endless := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, "<title>ComfyUI</title>")
 		for {
@@ -349,17 +328,17 @@ func TestTCP(t *testing.T) {
 		port           uint16
 		want, warning  string
 	}{
-		{"ssh", "tcp", raw(t, sshd), "ssh", ""},
-		{"ssh behind an http tunnel", "http", raw(t, sshd), "ssh", "tunnel_protocol tcp"},
-		{"MySQL", "tcp", raw(t, mysqld("8.0.36")), "mysql", ""},
-		{"MariaDB", "tcp", raw(t, mysqld("5.5.5-10.11.6-MariaDB")), "mariadb", ""},
-		{"Redis", "tcp", raw(t, redis), "redis", ""},
-		{"PostgreSQL", "tcp", raw(t, postgres), "postgres", ""},
-		{"Redis behind an http tunnel", "http", raw(t, redis), "redis", "tunnel_protocol tcp"},
-		{"PostgreSQL behind an http tunnel", "http", raw(t, postgres), "postgres", "tunnel_protocol tcp"},
-		{"VNC", "tcp", raw(t, func(c net.Conn) { fmt.Fprint(c, "RFB 003.008\n"); _, _ = io.Copy(io.Discard, c) }), "vnc", ""},
+		{"ssh", "tcp", testkit.ServeTCP(t, sshd), "ssh", ""},
+		{"ssh behind an http tunnel", "http", testkit.ServeTCP(t, sshd), "ssh", "tunnel_protocol tcp"},
+		{"MySQL", "tcp", testkit.ServeTCP(t, mysqld("8.0.36")), "mysql", ""},
+		{"MariaDB", "tcp", testkit.ServeTCP(t, mysqld("5.5.5-10.11.6-MariaDB")), "mariadb", ""},
+		{"Redis", "tcp", testkit.ServeTCP(t, redis), "redis", ""},
+		{"PostgreSQL", "tcp", testkit.ServeTCP(t, postgres), "postgres", ""},
+		{"Redis behind an http tunnel", "http", testkit.ServeTCP(t, redis), "redis", "tunnel_protocol tcp"},
+		{"PostgreSQL behind an http tunnel", "http", testkit.ServeTCP(t, postgres), "postgres", "tunnel_protocol tcp"},
+		{"VNC", "tcp", testkit.ServeTCP(t, func(c net.Conn) { fmt.Fprint(c, "RFB 003.008\n"); _, _ = io.Copy(io.Discard, c) }), "vnc", ""},
 		{"ComfyUI", "tcp", httpPort, "comfyui", "a browser can open it"},
-		{"something silent", "tcp", raw(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), "", ""},
+		{"something silent", "tcp", testkit.ServeTCP(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), "", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

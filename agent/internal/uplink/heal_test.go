@@ -75,7 +75,7 @@ func TestLinkThatSpeaksAgainIsKept(t *testing.T) {
 	path := wan.Start(t, r.Addr, wan.Options{})
 	w := start(t, nil, "http://"+path.Addr())
 	c := r.Next()
-	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: echoApp(t)})
+	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: testkit.ServeTCP(t, echo)})
 	defer s.Close()
 	roundTrip(t, s)
 	path.Freeze() // the cable is pulled: nothing is lost
@@ -91,7 +91,7 @@ func TestGraceful(t *testing.T) {
 	r := fakerelay.Start(t)
 	w := start(t, nil, r.URL)
 	c := r.Next()
-	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: echoApp(t)})
+	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: testkit.ServeTCP(t, echo)})
 	defer s.Close()
 	roundTrip(t, s)
 	begun := time.Now()
@@ -141,7 +141,7 @@ func TestKillEndsTheGrace(t *testing.T) {
 	kill := make(chan struct{})
 	w := start(t, func(c *uplink.Config) { c.Kill, c.StopGrace = kill, time.Hour }, r.URL)
 	c := r.Next()
-	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: echoApp(t)})
+	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: testkit.ServeTCP(t, echo)})
 	defer s.Close()
 	stopFlood := make(chan struct{})
 	var wg sync.WaitGroup

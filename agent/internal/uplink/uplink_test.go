@@ -157,7 +157,7 @@ func TestClosedTunnelEndsItsStreams(t *testing.T) {
 	r.SetTunnels(n)
 	start(t, nil, r.URL)
 	c := r.Next()
-	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: echoApp(t), Session: n.Session})
+	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: testkit.ServeTCP(t, echo), Session: n.Session})
 	defer s.Close()
 	roundTrip(t, s)
 	begun := time.Now()
@@ -167,25 +167,7 @@ func TestClosedTunnelEndsItsStreams(t *testing.T) {
 	}
 }
 
-func echoApp(t *testing.T) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { defer c.Close(); _, _ = io.Copy(c, c) })
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
-	return uint16(l.Addr().(*net.TCPAddr).Port)
-}
+func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 
 func roundTrip(t *testing.T, s net.Conn) {
 	t.Helper()
@@ -270,7 +252,7 @@ func TestStreamOfOldGenerationIsRefused(t *testing.T) {
 	r := fakerelay.Start(t)
 	start(t, nil, r.URL)
 	c := r.Next()
-	port := echoApp(t)
+	port := testkit.ServeTCP(t, echo)
 	if v := c.Verdict(wire.Hello{Kind: wire.KindTCP, Port: port, Epoch: c.Generation - 1}); v.Code != wire.CodeStaleEpoch {
 		t.Errorf("a stream of the older generation gets %d %q", v.Code, v.Text)
 	}
@@ -313,7 +295,7 @@ func TestFurtherLinksJoinTheSession(t *testing.T) {
 		t.Errorf("the links have the indices %v", seen)
 	}
 	testkit.Eventually(t, "three links are up", func() bool { return len(w.up.Status().Up) == 3 })
-	port := echoApp(t)
+	port := testkit.ServeTCP(t, echo)
 	for _, c := range conns {
 		s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: port})
 		roundTrip(t, s)

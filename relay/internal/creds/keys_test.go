@@ -24,6 +24,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 )
 
@@ -162,7 +163,7 @@ func TestKeysAreRefreshedInTheBackground(t *testing.T) {
 	key1, key2 := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork()
-		var log lockedBuffer
+		var log testkit.Buffer
 		a := newAuth(t, creds.Config{OIDC: n.config(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := start(t, a)
 		defer stop()
@@ -403,7 +404,7 @@ func TestTheKeyFileIsReloaded(t *testing.T) {
 			}
 		}
 		replace(jwks("k", key1))
-		var log lockedBuffer
+		var log testkit.Buffer
 		a := newAuth(t, creds.Config{JWT: creds.JWT{PublicKeyFile: path}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := start(t, a)
 		defer stop()

@@ -1,7 +1,6 @@
 package creds_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -270,24 +269,6 @@ func wantAccepted(t testing.TB, a *creds.Authenticator, r *http.Request) creds.P
 		t.Fatalf("refused: %v (cause %v), want accepted", err, problem.Cause)
 	}
 	return p
-}
-
-// lockedBuffer collects a log that is read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // clientOf is how a relay behind a trusted proxy names its clients.

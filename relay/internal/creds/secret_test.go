@@ -17,6 +17,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 )
 
@@ -27,7 +28,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 	const canary = "canaryjz5w7k2q"
 	i := issuer.Start(t)
 	m, reg := newMemory(), prometheus.NewRegistry()
-	var log lockedBuffer
+	var log testkit.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	a := newAuth(t, creds.Config{Store: m, Logger: logger, Registerer: reg, OIDC: creds.OIDC{Issuer: i.URL(), Audience: issuer.Audience}})
 	stop := start(t, a)

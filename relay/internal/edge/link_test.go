@@ -22,6 +22,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -71,19 +72,7 @@ func (d *linked) Wait(ctx context.Context, _ ident.AgentKey) error {
 // connect makes a link and an agent at its other end.
 func (d *linked) connect(t testing.TB) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	far, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	near, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	far, near := testkit.TCP(t)
 	agent, err := link.NewClient(far, link.Config{})
 	if err != nil {
 		t.Fatal(err)
