@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -98,6 +99,30 @@ func (s *Store) swap(ctx context.Context, doing, key string, propose func(cur *k
 			}
 		}
 	}
+}
+
+// changeRecord is swap for a record that must be there, else ErrNotFound. It returns
+// the record as it is afterwards.
+func changeRecord[R any](ctx context.Context, s *Store, doing, key string, change func(*R) error) (R, error) {
+	var record, none R
+	err := s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
+		if cur == nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		}
+		record = none
+		if err := json.Unmarshal(cur.value, &record); err != nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, err)
+		}
+		if err := change(&record); err != nil {
+			return proposal{}, err
+		}
+		value, err := json.Marshal(record)
+		return proposal{value: string(value)}, err
+	})
+	if err != nil {
+		return none, err
+	}
+	return record, nil
 }
 
 // stripe keeps the changes of one relay to one agent from racing each other in

@@ -71,26 +71,7 @@ func (s *Store) TouchCredential(ctx context.Context, id ident.CredentialID, at t
 
 func (s *Store) changeCredential(ctx context.Context, doing string, id ident.CredentialID, change func(*CredentialRecord) error) (CredentialRecord, error) {
 	defer s.metrics.took(opCredential)()
-	doing += string(id)
-	var record CredentialRecord
-	err := s.swap(ctx, doing, credentialKey(id), func(cur *keyValue) (proposal, error) {
-		if cur == nil {
-			return proposal{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
-		}
-		record = CredentialRecord{}
-		if err := json.Unmarshal(cur.value, &record); err != nil {
-			return proposal{}, fmt.Errorf("%s: %w", doing, err)
-		}
-		if err := change(&record); err != nil {
-			return proposal{}, err
-		}
-		value, err := json.Marshal(record)
-		return proposal{value: string(value)}, err
-	})
-	if err != nil {
-		return CredentialRecord{}, err
-	}
-	return record, nil
+	return changeRecord(ctx, s, doing+string(id), credentialKey(id), change)
 }
 
 // runSweep deletes credentials that are of no use to anybody any more. Every

@@ -114,22 +114,7 @@ func (s *Store) UpdateLink(ctx context.Context, session ident.SessionID, id iden
 	if err := s.usable(); err != nil {
 		return LinkRecord{}, unavailable(ctx, doing, err)
 	}
-	var record LinkRecord
-	err := s.swap(ctx, doing, linkKey(session, id), func(cur *keyValue) (proposal, error) {
-		if cur == nil {
-			return proposal{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
-		}
-		record = LinkRecord{}
-		if err := json.Unmarshal(cur.value, &record); err != nil {
-			return proposal{}, fmt.Errorf("%s: %w", doing, err)
-		}
-		if err := change(&record); err != nil {
-			return proposal{}, err
-		}
-		value, err := json.Marshal(record)
-		return proposal{value: string(value)}, err
-	})
-	return record, err
+	return changeRecord(ctx, s, doing, linkKey(session, id), change)
 }
 
 // DeleteLink ends a link; ErrNotFound when there is none.
