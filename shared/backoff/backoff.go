@@ -47,8 +47,14 @@ func (b *Backoff) Next() time.Duration {
 func (b *Backoff) Reset() { *b = Backoff{} }
 
 // Wait waits for Next. It returns the context's cause when that ends first.
-func (b *Backoff) Wait(ctx context.Context) error {
-	t := time.NewTimer(b.Next())
+func (b *Backoff) Wait(ctx context.Context) error { return Sleep(ctx, b.Next()) }
+
+// Sleep waits for d, or returns the context's cause when that ends first.
+func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
