@@ -37,7 +37,7 @@ type running struct {
 // configure returns the least that runs against a relay.
 func configure(t *testing.T, relay string) agent.Config {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "adit") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "adit") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

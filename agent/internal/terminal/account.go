@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/user"
@@ -127,9 +128,7 @@ func (a account) environ(shell string, more map[string]string) []string {
 	}
 	env["USER"], env["LOGNAME"], env["HOME"], env["SHELL"] = a.name, a.name, a.home, shell
 	env["TERM"], env["COLORTERM"] = "xterm-256color", "truecolor"
-	for k, v := range more {
-		env[k] = v
-	}
+	maps.Copy(env, more)
 	out := make([]string, 0, len(env))
 	for k, v := range env {
 		out = append(out, k+"="+v)

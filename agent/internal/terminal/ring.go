@@ -1,6 +1,7 @@
 package terminal
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 
@@ -84,9 +85,7 @@ func (m *modes) clone() modes {
 	c := *m
 	c.params = slices.Clone(m.params)
 	c.set = make(map[int]bool, len(m.set))
-	for k, v := range m.set {
-		c.set[k] = v
-	}
+	maps.Copy(c.set, m.set)
 	return c
 }
 
