@@ -108,7 +108,7 @@ func TestARunReportsProgressOnTheSocket(t *testing.T) {
 	base := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	c, _, err := websocket.Dial( //nolint:bodyclose // the library says that it never needs to be closed
+	c, _, err := websocket.Dial(
 		ctx, "ws"+strings.TrimPrefix(base, "http")+"/ws?clientId=me", nil)
 	if err != nil {
 		t.Fatal(err)

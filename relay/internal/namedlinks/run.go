@@ -3,6 +3,7 @@ package namedlinks
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -105,10 +106,7 @@ func (e *ends) wake(at time.Time) {
 
 // resync reads all links again: those that are gone have ended.
 func (e *ends) resync() {
-	gone := map[ident.LinkID]end{}
-	for id, x := range e.at {
-		gone[id] = x
-	}
+	gone := maps.Clone(e.at)
 	for r := range e.links.cfg.Store.AllLinks() {
 		delete(gone, r.ID)
 		e.put(r)

@@ -275,7 +275,10 @@ func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*St
 		st, err := p.openAt(ctx, id, key, epoch, h)
 		if err == nil {
 			p.metrics.opens.WithLabelValues("ok").Inc()
-			return &Stream{Stream: st}, nil
+			return &Stream{Stream: st, stale: func() bool {
+				rec, alive := p.cfg.Pool.Relay(id)
+				return !alive || rec.Draining
+			}}, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -300,8 +303,7 @@ func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey
 	r := request{Op: opStream, Team: key.Team, Agent: key.Agent, Kind: h.Kind, Payload: h.Payload}
 	h.Epoch = epoch
 	st, err := p.request(ctx, l, h, r)
-	var v wire.Verdict
-	if errors.As(err, &v) {
+	if v, ok := errors.AsType[wire.Verdict](err); ok {
 		switch v.Code {
 		case wire.CodeOverloaded:
 			return nil, fmt.Errorf("relay %s: %w", id, link.ErrTooManyStreams)

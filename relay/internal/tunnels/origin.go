@@ -37,7 +37,6 @@ func CanonicalOrigin(s string) (string, bool) {
 // (IPv6 in brackets, no trailing dot) and a port that may be empty. It reports
 // false for what cannot be an authority.
 func SplitHost(s string) (host, port string, ok bool) {
-	host = s
 	if strings.HasPrefix(s, "[") {
 		end := strings.IndexByte(s, ']')
 		if end < 0 {

@@ -186,7 +186,7 @@ func (f file) serve(w http.ResponseWriter, r *http.Request) {
 // acceptsGzip reads Accept-Encoding (RFC 9110, section 12.5.3) as far as our one
 // encoding needs it.
 func acceptsGzip(values []string) bool {
-	for _, item := range strings.Split(strings.Join(values, ","), ",") {
+	for item := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		name, param, _ := strings.Cut(item, ";")
 		if strings.TrimSpace(name) != "gzip" {
 			continue
