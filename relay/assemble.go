@@ -16,6 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/enrol"
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
@@ -36,6 +37,7 @@ type parts struct {
 	store    *store.Store
 	audit    *audit.Log
 	creds    *creds.Authenticator
+	enrol    *enrol.Enrolment
 	meter    *usage.Meter
 	gate     *gate.Gate
 	hub      *hub.Hub
@@ -63,7 +65,7 @@ func (r *Relay) assemble() (*parts, error) {
 	p := &parts{}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.pool, r.doors} {
+	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.enrolment, r.pool, r.doors} {
 		if err := step(p, reg); err != nil {
 			return nil, err
 		}
@@ -153,7 +155,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	own := front.NewOwn(front.Routes{
-		API: p.api, Link: http.HandlerFunc(r.serveLink), Ready: r.ready, More: pages,
+		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
 	})
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
@@ -178,7 +180,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p.creds, p.store, p.audit}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p.creds, p.store, p.audit}, Enrolments: enrolments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

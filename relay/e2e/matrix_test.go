@@ -280,7 +280,7 @@ func TestDefaultDeny(t *testing.T) {
 	m := newMatrix(t)
 	t.Run("every route is in the table", func(t *testing.T) {
 		// Those of agents and tunnels need no API at all and are tested below.
-		inTable := map[string]bool{"GET /openapi.json": true, "GET /healthz": true, "GET /readyz": true, "GET " + wire.LinkPath: true}
+		inTable := map[string]bool{"GET /openapi.json": true, "GET /healthz": true, "GET /readyz": true, "GET " + wire.LinkPath: true, "POST " + api.EnrollPath: true}
 		for _, rt := range apiRoutes {
 			inTable[rt.method+" "+rt.path] = true
 		}
@@ -291,11 +291,11 @@ func TestDefaultDeny(t *testing.T) {
 			delete(inTable, op)
 		}
 		for op := range inTable {
-			if !slices.Contains([]string{"GET /healthz", "GET /readyz", "GET " + wire.LinkPath}, op) {
+			if !slices.Contains([]string{"GET /healthz", "GET /readyz", "GET " + wire.LinkPath, "POST " + api.EnrollPath}, op) {
 				t.Errorf("%s is in this test's table and not in the description", op)
 			}
 		}
-		if got, want := ownPatterns(t), []string{`"/api/"`, `"GET " + wire.LinkPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern"}; !slices.Equal(got, want) {
+		if got, want := ownPatterns(t), []string{`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern"}; !slices.Equal(got, want) {
 			t.Errorf("the public listener has the patterns %s, this test knows %s: a new one needs its line in the table", got, want)
 		}
 	})
@@ -324,6 +324,7 @@ func TestDefaultDeny(t *testing.T) {
 	t.Run("another team's things are not there", func(t *testing.T) { m.invisible(t) })
 	t.Run("listener", func(t *testing.T) { m.listener(t) })
 	t.Run("link", func(t *testing.T) { m.links(t) })
+	t.Run("enrolment", func(t *testing.T) { m.enrolment(t) })
 	t.Run("tunnels", func(t *testing.T) { m.tunnels(t) })
 }
 

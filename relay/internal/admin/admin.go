@@ -58,6 +58,7 @@ type Credentials interface {
 type Config struct {
 	Socket      string
 	Credentials Credentials
+	Enrolments  Enrolments
 	Status      func(context.Context) Status
 	Drain       func()
 	Backup      func(ctx context.Context, w io.Writer) error
@@ -146,6 +147,7 @@ func (s *Server) routes() http.Handler {
 		}
 		return struct{}{}, s.cfg.Credentials.RevokeCredential(r.Context(), id)
 	}))
+	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enrol))
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.cfg.Status(r.Context()), nil }))
 	mux.HandleFunc("POST /v1/drain", s.answer(func(*http.Request) (any, error) {
 		s.cfg.Drain()

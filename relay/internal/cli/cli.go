@@ -74,7 +74,7 @@ over file over defaults.`,
 		Version: lifecycle.Version(),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newCheck(), newCredential(), newStatus(), newDrain(), newAudit(), newStore(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newStatus(), newDrain(), newAudit(), newStore(), newVersion())
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			c.Args = cobra.NoArgs

@@ -23,7 +23,6 @@ type Relay struct {
 	Listen         string   `conf:"listen" help:"address of the public listener: users, agents and the API"`
 	PublicURL      string   `conf:"public_url" help:"URL under which users and agents reach this relay or the load balancer before it"`
 	AgentURL       string   `conf:"agent_url" help:"URL under which agents reach this very relay and no other of its pool, past a load balancer (default: public_url)"`
-	AgentURL       string   `conf:"agent_url" help:"URL under which agents reach this very relay and no other of its pool, past a load balancer (default: public_url)"`
 	WildcardDomain string   `conf:"wildcard_domain" help:"domain whose subdomains all reach this relay; gives each tunnel a host of its own, as Jupyter and many others need ('localhost' by default when public_url is localhost)"`
 	DataDir        string   `conf:"data_dir" help:"directory of the store, keys, audit and the admin socket"`
 	RelayID        string   `conf:"relay_id" help:"name of this relay in its pool (default: host name)"`
@@ -187,9 +186,6 @@ func (c *Relay) Complete() {
 	if c.AgentURL == "" {
 		c.AgentURL = c.PublicURL
 	}
-	if c.AgentURL == "" {
-		c.AgentURL = c.PublicURL
-	}
 	if c.ClusterKeyFile == "" {
 		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
 	}
@@ -245,9 +241,6 @@ func (c *Relay) Validate() error {
 		fault("public_url", "%q is no http or https URL", c.PublicURL)
 	} else if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
 		fault("public_url", "%q must be scheme and host only", c.PublicURL)
-	}
-	if u, err := url.Parse(c.AgentURL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		fault("agent_url", "%q is no http or https URL", c.AgentURL)
 	}
 	if u, err := url.Parse(c.AgentURL); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		fault("agent_url", "%q is no http or https URL", c.AgentURL)

@@ -25,6 +25,7 @@ import (
 type Routes struct {
 	API   http.Handler                       // everything under /api/
 	Link  http.Handler                       // wire.LinkPath
+	Enrol http.Handler                       // api.EnrollPath
 	Ready func(context.Context) *api.Problem // nil when the relay is ready
 	More  map[string]http.Handler            // further patterns of http.ServeMux
 }
@@ -40,6 +41,7 @@ func NewOwn(rt Routes) *Own {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", rt.API)
 	mux.Handle("GET "+wire.LinkPath, rt.Link)
+	mux.Handle("POST "+api.EnrollPath, rt.Enrol)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		if p := rt.Ready(r.Context()); p != nil {

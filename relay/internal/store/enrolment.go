@@ -36,6 +36,29 @@ func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
 	})
 }
 
+// Enrolment returns a token's record and leaves it usable; ErrNotFound when it is
+// unknown, expired or used. It reads from the store itself: the mirror holds none.
+func (s *Store) Enrolment(ctx context.Context, hash string) (EnrolmentRecord, error) {
+	defer s.metrics.took(opEnrolment)()
+	const doing = "read an enrolment token"
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	cur, _, err := s.get(ctx, enrolmentKey(hash))
+	if err != nil {
+		return EnrolmentRecord{}, unavailable(ctx, doing, err)
+	}
+	var record EnrolmentRecord
+	if cur != nil {
+		if err := json.Unmarshal(cur.value, &record); err != nil {
+			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+		}
+	}
+	if cur == nil || !s.now().Before(record.ExpiresAt) {
+		return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+	}
+	return record, nil
+}
+
 // TakeEnrolment uses a token up and returns it; ErrNotFound when it is unknown,
 // expired or used. The deletion leaves a mark with this call's nonce, so that a
 // lost answer does not cost the token: of two takers exactly one gets it.

@@ -1,0 +1,261 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/term"
+
+	"github.com/adit-tunnel/adit/agent"
+	"github.com/adit-tunnel/adit/agent/internal/enrol"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/conf"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+const (
+	enrollTokenEnv = "ADIT_ENROLL_TOKEN"
+	serviceUser    = "adit-agent" // of the unit, where the package made it
+	maxTokenFile   = 4 << 10
+)
+
+func newEnroll() *cobra.Command {
+	var path, tokenFile string
+	cmd := &cobra.Command{
+		Use:   "enroll",
+		Short: "get this machine's credential from a relay, with a single-use token",
+		Long: `Hand in an enrolment token (en-…, from 'adit-relay enroll create'), write the credential
+that the relay gives for it into credential_file, readable by the agent only, and write the
+configuration file if there is none. The token comes from --token-file (- for standard
+input), from ADIT_ENROLL_TOKEN, or is asked for; never from the command line, which every
+user of the machine can read. A machine that is enrolled already stays as it is.`,
+		Example: `  adit-agent enroll --relay-url https://gateway.example.com
+  ADIT_ENROLL_TOKEN="$(cat token)" adit-agent enroll --relay-url https://gateway.example.com --agent-id gpu-7`,
+	}
+	f := cmd.Flags()
+	// The keys' own names have underscores; on this command line hyphens do as well.
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(strings.ReplaceAll(name, "-", "_"))
+	})
+	conf.Flags(f, agent.DefaultConfig())
+	f.StringVar(&path, "config", cmp.Or(os.Getenv("ADIT_CONFIG"), defaultConfigFile()), "configuration file, written if it is not there [ADIT_CONFIG]")
+	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return enroll(cmd, path, tokenFile) }
+	return cmd
+}
+
+func defaultConfigFile() string {
+	if os.Geteuid() == 0 {
+		return "/etc/adit/agent.yaml"
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "agent.yaml"
+	}
+	return filepath.Join(dir, "adit", "agent.yaml")
+}
+
+func enroll(cmd *cobra.Command, path, tokenFile string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(path)
+	written := err == nil
+	c := agent.DefaultConfig()
+	from := ""
+	if written {
+		from = path
+	}
+	if err := conf.Load(cmd.Flags(), from, &c); err != nil {
+		return err
+	}
+	if c.CredentialFile == "" {
+		c.CredentialFile = filepath.Join(filepath.Dir(path), "agent.credential")
+	}
+	if c.CredentialFile, err = filepath.Abs(c.CredentialFile); err != nil {
+		return err
+	}
+	err = enrol.Vacant(c.CredentialFile)
+	switch {
+	case errors.Is(err, enrol.ErrEnrolled):
+		fmt.Fprintf(cmd.OutOrStdout(), "%v\n", err)
+		if len(c.RelayURL) == 0 {
+			return nil // nothing to complete
+		}
+		return keepConfig(cmd, path, written, c)
+	case err != nil:
+		return err
+	}
+	// Every fault of the configuration but the credential, before a token is spent.
+	probe := c
+	probe.CredentialFile, probe.Credential = "", ident.Secret(ident.PrefixAgent)
+	if err := probe.Validate(); err != nil {
+		return err
+	}
+	tlsConf, err := c.TLSConfig()
+	if err != nil {
+		return err
+	}
+	token, err := enrollToken(cmd, tokenFile)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(c.CredentialFile), 0o755); err != nil {
+		return fmt.Errorf("make the directory of the credential: %w", err)
+	}
+	got, err := enrol.Enrol(cmd.Context(), enrol.Options{
+		RelayURL: c.RelayURL[0], Agent: ident.AgentID(c.AgentID), Token: token, File: c.CredentialFile, Owner: serviceOwner(),
+		TLS: tlsConf, Proxy: http.ProxyFromEnvironment,
+	})
+	if err != nil {
+		return explain(err)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "enrolled as %s\n", got.AgentID)
+	fmt.Fprintf(cmd.ErrOrStderr(), "the credential %s is in %s\n", got.CredentialID, c.CredentialFile)
+	return keepConfig(cmd, path, written, c)
+}
+
+// explain adds what to do about a refusal.
+func explain(err error) error {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
+		switch p.Code {
+		case "enrolment_refused":
+			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team UUID"}
+		case "too_many_credentials":
+			return &hinted{err, "on the relay's host: adit-relay credential list, and revoke what is not needed"}
+		}
+		if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
+			return &exitError{exitTryAgain, err}
+		}
+		return err
+	}
+	if errors.Is(err, enrol.ErrUnanswered) {
+		return &hinted{err, "mend the way to the relay (`adit-agent doctor`) and run this again; if the token counts as used then, ask for a new one"}
+	}
+	return err
+}
+
+// enrollToken finds the token: the file's, the environment's, or a person's.
+func enrollToken(cmd *cobra.Command, file string) (ident.Secret, error) {
+	var text string
+	switch {
+	case file == "-":
+		b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxTokenFile))
+		if err != nil {
+			return "", fmt.Errorf("read the token: %w", err)
+		}
+		text = string(b)
+	case file != "":
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return "", fmt.Errorf("read the token: %w", err)
+		}
+		text = string(b)
+	case os.Getenv(enrollTokenEnv) != "":
+		text = os.Getenv(enrollTokenEnv)
+	default:
+		in, ok := cmd.InOrStdin().(*os.File)
+		if !ok || !term.IsTerminal(int(in.Fd())) {
+			return "", &exitError{exitUsage, &hinted{errors.New("no enrolment token"), "name a file with --token-file, or set " + enrollTokenEnv}}
+		}
+		fmt.Fprint(cmd.ErrOrStderr(), "enrolment token (en-…): ")
+		b, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		if err != nil {
+			return "", fmt.Errorf("read the token: %w", err)
+		}
+		text = string(b)
+	}
+	text = strings.TrimSpace(text)
+	if !strings.HasPrefix(text, ident.PrefixEnrol) || strings.ContainsAny(text, " \t\r\n") {
+		return "", fmt.Errorf("this is no enrolment token: those begin with %s", ident.PrefixEnrol)
+	}
+	return ident.Secret(text), nil
+}
+
+// serviceOwner is the user of the service, when this is root and there is one.
+func serviceOwner() int {
+	if os.Geteuid() != 0 {
+		return -1
+	}
+	u, err := user.Lookup(serviceUser)
+	if err != nil {
+		return -1
+	}
+	id, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return -1
+	}
+	return id
+}
+
+// keepConfig writes the configuration file, or says what one that is there lacks.
+func keepConfig(cmd *cobra.Command, path string, written bool, c agent.Config) error {
+	if !written {
+		if err := writeConfig(path, c); err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s; next: systemctl enable --now adit-agent, or adit-agent run --config %s\n", path, path)
+		return nil
+	}
+	own, none := agent.DefaultConfig(), pflag.NewFlagSet("", pflag.ContinueOnError)
+	conf.Flags(none, own)
+	if err := conf.Load(none, path, &own); err != nil {
+		return err
+	}
+	if len(own.RelayURL) == 0 || own.RelayURL[0] != c.RelayURL[0] || own.AgentID != c.AgentID || own.CredentialFile != c.CredentialFile {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s was there and is as it was; it should say:\n%s", path, minimal(c))
+	}
+	return nil
+}
+
+// minimal is the least that the agent runs with, as YAML.
+func minimal(c agent.Config) []byte {
+	type caFile struct {
+		CAFile string `yaml:"ca_file"`
+	}
+	out := struct {
+		RelayURL       string  `yaml:"relay_url"`
+		AgentID        string  `yaml:"agent_id"`
+		CredentialFile string  `yaml:"credential_file"`
+		TLS            *caFile `yaml:"tls,omitempty"`
+	}{RelayURL: c.RelayURL[0], AgentID: c.AgentID, CredentialFile: c.CredentialFile}
+	if c.TLS.CAFile != "" {
+		out.TLS = &caFile{c.TLS.CAFile}
+	}
+	b, err := yaml.Marshal(out)
+	if err != nil {
+		panic(err) // a struct of strings
+	}
+	return b
+}
+
+func writeConfig(path string, c agent.Config) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make the directory of the configuration: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	text := "# Written by adit-agent enroll. Every key: adit-agent run --help\n" + string(minimal(c))
+	if _, err = f.WriteString(text); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/adit-tunnel/adit/relay/internal/admin"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+func newEnroll() *cobra.Command {
+	cmd := &cobra.Command{Use: "enroll", Short: "let new machines get their credential by themselves (over the admin socket)"}
+	socketFlag(cmd)
+	cmd.AddCommand(newEnrollCreate())
+	return cmd
+}
+
+func newEnrollCreate() *cobra.Command {
+	var team, agent, expires string
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "print a single-use token with which one machine gets its credential",
+		Long: `Create prints a token (en-…) alone on stdout. The machine hands it in with
+'adit-agent enroll' and gets a credential of its own for it, once. A token that is
+not used in time is worth nothing.`,
+		Example: `  adit-relay enroll create --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-7
+  # any name that the machine gives itself, within a day
+  adit-relay enroll create --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --expires 1d > token`,
+		Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req := admin.CreateEnrolment{Agent: ident.AgentID(agent)}
+			var err error
+			if req.Team, err = ident.ParseTeamID(team); err != nil {
+				return usageError{fmt.Errorf("--team: %w", err)}
+			}
+			if req.ExpiresIn, err = api.ParseDuration(expires); err != nil {
+				return usageError{fmt.Errorf("--expires: %w", err)}
+			}
+			c, err := dial(cmd)
+			if err != nil {
+				return err
+			}
+			var out admin.CreatedEnrolment
+			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/enrolments", nil, req, &out); err != nil {
+				return fmt.Errorf("create enrolment token: %w", err)
+			}
+			whom := "one machine of the team"
+			if out.Agent != "" {
+				whom = "the agent " + string(out.Agent)
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "a token for %s, good once until %s; on the machine:\n  adit-agent enroll --relay-url %s\n", whom, day(out.ExpiresAt, "-"), out.RelayURL)
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Token)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&team, "team", "", "the team's UUID")
+	f.StringVar(&agent, "agent", "", "the only agent that may use it (default: any name)")
+	f.StringVar(&expires, "expires", "1h", "how long it is good, 1m to 7d")
+	return cmd
+}

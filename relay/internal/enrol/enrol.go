@@ -1,0 +1,227 @@
+// Package enrol owns enrolment: it makes single-use tokens, and turns each into the
+// credential of one agent, once. It limits who may try how often and writes both
+// steps to the audit log. It never keeps a token or a credential, only their hashes,
+// and never decides what the credential may do.
+package enrol
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// Bounds of a token's life.
+const (
+	DefaultLife = time.Hour
+	minLife     = time.Minute
+	maxLife     = 7 * 24 * time.Hour
+)
+
+const (
+	maxBody  = 4 << 10
+	bodyTime = 10 * time.Second // to send it, so that a slow one holds no connection
+)
+
+// Store keeps tokens by their hash.
+type Store interface {
+	CreateEnrolment(ctx context.Context, r store.EnrolmentRecord) error
+	Enrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
+	TakeEnrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
+}
+
+// Credentials makes agents' credentials.
+type Credentials interface {
+	Create(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error)
+}
+
+// Audit is the audit log.
+type Audit interface {
+	Append(ctx context.Context, r audit.Record) error
+}
+
+// Config is what an Enrolment is made of; all of it is required but Registerer.
+type Config struct {
+	Store       Store
+	Credentials Credentials
+	Audit       Audit
+	Remote      func(*http.Request) string // the caller's address
+	Now         func() time.Time
+	Logger      *slog.Logger
+	Registerer  prometheus.Registerer
+}
+
+// Enrolment makes tokens and takes them.
+type Enrolment struct {
+	cfg     Config
+	tries   *tries
+	metrics *metrics
+}
+
+// New returns an Enrolment.
+func New(cfg Config) *Enrolment {
+	return &Enrolment{cfg: cfg, tries: newTries(cfg.Now), metrics: newMetrics(cfg.Registerer)}
+}
+
+// Create makes a token of a team. With an agent only that one may use it, otherwise
+// any name that the machine gives itself. The error is a *api.Problem.
+func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.TeamID, agent ident.AgentID, life time.Duration) (store.EnrolmentRecord, ident.Secret, error) {
+	none := store.EnrolmentRecord{}
+	switch {
+	case !by.MayManageCredentials() || !by.MayUseTeam(team):
+		return none, "", api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "enrolment tokens are made by the team's people and by the operator")
+	case life < minLife || life > maxLife:
+		return none, "", outOfRange("expires_in: 1m to 7d")
+	}
+	if agent != "" {
+		if _, err := ident.ParseAgentID(string(agent)); err != nil {
+			return none, "", outOfRange("agent_id: " + err.Error())
+		}
+	}
+	token, now := ident.NewSecret(ident.PrefixEnrol), e.cfg.Now().UTC()
+	rec := store.EnrolmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, CreatedAt: now, ExpiresAt: now.Add(life)}
+	if err := e.cfg.Store.CreateEnrolment(ctx, rec); err != nil {
+		return none, "", storeProblem(err)
+	}
+	if err := e.cfg.Audit.Append(ctx, audit.Record{
+		Event: audit.EnrolmentCreated, Actor: by.Name, Team: team, Agent: agent, Detail: "until " + rec.ExpiresAt.Format(time.RFC3339),
+	}); err != nil {
+		return none, "", internal(err)
+	}
+	return rec, token, nil
+}
+
+// ServeHTTP answers a POST to api.EnrollPath.
+func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Content-Security-Policy", api.StrictPolicy)
+	id := ident.NewRequestID()
+	out, err := e.take(w, r, id)
+	if err == nil {
+		e.metrics.count(outcomeTaken)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		_ = json.NewEncoder(w).Encode(out) // the machine may be gone: a new token mends that
+		return
+	}
+	var p *api.Problem
+	if !errors.As(err, &p) {
+		p = internal(err)
+	}
+	e.metrics.count(outcomeOf(p))
+	if p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden {
+		rec := audit.Record{Event: audit.AuthRefused, Detail: "enroll: " + p.Code, RequestID: id, RemoteAddr: e.cfg.Remote(r)}
+		if err := e.cfg.Audit.Append(r.Context(), rec); err != nil {
+			e.cfg.Logger.Warn("write audit record", "event", rec.Event, "error", err)
+		}
+	}
+	e.cfg.Logger.Debug("enrolment refused", "code", p.Code, "remote", e.cfg.Remote(r), "request_id", id, "error", p.Cause)
+	p.Write(w, id)
+}
+
+func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {
+	if wait := e.tries.wait(e.cfg.Remote(r)); wait > 0 {
+		return api.Enrolled{}, api.NewProblem(http.StatusTooManyRequests, "rate_limited", api.HopRelay,
+			"too many enrolments from this address: try again later").WithRetry(wait)
+	}
+	token, err := creds.Bearer(r)
+	if err != nil {
+		return api.Enrolled{}, err
+	}
+	if !strings.HasPrefix(token.Reveal(), ident.PrefixEnrol) {
+		return api.Enrolled{}, refused("this is no enrolment token: those begin with " + ident.PrefixEnrol)
+	}
+	hash := token.Hash()
+	// The token first: who has none learns nothing of what a body must be.
+	seen, err := e.cfg.Store.Enrolment(r.Context(), hash)
+	if err != nil {
+		return api.Enrolled{}, storeProblem(err)
+	}
+	agent, err := readAgent(w, r)
+	if err != nil {
+		return api.Enrolled{}, err
+	}
+	if seen.Agent != "" && seen.Agent != agent {
+		// Not used up: the operator's token is good, the machine's name is wrong.
+		return api.Enrolled{}, api.Problemf(http.StatusForbidden, "wrong_agent", api.HopRelay,
+			"the token is for the agent %s: enroll with that agent id, or ask for another token", seen.Agent)
+	}
+	rec, err := e.cfg.Store.TakeEnrolment(r.Context(), hash)
+	if err != nil {
+		return api.Enrolled{}, storeProblem(err)
+	}
+	// What follows must not stop half-way because the machine hung up.
+	ctx := context.WithoutCancel(r.Context())
+	made, secret, err := e.cfg.Credentials.Create(ctx, creds.Operator("enrolment").InTeam(rec.Team), rec.Team, "",
+		api.CreateCredentialRequest{Kind: api.KindAgent, Name: string(agent), AgentID: agent})
+	if err != nil {
+		// The machine got nothing, so the token is still owed to it.
+		if again := e.cfg.Store.CreateEnrolment(ctx, rec); again != nil {
+			e.cfg.Logger.Warn("give an enrolment token back", "error", again)
+		}
+		return api.Enrolled{}, err
+	}
+	if err := e.cfg.Audit.Append(ctx, audit.Record{
+		Event: audit.EnrolmentTaken, Actor: "enrolment", Team: rec.Team, Agent: agent, RequestID: id, RemoteAddr: e.cfg.Remote(r),
+		Detail: string(made.ID) + ", token by " + rec.CreatedBy,
+	}); err != nil {
+		return api.Enrolled{}, internal(err)
+	}
+	e.cfg.Logger.Info("agent enrolled", "team", rec.Team, "agent", agent, "credential", made.ID)
+	return api.Enrolled{AgentID: agent, TeamID: rec.Team, CredentialID: made.ID, Credential: secret.Reveal()}, nil
+}
+
+// readAgent reads the body: the name that the machine goes by.
+func readAgent(w http.ResponseWriter, r *http.Request) (ident.AgentID, error) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // tests' recorders have none
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	var req api.EnrollRequest
+	if err == nil {
+		err = json.Unmarshal(body, &req)
+	}
+	if err != nil {
+		return "", api.NewProblem(http.StatusBadRequest, "invalid_body", api.HopRelay, `the body must be {"agent_id": "…"}`).WithCause(err)
+	}
+	agent, err := ident.ParseAgentID(string(req.AgentID))
+	if err != nil {
+		return "", outOfRange("agent_id: " + err.Error())
+	}
+	return agent, nil
+}
+
+func outOfRange(detail string) *api.Problem {
+	return api.NewProblem(http.StatusUnprocessableEntity, "out_of_range", api.HopRelay, detail)
+}
+
+func refused(detail string) *api.Problem {
+	return api.NewProblem(http.StatusUnauthorized, "enrolment_refused", api.HopRelay, detail)
+}
+
+func internal(err error) *api.Problem {
+	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
+}
+
+func storeProblem(err error) *api.Problem {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return refused("the enrolment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
+	case errors.Is(err, store.ErrUnavailable):
+		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the relay's store cannot be changed now").
+			WithRetry(2 * time.Second).WithCause(err)
+	}
+	return internal(err)
+}

@@ -1,0 +1,50 @@
+package enrol
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/api"
+)
+
+type outcome string
+
+const (
+	outcomeTaken       outcome = "taken"
+	outcomeRefused     outcome = "refused"
+	outcomeInvalid     outcome = "invalid"
+	outcomeLimited     outcome = "rate_limited"
+	outcomeUnavailable outcome = "unavailable"
+)
+
+var outcomes = [...]outcome{outcomeTaken, outcomeRefused, outcomeInvalid, outcomeLimited, outcomeUnavailable}
+
+func outcomeOf(p *api.Problem) outcome {
+	switch {
+	case p.Code == "rate_limited":
+		return outcomeLimited
+	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
+		return outcomeRefused
+	case p.Status >= http.StatusInternalServerError:
+		return outcomeUnavailable
+	}
+	return outcomeInvalid
+}
+
+type metrics struct{ enrolments *prometheus.CounterVec }
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{enrolments: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "adit_relay_enrolments_total", Help: "Attempts to turn an enrolment token into a credential, by outcome.",
+	}, []string{"outcome"})}
+	for _, o := range outcomes {
+		m.enrolments.WithLabelValues(string(o))
+	}
+	if r != nil {
+		r.MustRegister(m.enrolments)
+	}
+	return m
+}
+
+func (m *metrics) count(o outcome) { m.enrolments.WithLabelValues(string(o)).Inc() }
