@@ -377,3 +377,29 @@ func BenchmarkStream(b *testing.B) {
 	_ = server.CloseWrite()
 	wg.Wait()
 }
+
+func TestKeeperEndsWithoutAGoodbye(t *testing.T) {
+	ended := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		keep := &wsconn.Keeper{ResponseWriter: w}
+		c, err := websocket.Accept(keep, r, nil)
+		if err != nil {
+			ended <- err
+			return
+		}
+		defer c.CloseNow()
+		ended <- keep.Conn.Close()
+	}))
+	defer srv.Close()
+	c, _, err := websocket.Dial(t.Context(), srv.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseNow()
+	if _, _, err := c.Read(t.Context()); err == nil || websocket.CloseStatus(err) != -1 {
+		t.Errorf("the client read %v; want a connection that breaks", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the server's end: %v", err)
+	}
+}

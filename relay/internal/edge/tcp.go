@@ -1,9 +1,7 @@
 package edge
 
 import (
-	"bufio"
 	"context"
-	"net"
 	"net/http"
 	"time"
 
@@ -51,7 +49,7 @@ func (e *Edge) serveTCP(x *exchange) {
 		x.fail(x.cause())
 		return
 	}
-	keep := &keeper{ResponseWriter: x.w, rc: x.rc}
+	keep := &wsconn.Keeper{ResponseWriter: x.w}
 	c, err := websocket.Accept(keep, x.r, &websocket.AcceptOptions{
 		Subprotocols:       []string{subprotocol},
 		InsecureSkipVerify: true, // check() compared Origin, more strictly
@@ -70,24 +68,10 @@ func (e *Edge) serveTCP(x *exchange) {
 	x.join(user, app, func(code uint16, reason string) {
 		// It waits for the peer, or for a place among what the peer does not read,
 		// longer than a closed tunnel may live.
-		late := time.AfterFunc(goodbyeLinger, func() { _ = keep.conn.Close() })
+		late := time.AfterFunc(goodbyeLinger, func() { _ = keep.Conn.Close() })
 		defer late.Stop()
 		_ = user.CloseWith(websocket.StatusCode(code), reason)
 	}, splice.Options{})
-}
-
-// keeper keeps hold of the connection that websocket.Accept takes over.
-type keeper struct {
-	http.ResponseWriter
-	rc   *http.ResponseController
-	conn net.Conn
-}
-
-// Hijack implements http.Hijacker.
-func (k *keeper) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := k.rc.Hijack()
-	k.conn = conn
-	return conn, rw, err
 }
 
 // openTCP opens a stream that the agent has accepted.

@@ -1,14 +1,12 @@
 package terminal
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,20 +54,6 @@ type socket struct {
 
 	in, out atomic.Int64 // bytes typed and printed
 	ended   sync.Once
-}
-
-// keeper keeps hold of the connection that websocket.Accept takes over.
-type keeper struct {
-	http.ResponseWriter
-	rc   *http.ResponseController
-	conn net.Conn
-}
-
-// Hijack implements http.Hijacker.
-func (k *keeper) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := k.rc.Hijack()
-	k.conn = conn
-	return conn, rw, err
 }
 
 // closing is an end that the viewer is told of.

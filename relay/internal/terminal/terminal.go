@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
+	"github.com/adit-tunnel/adit/shared/wsconn"
 )
 
 // Store is what is read of the store: the relay's copy in memory.
@@ -121,7 +122,7 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer t.leave(s)
-	keep := &keeper{ResponseWriter: w, rc: http.NewResponseController(w)}
+	keep := &wsconn.Keeper{ResponseWriter: w}
 	c, err := websocket.Accept(keep, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // admit compared Origin, more strictly
 		CompressionMode:    websocket.CompressionDisabled,
@@ -131,7 +132,7 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t.mu.Lock()
-	s.ws, s.conn = c, keep.conn
+	s.ws, s.conn = c, keep.Conn
 	draining := t.draining
 	t.mu.Unlock()
 	if draining { // Drain looked before it was there
