@@ -19,6 +19,14 @@ import (
 	"github.com/adit-tunnel/adit/shared/testkit/wan"
 )
 
+// succeed calls the interface, and fails the test unless the answer is a success.
+func succeed(r *world.Relay, secret, method, path string, body, out any) {
+	r.W.T.Helper()
+	if status, p := r.API(secret, method, path, body, out); status < 200 || status > 299 {
+		r.W.T.Fatalf("%s %s: %d %v", method, path, status, p)
+	}
+}
+
 // boxTask runs `adit-agent task …` on the agent's machine to its end, and returns
 // its exit code and what it printed.
 func boxTask(a *world.Agent, args ...string) (code int, stdout, stderr string) {
@@ -104,7 +112,7 @@ func TestTaskPassesExitCodesAndSignals(t *testing.T) {
 		t.Errorf("the command finds its task in its environment: %q", out)
 	}
 	var before api.Agent
-	r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &before)
+	succeed(r, sk, http.MethodGet, "/agents/gpu-1", nil, &before)
 	if before.TasksCompleted != 2 || before.RunningCount != 0 {
 		t.Errorf("the relay counts what completed: %d completed, %d running; want 2, 0", before.TasksCompleted, before.RunningCount)
 	}
@@ -120,7 +128,7 @@ func TestTaskPassesExitCodesAndSignals(t *testing.T) {
 	w.Eventually(5*time.Second, "SIGUSR1 is passed on", func() bool { _, err := os.Stat(marker + ".usr1"); return err == nil })
 	<-time.After(6 * time.Second) // longer than the lease's time: it was renewed
 	var during api.Agent
-	r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &during)
+	succeed(r, sk, http.MethodGet, "/agents/gpu-1", nil, &during)
 	if during.AgentStatus != api.StatusBusy || during.CurrentTaskID != "long" {
 		t.Errorf("a lease of 5 s is kept for as long as the command runs: %+v", during)
 	}
@@ -194,7 +202,7 @@ func TestWorkerLoopRefusesWaitsAndGoesOn(t *testing.T) {
 		t.Errorf("--wait ended while the tunnel was open: %s", waiting.Log())
 	default:
 	}
-	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
+	succeed(r, sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
 	for what, ch := range map[string]<-chan struct{}{"the worker goes on and finishes its queue": p.Done(), "--wait runs its command": waiting.Done()} {
 		select {
 		case <-ch:
@@ -229,11 +237,11 @@ func TestMachineStatesKeepTasksAway(t *testing.T) {
 		w.Eventually(limit, fmt.Sprintf("the agent is %s and a task is answered %q", status, code), func() bool {
 			var agent api.Agent
 			var lease api.TaskLease
-			r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
+			_, _ = r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
 			st, p := r.API(sk, http.MethodPost, "/agents/gpu-1/tasks", nil, &lease)
 			if st == http.StatusCreated {
 				granted++
-				r.API(sk, http.MethodDelete, "/agents/gpu-1/tasks/"+string(lease.TaskID), map[string]any{"lease_token": lease.LeaseToken}, nil)
+				succeed(r, sk, http.MethodDelete, "/agents/gpu-1/tasks/"+string(lease.TaskID), map[string]any{"lease_token": lease.LeaseToken}, nil)
 				last = ""
 			} else {
 				last = p.Code
@@ -252,10 +260,10 @@ func TestMachineStatesKeepTasksAway(t *testing.T) {
 	expect(40*time.Second, api.StatusTunnel, "agent_in_tunnel")
 	adit("state", "syncing", "--detail", "models 3/12", "--percent", "25")
 	expect(5*time.Second, api.StatusTunnel, "agent_in_tunnel") // more than syncing
-	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
+	succeed(r, sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
 	expect(5*time.Second, api.StatusSyncing, "agent_syncing")
 	var agent api.Agent
-	r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
+	succeed(r, sk, http.MethodGet, "/agents/gpu-1", nil, &agent)
 	if agent.SyncPhase != "syncing" || agent.SyncDetail != "models 3/12" || agent.SyncPercent == nil || *agent.SyncPercent != 25 {
 		t.Errorf("the list says what is synced: %+v", agent)
 	}

@@ -118,7 +118,7 @@ func next(t *testing.T, what string, ch <-chan ending, limit time.Duration) endi
 // session returns one tunnel as the status shows it; nil when it is closed.
 func session(r *world.Relay, sk, agent string, id ident.SessionID) *api.Session {
 	var st api.TunnelStatus
-	r.API(sk, http.MethodGet, "/agents/"+agent+"/tunnel", nil, &st)
+	succeed(r, sk, http.MethodGet, "/agents/"+agent+"/tunnel", nil, &st)
 	for _, s := range st.Sessions {
 		if s.SessionID == id {
 			return &s
@@ -187,7 +187,7 @@ func TestIdleCloseExplainsItself(t *testing.T) {
 			cancel()
 		}
 		session(r, sk, "gpu-1", quiet.SessionID)
-		r.API(sk, http.MethodGet, "/tunnels/"+string(pings.SessionID)+"/viewers", nil, nil)
+		_, _ = r.API(sk, http.MethodGet, "/tunnels/"+string(pings.SessionID)+"/viewers", nil, nil) // until it is closed
 		_ = w.Run(a.Env, filepath.Join(w.Bin, "adit-agent"), "status", "--json")
 		<-time.After(500 * time.Millisecond) // people are not faster
 	}

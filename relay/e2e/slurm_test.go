@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,15 +90,7 @@ func (s *slurm) state() string {
 
 func (s *slurm) waitState(what string, want ...string) {
 	s.w.T.Helper()
-	s.w.Eventually(30*time.Second, what, func() bool {
-		now := s.state()
-		for _, w := range want {
-			if now == w {
-				return true
-			}
-		}
-		return false
-	})
+	s.w.Eventually(30*time.Second, what, func() bool { return slices.Contains(want, s.state()) })
 }
 
 // job is a queued job that leaves a file when it ran.

@@ -38,10 +38,12 @@ func newPool(t *testing.T) *pool {
 	for _, relay := range []ident.RelayID{"a", "b"} {
 		p.write(relay, audit.Record{Event: audit.RelayStarted})
 	}
-	p.step("a", func(s *gate.Step) error {
+	if err := p.step("a", func(s *gate.Step) error {
 		_, err := s.Connect(gate.Claim{Relay: "a", Instance: "1", Capacity: 1})
 		return err
-	})
+	}); err != nil {
+		t.Fatal(err)
+	}
 	return p
 }
 
