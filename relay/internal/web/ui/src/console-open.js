@@ -80,7 +80,7 @@ function Opened({ tunnel, close }) {
   useEffect(() => ref.current?.focus(), []);
   return html`<div class="opened">
     <p>Whoever has this link can use it until ${clock(tunnel.expires_at)}, or until the tunnel closes.</p>
-    <div class="share"><input ref=${ref} readonly aria-label="Link of the tunnel" value=${tunnel.tunnel_url} onFocus=${(e) => e.target.select()} /><${Copy} text=${tunnel.tunnel_url} what="Copy the link" class="primary" >Copy link</${Copy}></div>
+    <div class="share"><input ref=${ref} readonly aria-label="Link of the tunnel" value=${tunnel.tunnel_url} onFocus=${(e) => e.target.select()} /><${Copy} text=${tunnel.tunnel_url} what="Copy link" class="primary" >Copy link</${Copy}></div>
     ${tcp ? html`<p class="note">For programs: <code>adit connect - -L 127.0.0.1:2222</code> reads the link from its input.</p>` : html`<${QR} text=${tunnel.tunnel_url} />`}
     ${tunnel.warnings.map((w) => html`<p class="warning">${w}</p>`)}
     <footer>${!tcp && html`<a class="button" href=${tunnel.tunnel_url} target="_blank" rel="noopener noreferrer">Open in a new tab</a>`}<button type="button" onClick=${close}>Done</button></footer>

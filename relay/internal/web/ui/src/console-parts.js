@@ -42,7 +42,7 @@ export function Copy({ text, what, children = "Copy link", ...rest }) {
     try { await copy(text); setDone("Copied"); } catch (e) { setDone("Not copied"); }
     setTimeout(() => setDone(null), 1600);
   };
-  return html`<button type="button" class="copy" aria-label=${what} onClick=${press} ...${rest}>${done || children}<span class="sr" role="status">${done ? `${what}: ${done.toLowerCase()}` : ""}</span></button>`;
+  return html`<button type="button" class="copy" aria-label=${done ? `${done}: ${what}` : what} onClick=${press} ...${rest}>${done || children}<span class="sr" role="status">${done ? `${what}: ${done.toLowerCase()}` : ""}</span></button>`;
 }
 
 export function QR({ text }) {
@@ -58,6 +58,8 @@ export function Dialog({ title, close, children, wide }) {
   useEffect(() => {
     const back = document.activeElement;
     ref.current.showModal();
+    // The browser would begin with the cross.
+    (ref.current.querySelector("input:checked") || ref.current.querySelector(".box > :not(header) :is(input, select, button, a)"))?.focus();
     return () => { if (back?.isConnected) back.focus(); };
   }, []);
   return html`<dialog ref=${ref} class=${wide ? "wide" : ""} aria-labelledby="dialog-title"

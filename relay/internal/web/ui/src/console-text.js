@@ -17,7 +17,7 @@ function span(seconds) {
 }
 
 export const ago = (t, now) => (now - Date.parse(t) < 5000 ? "just now" : span((now - Date.parse(t)) / 1000) + " ago");
-export const until = (t, now) => (Date.parse(t) <= now ? "now" : "in " + span((Date.parse(t) - now) / 1000));
+export const until = (t, now) => { const at = typeof t === "number" ? t : Date.parse(t); return at <= now ? "now" : "in " + span((at - now) / 1000); };
 export const clock = (t) => new Date(t).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 export const plural = (n, one, many = one + "s") => `${n} ${n === 1 ? one : many}`;
 
@@ -31,8 +31,8 @@ export function seconds(text) {
 const apps = { comfyui: "ComfyUI", jupyter: "Jupyter", gradio: "Gradio", streamlit: "Streamlit", tensorboard: "TensorBoard", "code-server": "code-server", ollama: "Ollama", vllm: "vLLM", ssh: "SSH", postgres: "PostgreSQL" };
 const ports = { 22: "SSH", 7860: "Gradio", 8188: "ComfyUI", 8888: "Jupyter" };
 
-/** purpose says what a tunnel is used for: its label, else what was found there. */
-export const appName = (s) => apps[s.app] || s.app || ports[s.target_port] || `port ${s.target_port}`;
+/** appName is what listens behind a tunnel, as far as is known. */
+export const appName = (s) => apps[s.app] || s.app || ports[s.target_port] || "";
 
 export const states = {
   idle: ["Idle", "ready for tasks and tunnels"],

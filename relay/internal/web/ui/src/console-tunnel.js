@@ -8,7 +8,8 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
   const [panel, setPanel] = useState("");
   const [ask, setAsk] = useState("");
   const [error, setError] = useState(null);
-  const name = s.label || appName(s);
+  const found = appName(s);
+  const name = s.label || found || `Port ${s.target_port}`;
   const tcp = s.tunnel_protocol === "tcp";
   const run = (f) => async () => {
     setError(null);
@@ -21,7 +22,7 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
   return html`<li class="tunnel" aria-labelledby=${id}>
     <div class="what">
       <h3 id=${id}>${name}</h3>
-      <span class="kind">${s.label ? appName(s) + " · " : ""}${tcp ? "tcp" : "http"} ${s.target_port}</span>
+      <span class="kind">${s.label && found ? found + " · " : ""}${tcp ? "tcp" : "http"} ${s.target_port}</span>
     </div>
     <dl class="facts">
       <div><dt>Opened by</dt><dd>${s.opened_by}, ${ago(s.opened_at, now)}</dd></div>
@@ -33,9 +34,9 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
     ${(s.warnings || []).map((w) => html`<p class="warning">${w}</p>`)}
     <div class="actions">
       ${!tcp && html`<a class="button primary" href=${s.tunnel_url} target="_blank" rel="noopener noreferrer" aria-label=${`Open ${name} in a new tab`}>Open</a>`}
-      <${Copy} text=${s.tunnel_url} what=${`Copy the link of ${name}`} />
+      <${Copy} text=${s.tunnel_url} what=${`Copy link of ${name}`} />
       <button type="button" aria-label=${`QR code of ${name}`} onClick=${() => setAsk("qr")}>QR</button>
-      <button type="button" aria-expanded=${panel === "viewers"} aria-label=${`Viewers of ${name}`} onClick=${toggle("viewers")}>Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""}</button>
+      <button type="button" aria-expanded=${panel === "viewers"} aria-label=${`Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""} of ${name}`} onClick=${toggle("viewers")}>Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""}</button>
       <button type="button" aria-expanded=${panel === "links"} aria-label=${`Named links of ${name}`} onClick=${toggle("links")}>Links</button>
       <button type="button" aria-label=${`Extend ${name}`} onClick=${() => setAsk("extend")}>Extend</button>
       <button type="button" class="danger" aria-label=${`Close ${name}`} onClick=${() => setAsk("close")}>Close</button>
