@@ -160,6 +160,9 @@ func (r *Relay) status(context.Context) admin.Status {
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL, StartedAt: r.started, Draining: r.draining.Load(),
 		Store: r.p.store.Status(), Agents: agents, Streams: streams, Relays: r.p.store.Relays(),
 	}
+	if r.p.peers != nil {
+		st.Peers, _ = r.p.peers.Links()
+	}
 	for range r.p.store.AllTunnels() {
 		st.Tunnels++
 	}

@@ -14,13 +14,9 @@ func (u *Uplink) keep(ctx context.Context, index int) {
 	c := &course{configured: u.conf.RelayURLs}
 	for {
 		if index > 0 {
-			url, err := u.mayJoin(ctx)
-			if err != nil {
+			if err := u.mayJoin(ctx); err != nil {
 				return
 			}
-			// Links belong to one session at one relay: another relay would start a new
-			// session, and end the first.
-			c.configured, c.learned, c.prefer, c.last = []string{url}, nil, nil, ""
 		}
 		end := u.once(ctx, c, index)
 		if ctx.Err() != nil {
@@ -62,6 +58,11 @@ func (u *Uplink) watch(ctx context.Context, c *course, s *session, ended <-chan 
 		select {
 		case end := <-ended:
 			return nil, end
+		case <-s.move:
+			if next, end, over := u.moveOn(ctx, c, s, ended); over {
+				return next, end
+			}
+			continue
 		case <-s.doubt:
 		}
 		if s.index > 0 {
@@ -134,7 +135,7 @@ var errAlive = errors.New("the link lives after all")
 // connect dials and greets. instead is the link in doubt that the new one is to
 // replace, nil for none.
 func (u *Uplink) connect(ctx context.Context, c *course, index int, instead *session) (*session, error) {
-	l, url, err := u.reach(ctx, c.targets(), c.isEager())
+	l, url, err := u.reach(ctx, u.spread(c, index), c.isEager())
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +144,7 @@ func (u *Uplink) connect(ctx context.Context, c *course, index int, instead *ses
 		return nil, context.Cause(ctx)
 	}
 	s := newSession(u, l, url, index)
+	s.joins = u.joins(index, instead)
 	w, err := s.greet(ctx)
 	if err == nil {
 		err = u.admit(s, w)

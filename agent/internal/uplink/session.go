@@ -49,6 +49,9 @@ type session struct {
 	hello   wire.AgentHello // what the relay was told at first
 	doubt   chan struct{}   // a value: the link fell silent
 	relief  chan struct{}   // a value: it spoke again
+	move    chan struct{}   // a value: the relay stops
+	leave   atomic.Pointer[wire.Goodbye] // with which it said so
+	joins   bool            // it asks to be one more link of a living session
 
 	endOnce sync.Once
 	ended   chan struct{} // closed by end
@@ -58,6 +61,8 @@ type session struct {
 	generation uint64
 	relay      ident.RelayID
 	since      time.Time
+	relays     []string // others of the pool, as the welcome named them
+	moving     bool     // another link is being made in its place
 }
 
 func newSession(u *Uplink, l *link.Link, url string, index int) *session {
@@ -66,6 +71,7 @@ func newSession(u *Uplink, l *link.Link, url string, index int) *session {
 		queue:  make(chan wire.Message, outQueue),
 		doubt:  make(chan struct{}, 1),
 		relief: make(chan struct{}, 1),
+		move:   make(chan struct{}, 1),
 		ended:  make(chan struct{}),
 	}
 }
@@ -85,6 +91,7 @@ func (s *session) greet(ctx context.Context) (*wire.Welcome, error) {
 	c := &s.up.conf
 	s.hello = wire.AgentHello{
 		Agent: c.Agent, Instance: s.up.instance, Generation: s.up.Epoch(), LinkIndex: s.index,
+		Join: s.joins && s.index == 0, Alone: s.up.alone(),
 		Version: c.Version, Platform: c.Platform, Labels: c.Labels, Capabilities: c.Capabilities,
 		TaskCapacity: c.TaskCapacity, Tunnels: c.Tunnels.IDs(), Facts: s.facts(), State: c.Machine.State(),
 	}
@@ -288,6 +295,10 @@ func (s *session) listen(ctx context.Context, wg *sync.WaitGroup) {
 	for {
 		m, err := s.in.Read()
 		if err != nil {
+			if g := s.leave.Load(); g != nil {
+				s.end(goodbye(g))
+				return
+			}
 			r := reasonLost
 			if errors.Is(err, wire.ErrMalformed) || errors.Is(err, wire.ErrMessageTooLong) {
 				r = reasonError
@@ -300,6 +311,7 @@ func (s *session) listen(ctx context.Context, wg *sync.WaitGroup) {
 			return
 		}
 		switch {
+		case m.Goodbye != nil && s.asked(m.Goodbye):
 		case m.Goodbye != nil:
 			s.end(goodbye(m.Goodbye))
 			return

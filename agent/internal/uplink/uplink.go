@@ -73,6 +73,7 @@ type Uplink struct {
 	instance string
 	metrics  *metrics
 	quiet    chan struct{} // closed when a stopping uplink has waited for its streams
+	retired  sync.WaitGroup // links whose relay stops, with another in their place
 
 	mu         sync.Mutex
 	seen       uint64                // highest generation
@@ -106,6 +107,7 @@ func New(conf Config) *Uplink {
 // finish, the relays are told, and Run returns with no goroutine left.
 func (u *Uplink) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	defer u.retired.Wait()
 	defer wg.Wait()
 	wg.Go(func() { u.conf.Tunnels.run(ctx) })
 	wg.Go(func() { u.waitQuiet(ctx) })
@@ -218,7 +220,7 @@ func (u *Uplink) enter(s *session, w *wire.Welcome) (alone bool, err error) {
 	switch {
 	case w.Generation < u.seen:
 		return false, &ending{reason: reasonStale, err: fmt.Errorf("relay %s offers generation %d, but %d was seen: its store was set back, or it is not what it was", w.Relay, w.Generation, u.seen)}
-	case s.index > 0 && w.Generation != u.seen:
+	case s.joins && w.Generation != u.seen:
 		return false, &ending{reason: reasonNotJoined, err: fmt.Errorf("relay %s did not join link %d to this agent's session", w.Relay, s.index)}
 	}
 	alone = true
@@ -227,7 +229,7 @@ func (u *Uplink) enter(s *session, w *wire.Welcome) (alone bool, err error) {
 			alone = false
 		}
 	}
-	s.generation, s.relay, s.since = w.Generation, w.Relay, time.Now()
+	s.generation, s.relay, s.since, s.relays = w.Generation, w.Relay, time.Now(), w.Relays
 	u.seen = w.Generation
 	u.live[s] = struct{}{}
 	u.superseded, u.lastError = "", ""
@@ -274,17 +276,17 @@ func (u *Uplink) setLastError(err error) {
 	u.lastError = err.Error()
 }
 
-// mayJoin waits until a further link may be dialled: the first one is up, and no
-// other process took this one's place. It returns the first link's address.
-func (u *Uplink) mayJoin(ctx context.Context) (string, error) {
+// mayJoin waits until a further link may be dialled: another one is up, so no other
+// process took this one's place.
+func (u *Uplink) mayJoin(ctx context.Context) error {
 	for {
 		changed := u.changes()
-		if s := u.first(); s != nil && s.index == 0 {
-			return s.url, nil
+		if u.Online() {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-changed:
 		}
 	}

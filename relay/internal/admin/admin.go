@@ -44,6 +44,7 @@ type Status struct {
 	Streams   int                 `json:"streams"`
 	Tunnels   int                 `json:"tunnels"`
 	Relays    []store.RelayRecord `json:"relays"`
+	Peers     []ident.RelayID     `json:"peers,omitempty"` // those to which a link is up
 	Warnings  []string            `json:"warnings,omitempty"`
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,7 +50,7 @@ func newStatus() *cobra.Command {
 			fmt.Fprintf(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
 				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, st.Store.SizeBytes, st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
 			for _, r := range st.Relays {
-				fmt.Fprintf(w, "pool      %s, version %s, since %s\n", r.ID, r.Version, day(r.Started, "-"))
+				fmt.Fprintf(w, "pool      %s%s, %s, version %s, since %s\n", r.ID, linkTo(st, r), poolState(r), r.Version, since(r.Started))
 			}
 			for _, warning := range st.Warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", warning)
@@ -60,6 +61,32 @@ func newStatus() *cobra.Command {
 	socketFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// poolState says in a word what a relay of the pool does.
+func poolState(r store.RelayRecord) string {
+	if r.Draining {
+		return "draining"
+	}
+	return "serving"
+}
+
+// linkTo says how this relay is linked to another one.
+func linkTo(st admin.Status, r store.RelayRecord) string {
+	switch {
+	case r.ID == st.Relay:
+		return " (this one)"
+	case slices.Contains(st.Peers, r.ID):
+		return " (linked)"
+	}
+	return ""
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return "an unknown time"
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 func newDrain() *cobra.Command {
@@ -174,7 +201,7 @@ key (cluster_key_file) is no part of a backup: without it, old tunnel URLs are d
 		},
 	}
 	configFlags(restore)
-	cmd.AddCommand(backup, restore)
+	cmd.AddCommand(backup, restore, newMove())
 	return cmd
 }
 

@@ -91,6 +91,12 @@ func (u *upstream) Done() <-chan struct{} {
 	return nil
 }
 
+// stale says that the stream's way to the app is about to end, if it can tell.
+func (u *upstream) stale() bool {
+	s, ok := u.Stream.(interface{ Stale() bool })
+	return ok && s.Stale()
+}
+
 // Write counts what the user sent.
 func (u *upstream) Write(p []byte) (int, error) {
 	n, err := u.Stream.Write(p)
@@ -139,7 +145,7 @@ func (p *pool) get(once bool) *upstream {
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
 		p.mu.Unlock()
-		if u.unwatch() {
+		if u.unwatch() && !u.stale() {
 			u.reused = true
 			return u
 		}
@@ -153,7 +159,7 @@ func (p *pool) put(u *upstream) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastUsed = u.idleSince
-	if p.closed || len(p.idle) >= p.max {
+	if p.closed || len(p.idle) >= p.max || u.stale() {
 		_ = u.Close()
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
 )
 
@@ -101,7 +102,9 @@ func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), opt
 	if x.e.draining.Load() { // Drain looked before it was registered
 		late.Go(func() { u.end(closeServiceRestart, "the relay restarts; connect again") })
 	}
-	_, err := splice.Both(ctx, user, app, options)
+	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func() {
+		u.end(closeServiceRestart, "the way to the app was lost; connect again")
+	}}, options)
 	close(u.done)
 	late.Wait()
 	if !undo() {
@@ -111,6 +114,38 @@ func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), opt
 		x.aborted = true
 		x.e.log.Debug("connection ended", "request_id", x.id, "session_id", x.route.Record.Session, "error", err)
 	}
+}
+
+// lastWord is the app's side of an upgraded connection. When the link below it is
+// lost, the user is told before the copying ends.
+type lastWord struct {
+	splice.Conn
+	lost func()
+}
+
+// Read implements io.Reader.
+func (c *lastWord) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && errors.Is(err, link.ErrClosed) {
+		c.lost()
+	}
+	return n, err
+}
+
+// Reset passes on what splice looks for.
+func (c *lastWord) Reset() error {
+	if r, ok := c.Conn.(interface{ Reset() error }); ok {
+		return r.Reset()
+	}
+	return c.Close()
+}
+
+// Done passes on what splice looks for.
+func (c *lastWord) Done() <-chan struct{} {
+	if d, ok := c.Conn.(interface{ Done() <-chan struct{} }); ok {
+		return d.Done()
+	}
+	return nil
 }
 
 func (e *Edge) register(u *upgraded) {

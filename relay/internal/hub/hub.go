@@ -348,6 +348,7 @@ func (h *Hub) Drain(ctx context.Context) {
 		case <-time.After(step):
 		}
 	}
+	h.awaitMoves(ctx, all)
 }
 
 func (h *Hub) closeAll(reason, detail string) {

@@ -164,3 +164,40 @@ func (h *Hub) leavesToOthers(s *session) bool {
 	}
 	return handed
 }
+
+// moveTime bounds the wait for agents that were told to move.
+const moveTime = 1500 * time.Millisecond
+
+// awaitMoves waits until the agents have a link elsewhere: what is closed then is
+// missed by nobody.
+func (h *Hub) awaitMoves(ctx context.Context, all []*session) {
+	if h.cfg.Pool == nil || len(h.cfg.Relays()) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, moveTime)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for _, s := range all {
+		for h.session(s.key) == s && !h.movedOn(s) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+func (h *Hub) movedOn(s *session) bool {
+	rec, ok := h.cfg.Pool.Agent(s.key)
+	if !ok || rec.Epoch > s.epoch {
+		return true
+	}
+	for id, epoch := range rec.Also {
+		if epoch == rec.Epoch && id != h.cfg.Relay {
+			return true
+		}
+	}
+	return rec.Relay != h.cfg.Relay
+}

@@ -3,7 +3,9 @@ package peers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +19,7 @@ import (
 // already; the agent's own verdict is what comes first on the stream.
 type Stream struct {
 	*link.Stream
+	stale func() bool // the other relay stops or is gone
 
 	done atomic.Bool // the verdict was read
 	mu   sync.Mutex
@@ -33,8 +36,16 @@ func (s *Stream) Read(p []byte) (int, error) {
 	} else if s.err != nil {
 		return 0, s.err
 	}
-	return s.Stream.Read(p)
+	n, err := s.Stream.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, link.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) && s.stale() {
+		err = fmt.Errorf("%w: the relay that held the agent stops: %w", link.ErrClosed, err)
+	}
+	return n, err
 }
+
+// Stale says that the other relay stops or is gone: what begins anew should take
+// another way.
+func (s *Stream) Stale() bool { return s.stale() }
 
 // Verdict waits for the agent's answer to the hello.
 func (s *Stream) Verdict(ctx context.Context) error {
