@@ -129,6 +129,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 		Allowed: a.desk.Allowed,
 		Dial:    func(ctx context.Context, port uint16) (net.Conn, error) { return dialPort(ctx, port) },
 	})
+	hooks := queueHooks(reg)
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,
 		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels, Capabilities: capabilities,
@@ -138,7 +139,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read credential: %w", err)
 			}
-			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Logger: log}})
+			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Logger: log, Hooks: hooks}})
 		},
 		Machine: a.board, Desk: a.desk, Probe: prober.Probe, Tunnels: a.tunnels,
 		StopGrace: conf.StopGrace.D(), Kill: opts.Kill, Notify: opts.Notify, Logger: log, Registerer: reg,

@@ -34,6 +34,12 @@ const (
 	reasonShutdown     reason = "shutdown"
 )
 
+// reasons are all of them.
+var reasons = [...]reason{
+	reasonDial, reasonRefused, reasonUnauthorized, reasonLost, reasonDrain, reasonFenced, reasonSuperseded, reasonRevoked,
+	reasonError, reasonStale, reasonNotJoined, reasonReplaced, reasonShutdown,
+}
+
 // ending is how a link or the attempt at one ended. It is an error.
 type ending struct {
 	reason     reason

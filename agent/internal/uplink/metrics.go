@@ -24,6 +24,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
 	}
+	for _, why := range reasons {
+		m.reconnects.WithLabelValues(string(why)) // alerts need the zero before the first
+	}
 	if r != nil {
 		r.MustRegister(m.up, m.reconnects, m.rtt)
 	}

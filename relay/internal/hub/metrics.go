@@ -1,6 +1,12 @@
 package hub
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/link"
+)
 
 type metrics struct {
 	sessions    prometheus.Gauge
@@ -8,6 +14,7 @@ type metrics struct {
 	disconnects *prometheus.CounterVec // reason: a goodbye's, or lost
 	opens       *prometheus.CounterVec // outcome: ok, away, cut, limit, error
 	rtt         prometheus.Histogram
+	queue       prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -28,9 +35,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "adit_relay_link_rtt_seconds", Help: "Round trips of pings over the agents' links.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
+		queue: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "adit_relay_link_queue_seconds", Help: "How long the oldest frame of each write to an agent's link had waited.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
+		}),
 	}
+	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue)
 	}
 	return m
+}
+
+// hooks measure what links do with frames.
+func (m *metrics) hooks() link.Hooks {
+	return link.Hooks{Sent: func(_, _ int, queued time.Duration) { m.queue.Observe(queued.Seconds()) }}
 }

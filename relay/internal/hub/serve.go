@@ -50,7 +50,7 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 	defer h.serving.Done()
 
 	l, err := link.Accept(w, r, link.Config{
-		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, Budget: h.cfg.Budget, Logger: h.log,
+		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
 	})
 	if err != nil {
 		h.metrics.connects.WithLabelValues("error").Inc()
