@@ -62,8 +62,8 @@ type AgentHello struct {
 	// Generation is the highest the process has seen; 0 for a fresh process, which
 	// takes over from an older instance. A process that was superseded does not
 	// take over again while the newer one lives.
-	Generation   uint64            `json:"generation"`
-	LinkIndex    int               `json:"link_index"` // 0 for the first link of the process
+	Generation uint64 `json:"generation"`
+	LinkIndex  int    `json:"link_index"` // 0 for the first link of the process
 	// Join asks that this link becomes one more of the session of Generation, which
 	// the process has a link of; LinkIndex above 0 means the same.
 	Join bool `json:"join,omitempty"`

@@ -46,12 +46,12 @@ type session struct {
 	rtt     atomic.Int64
 	ponged  atomic.Int64 // when the last pong came, since begun
 	begun   time.Time
-	hello   wire.AgentHello // what the relay was told at first
-	doubt   chan struct{}   // a value: the link fell silent
-	relief  chan struct{}   // a value: it spoke again
-	move    chan struct{}   // a value: the relay stops
+	hello   wire.AgentHello              // what the relay was told at first
+	doubt   chan struct{}                // a value: the link fell silent
+	relief  chan struct{}                // a value: it spoke again
+	move    chan struct{}                // a value: the relay stops
 	leave   atomic.Pointer[wire.Goodbye] // with which it said so
-	joins   bool            // it asks to be one more link of a living session
+	joins   bool                         // it asks to be one more link of a living session
 
 	endOnce sync.Once
 	ended   chan struct{} // closed by end

@@ -72,7 +72,7 @@ type Uplink struct {
 	conf     Config
 	instance string
 	metrics  *metrics
-	quiet    chan struct{} // closed when a stopping uplink has waited for its streams
+	quiet    chan struct{}  // closed when a stopping uplink has waited for its streams
 	retired  sync.WaitGroup // links whose relay stops, with another in their place
 
 	mu         sync.Mutex

@@ -121,7 +121,7 @@ type Hub struct {
 	sessions map[ident.AgentKey]*session
 	arrivals map[ident.AgentKey]*arrival
 	cut      map[ident.SessionID]time.Time // closed tunnels, kept while a racing open may still come
-	joining  map[ident.AgentKey]int // links that are about to be admitted
+	joining  map[ident.AgentKey]int        // links that are about to be admitted
 	draining bool
 	serving  sync.WaitGroup // ServeLink calls and grace timers
 	stop     chan struct{}  // closed when Run ends

@@ -12,11 +12,11 @@ import (
 
 // AgentRecord is the gate: one per agent, every change a compare-and-set.
 type AgentRecord struct {
-	Epoch     uint64                          `json:"epoch"`              // generation of the agent session
-	Relay     ident.RelayID                   `json:"relay,omitempty"`    // who holds it, or held it last
+	Epoch uint64        `json:"epoch"`           // generation of the agent session
+	Relay ident.RelayID `json:"relay,omitempty"` // who holds it, or held it last
 	// Also are the other relays that have a link of the agent or may still have one,
 	// each with the generation of that link.
-	Also map[ident.RelayID]uint64 `json:"also,omitempty"`
+	Also      map[ident.RelayID]uint64        `json:"also,omitempty"`
 	Instance  string                          `json:"instance,omitempty"` // the agent process of this epoch
 	N         uint64                          `json:"n"`                  // counts changes
 	Nonce     string                          `json:"nonce"`              // of the last change
