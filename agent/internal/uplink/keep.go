@@ -25,7 +25,7 @@ func (u *Uplink) keep(ctx context.Context, index int) {
 		wait := c.after(end, u.Epoch())
 		u.report(end, index, wait)
 		u.metrics.reconnects.WithLabelValues(string(end.reason)).Inc()
-		if err := sleep(ctx, wait); err != nil {
+		if err := backoff.Sleep(ctx, wait); err != nil {
 			return
 		}
 	}
@@ -189,18 +189,4 @@ func asEnding(err error) *ending {
 		return e
 	}
 	return &ending{reason: reasonLost, err: err}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return context.Cause(ctx)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }
