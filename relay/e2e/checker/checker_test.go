@@ -336,9 +336,9 @@ func TestDoctoredLogsAreCaught(t *testing.T) {
 			find(in, audit.TaskAdmitted, 3).Epoch = 0
 			find(in, audit.TaskAdmitted, 0).Epoch = 7
 		}, "epoch"},
-		"an epoch given out twice": {auditOnly, func(in *checker.Input) {
-			for _, relay := range []ident.RelayID{"c", "d"} {
-				in.Audit = append(in.Audit, audit.Record{Event: audit.AgentConnected, Relay: relay, Seq: 1, Team: agent.Team, Agent: agent.Agent, Epoch: 5})
+		"an epoch given to two processes": {everything, func(in *checker.Input) {
+			for i := 5; i < len(in.History); i++ {
+				in.History[i].Record.Instance = "another"
 			}
 		}, "epoch"},
 		"one revision made by two relays": {auditOnly, func(in *checker.Input) {

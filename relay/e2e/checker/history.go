@@ -45,6 +45,10 @@ func deriveHistory(r *Report, all []Version) *history {
 		if next.Epoch < prev.Epoch {
 			r.violate("epoch", v.Key, "epoch goes from %d to %d at n %d", prev.Epoch, next.Epoch, next.N)
 		}
+		// Further links of a process join its epoch; another process never does.
+		if next.Epoch == prev.Epoch && next.Instance != prev.Instance {
+			r.violate("epoch", v.Key, "epoch %d was given to another process at n %d", next.Epoch, next.N)
+		}
 		h.events[v.Key] = append(h.events[v.Key], h.diff(r, v.Key, prev, next)...)
 		if h.at[v.Key] == nil {
 			h.at[v.Key] = map[uint64]versions{}
