@@ -112,8 +112,8 @@ func (r *Relay) remote(req *http.Request) string {
 		return host
 	}
 	hops := strings.Split(strings.Join(req.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0; i-- {
-		ip := net.ParseIP(strings.TrimSpace(hops[i]))
+	for _, hop := range slices.Backward(hops) {
+		ip := net.ParseIP(strings.TrimSpace(hop))
 		if ip == nil {
 			break
 		}

@@ -66,7 +66,7 @@ func (l *layerRun) onFail(failed chan<- error) {
 
 // wait calls a step that needs the group, and gives up with it, with a signal to
 // stop or after the time given.
-func (l *layerRun) wait(limit time.Duration, signal context.Context, step func(context.Context) error) error {
+func (l *layerRun) wait(limit time.Duration, signal context.Context, step func(context.Context) error) error { //nolint:revive // signal is not the context of the call
 	ctx, cancel := context.WithTimeout(l.ctx, limit)
 	defer cancel()
 	defer context.AfterFunc(signal, cancel)()

@@ -702,7 +702,7 @@ func checkHead(t *testing.T, name, head, host, prefix string) {
 		t.Errorf("%s: smuggled: %q", name, head)
 	}
 	count := map[string][]string{}
-	for _, f := range strings.Split(fields, "\r\n") {
+	for f := range strings.SplitSeq(fields, "\r\n") {
 		k, v, _ := strings.Cut(f, ":")
 		count[strings.ToLower(k)] = append(count[strings.ToLower(k)], strings.TrimSpace(v))
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -130,9 +131,7 @@ func TestPrometheusAnswersEveryQueryAndAlert(t *testing.T) {
 	world.Get(c, dead.TunnelURL)
 
 	queries := dashboardQueries(t, "relay.json")
-	for name, expr := range dashboardQueries(t, "fleet.json") {
-		queries[name] = expr
-	}
+	maps.Copy(queries, dashboardQueries(t, "fleet.json"))
 	empty := map[string]string{}
 	limit := time.Now().Add(40 * time.Second)
 	w.Eventually(45*time.Second, "every query has an answer, or time is up", func() bool {

@@ -51,7 +51,7 @@ func binaries(t *testing.T) string {
 		return dir
 	}
 	build.once.Do(func() {
-		build.dir, build.err = os.MkdirTemp("", "adit-e2e-")
+		build.dir, build.err = os.MkdirTemp("", "adit-e2e-") //nolint:usetesting // all tests of the process share it
 		if build.err != nil {
 			return
 		}

@@ -74,7 +74,7 @@ func (h *Hub) Changed(key ident.AgentKey, rec store.AgentRecord) {
 
 // publish writes the presence, now that this relay is the agent's first.
 func (s *session) publish(ctx context.Context) {
-	for attempt := 0; attempt < 5; attempt++ {
+	for range 5 {
 		s.mu.Lock()
 		s.written = store.Presence{}
 		s.mu.Unlock()
@@ -93,13 +93,11 @@ func (s *session) publish(ctx context.Context) {
 }
 
 func (h *Hub) background(f func(context.Context)) {
-	h.serving.Add(1)
-	go func() {
-		defer h.serving.Done()
+	h.serving.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), poolTime)
 		defer cancel()
 		f(ctx)
-	}()
+	})
 }
 
 func (h *Hub) isDraining() bool {

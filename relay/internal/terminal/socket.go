@@ -336,8 +336,7 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream edge.Strea
 	wg.Go(func() { cancel(s.up(ctx, use, stream, a.ReadOnly)) })
 	<-ctx.Done()
 	cause := context.Cause(ctx)
-	var c *closing
-	if errors.As(cause, &c) {
+	if c, ok := errors.AsType[*closing](cause); ok {
 		s.end(c.code, c.reason) // before the reader's context closes the socket without a word
 	}
 	s.cutLate(&wg)
