@@ -6,8 +6,10 @@ const create = Document.prototype.createElement;
 const setAttribute = Element.prototype.setAttribute;
 
 Document.prototype.createElement = function (name, options) {
-  const el = create.call(this, name, options);
-  if (String(name).toLowerCase() !== "style") return el;
+  if (String(name).toLowerCase() !== "style") return create.call(this, name, options);
+  // Even an empty <style> is refused, so it is none.
+  const el = create.call(this, "span");
+  el.hidden = true;
   const sheet = new CSSStyleSheet();
   let text = "";
   document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];

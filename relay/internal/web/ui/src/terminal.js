@@ -128,7 +128,10 @@ term.onData((text) => {
 });
 term.onBinary((text) => connection.type(Uint8Array.from(text, (c) => c.charCodeAt(0))));
 const arrows = { up: "A", down: "B", right: "C", left: "D" };
-$("keys").hidden = !matchMedia("(pointer: coarse)").matches && !matchMedia("(max-width: 40rem)").matches;
+const small = matchMedia("(pointer: coarse), (max-width: 40rem)");
+const offerKeys = () => { $("keys").hidden = !small.matches; };
+small.addEventListener("change", offerKeys);
+offerKeys();
 $("keys").addEventListener("pointerdown", (e) => e.preventDefault()); // the keyboard stays open
 $("keys").addEventListener("click", (e) => {
   const key = e.target.dataset.key;
