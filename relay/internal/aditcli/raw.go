@@ -31,7 +31,7 @@ type remoteTerminal struct {
 }
 
 var (
-	errLeft     = errors.New("left by ~.") //nolint:revive // the escape ends with a dot
+	errLeft     = errors.New("left by ~.") //nolint:revive,staticcheck // the escape ends with a dot
 	errInputEnd = errors.New("the terminal's input ended")
 )
 
