@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -25,7 +26,12 @@ import (
 // serveLink authenticates an agent and gives its request to the hub.
 func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 	p, err := r.p.creds.Authenticate(req)
-	if err == nil {
+	switch {
+	case err != nil:
+	case !r.p.store.Serving(): // said before the upgrade, so that the agent tries another relay at once
+		err = api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
+			"this relay has lost its store and takes no links until it is back").WithRetry(time.Second)
+	default:
 		err = r.p.hub.ServeLink(w, req, p)
 	}
 	if err == nil {

@@ -78,7 +78,8 @@ func ownApp(t *testing.T) *url.URL {
 	return u
 }
 
-func newFleet(t *testing.T, relays int, env ...string) *fleet {
+// newFleet starts relays; more may give one of them further settings.
+func newFleet(t *testing.T, relays int, more func(f *fleet, i int) []string) *fleet {
 	t.Helper()
 	w := world.New(t)
 	f := &fleet{t: t, w: w, etcd: startEtcd(w, 3), app: ownApp(t)}
@@ -89,14 +90,17 @@ func newFleet(t *testing.T, relays int, env ...string) *fleet {
 		name := fmt.Sprintf("relay-%c", 'a'+i)
 		cert, certKey := ca.issue(t, name)
 		port := w.FreePort()
-		r := w.NewRelay(append([]string{
-			"ADIT_STORE_ENDPOINTS=" + f.etcd.endpoints(), "ADIT_RELAY_ID=" + name, "ADIT_CLUSTER_KEY_FILE=" + key,
+		r := w.NewRelay(
+			"ADIT_STORE_ENDPOINTS="+f.etcd.endpoints(), "ADIT_RELAY_ID="+name, "ADIT_CLUSTER_KEY_FILE="+key,
 			fmt.Sprintf("ADIT_PEER_LISTEN=127.0.0.1:%d", port), fmt.Sprintf("ADIT_PEER_URL=https://127.0.0.1:%d", port),
-			"ADIT_PEER_TLS_CA_FILE=" + ca.file, "ADIT_PEER_TLS_CERT_FILE=" + cert, "ADIT_PEER_TLS_KEY_FILE=" + certKey,
+			"ADIT_PEER_TLS_CA_FILE="+ca.file, "ADIT_PEER_TLS_CERT_FILE="+cert, "ADIT_PEER_TLS_KEY_FILE="+certKey,
 			"ADIT_LIMITS_OPENS_PER_MINUTE=1000000", "ADIT_TRUSTED_PROXIES=127.0.0.1",
 			"ADIT_LIMITS_TUNNELS_PER_TEAM=20000", "ADIT_DRAIN_DELAY=500ms",
-		}, env...)...)
+		)
 		r.Env = append(r.Env, "ADIT_PUBLIC_URL="+f.lb.url, fmt.Sprintf("ADIT_AGENT_URL=http://127.0.0.1:%d", r.Port), "ADIT_LOG_LEVEL=info")
+		if more != nil {
+			r.Env = append(r.Env, more(f, i)...)
+		}
 		r.Process = w.Start(name, r.Env, filepath.Join(w.Bin, "adit-relay"), "serve")
 		f.relays, f.names = append(f.relays, r), append(f.names, name)
 	}
@@ -386,7 +390,6 @@ type poolCA struct {
 func newPoolCA(t *testing.T) *poolCA {
 	t.Helper()
 	ca := &poolCA{dir: t.TempDir()}
-	ca.key, ca.cert = nil, nil
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 // TestPoolRollingRestart stops and starts one relay after the other, as an upgrade
 // does, under load through a load balancer.
 func TestPoolRollingRestart(t *testing.T) {
-	f := newFleet(t, 3)
+	f := newFleet(t, 3, nil)
 	n := agents(18)
 	f.run(n, 1)
 	tunnels := f.open(n, "http")
@@ -106,7 +106,7 @@ func (s *sockets) end() { s.stop(); s.wg.Wait() }
 // TestPoolTwoLinks shows that an agent with links to two relays loses nothing with
 // one of them, whichever it is, and that a close waits for both.
 func TestPoolTwoLinks(t *testing.T) {
-	f := newFleet(t, 3)
+	f := newFleet(t, 3, nil)
 	n := agents(12)
 	f.run(n, 2)
 	tunnels := f.open(n, "http")

@@ -27,7 +27,7 @@ func agents(few int) int {
 }
 
 func TestPool(t *testing.T) {
-	f := newFleet(t, 3)
+	f := newFleet(t, 3, nil)
 	n := agents(24)
 	f.run(n, 1)
 	t.Run("any relay serves any tunnel", f.anyRelay)

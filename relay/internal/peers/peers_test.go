@@ -1,0 +1,303 @@
+package peers_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/peers"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
+
+var key = ident.AgentKey{Team: "6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11", Agent: "gpu-1"}
+
+// pool is what both relays know: each other, and that b has the agent.
+type pool struct {
+	relays map[ident.RelayID]store.RelayRecord
+	fenced chan struct{}
+}
+
+func (p *pool) Relays() (out []store.RelayRecord) {
+	for _, r := range p.relays {
+		out = append(out, r)
+	}
+	return out
+}
+func (p *pool) Relay(id ident.RelayID) (store.RelayRecord, bool) { r, ok := p.relays[id]; return r, ok }
+func (p *pool) Presence(ident.AgentKey) (store.Presence, bool) {
+	return store.Presence{Relay: "b", Epoch: 7}, true
+}
+func (p *pool) Agent(ident.AgentKey) (store.AgentRecord, bool) {
+	return store.AgentRecord{Relay: "b", Epoch: 7}, true
+}
+func (p *pool) Serving() bool           { return true }
+func (p *pool) Fenced() <-chan struct{} { return p.fenced }
+
+type silent struct{ c chan store.Change }
+
+func (s silent) C() <-chan store.Change { return s.c }
+func (silent) Lost() bool               { return false }
+func (silent) Close()                   {}
+
+// authority makes certificates.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	dir  string
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t, dir: t.TempDir()}
+	a.key, a.cert = a.sign("ca", &x509.Certificate{Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}), nil
+	raw, err := os.ReadFile(filepath.Join(a.dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(raw)
+	if a.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (a *authority) sign(name string, template *x509.Certificate) *ecdsa.PrivateKey {
+	a.t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	template.SerialNumber, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(time.Hour)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = template, k
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, k.Public(), signer)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	for file, b := range map[string]*pem.Block{name + ".pem": {Type: "CERTIFICATE", Bytes: der}, name + ".key": {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(filepath.Join(a.dir, file), pem.EncodeToMemory(b), 0o600); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	return k
+}
+
+func (a *authority) files(name string) peers.Files {
+	a.sign(name, &x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}})
+	return peers.Files{CA: filepath.Join(a.dir, "ca.pem"), Cert: filepath.Join(a.dir, name+".pem"), Key: filepath.Join(a.dir, name+".key")}
+}
+
+// agentSide is an agent's stream: a link's, as the hub's are, on a pipe.
+func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(context.Context, wire.Hello) (peers.Inner, error) {
+	t.Helper()
+	near, far := net.Pipe()
+	relay, err := link.NewServer(near, link.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := link.NewClient(far, link.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			st, err := agent.Accept(context.Background())
+			if err != nil {
+				return
+			}
+			if h, err := wire.ReadHello(st); err == nil {
+				serve(st, h)
+			}
+			_ = st.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = relay.Close(nil); _ = agent.Close(nil); <-done })
+	return func(ctx context.Context, h wire.Hello) (peers.Inner, error) { return link.OpenHello(ctx, relay, h) }
+}
+
+// two starts relays a and b; b opens streams as it is told.
+func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error)) (first *peers.Peers, addr string) {
+	t.Helper()
+	pl := &pool{relays: map[ident.RelayID]store.RelayRecord{}, fenced: make(chan struct{})}
+	made := map[ident.RelayID]*peers.Peers{}
+	for _, id := range []ident.RelayID{"a", "b"} {
+		addr = fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))
+		pl.relays[id] = store.RelayRecord{ID: id, PeerURL: "https://" + addr}
+		p, err := peers.New(peers.Config{
+			Relay: id, Listen: addr, TLS: a.files(string(id)), Pool: pl, Open: open, Logger: slog.New(slog.DiscardHandler),
+			Subscribe: func(int) peers.Changes { return silent{make(chan store.Change)} },
+			Answers: map[string]func(context.Context, []byte) (any, error){"name": func(_ context.Context, q []byte) (any, error) {
+				return string(id) + " got " + string(q), nil
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made[id] = p
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		t.Cleanup(func() {
+			stop()
+			if err := <-done; err != nil {
+				t.Errorf("relay %s: %v", id, err)
+			}
+		})
+	}
+	testkit.Eventually(t, "both relays listen", func() bool {
+		for _, r := range pl.relays {
+			c, err := net.Dial("tcp", r.PeerURL[len("https://"):])
+			if err != nil {
+				return false
+			}
+			_ = c.Close()
+		}
+		return true
+	})
+	return made["a"], addr
+}
+
+func TestStreamTakesOneHop(t *testing.T) {
+	toAgent := agentSide(t, func(st *link.Stream, h wire.Hello) {
+		if h.Port == 1 {
+			_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeAppRefused, Text: "nothing listens"}))
+			return
+		}
+		_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{}))
+		_, _ = io.Copy(st, st)
+		_ = st.CloseWrite()
+	})
+	a, _ := two(t, newAuthority(t), func(ctx context.Context, k ident.AgentKey, epoch uint64, h wire.Hello) (peers.Inner, error) {
+		switch {
+		case k != key || epoch != 7 || h.Kind != wire.KindTCP:
+			return nil, fmt.Errorf("%w: %v %d %s", peers.ErrNotHere, k, epoch, h.Kind)
+		case h.Port == 2:
+			return nil, peers.ErrNotHere
+		case h.Port == 3:
+			return nil, peers.ErrCut
+		}
+		return toAgent(ctx, h)
+	})
+	st, err := a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Write([]byte("there and back")); err != nil {
+		t.Fatal(err)
+	}
+	_ = st.CloseWrite()
+	if b, err := io.ReadAll(st); err != nil || string(b) != "there and back" {
+		t.Errorf("through the other relay came %q, %v", b, err)
+	}
+	_ = st.Close()
+
+	st, err = a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = st.Write(make([]byte, 1<<20)) // a request in full flow does not hide the refusal
+	var v wire.Verdict
+	if err := st.Verdict(t.Context()); !errors.As(err, &v) || v.Code != wire.CodeAppRefused {
+		t.Errorf("the agent's refusal arrived as %v", err)
+	}
+	if _, err := st.Read(make([]byte, 1)); !errors.As(err, &v) {
+		t.Errorf("reading after the refusal gave %v", err)
+	}
+	_ = st.Close()
+
+	for port, want := range map[uint16]error{2: peers.ErrAway, 3: peers.ErrCut} {
+		if _, err := a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: port}); !errors.Is(err, want) {
+			t.Errorf("port %d: %v, want %v", port, err, want)
+		}
+	}
+	// What came from a relay goes to no other: the mark of a hop is no kind that an
+	// agent's stream can have.
+	for _, kind := range []wire.Kind{wire.KindPeer, wire.KindGate, wire.KindControl} {
+		if _, err := a.Open(t.Context(), key, wire.Hello{Kind: kind, Port: 9}); !errors.Is(err, peers.ErrAway) {
+			t.Errorf("a stream of kind %s should be refused: %v", kind, err)
+		}
+	}
+	var said string
+	if err := a.Ask(t.Context(), "b", "name", 5, &said); err != nil || said != "b got 5" {
+		t.Errorf("asked, b said %q, %v", said, err)
+	}
+}
+
+// TestOnlyRelaysGetIn shows that the authority's signature alone admits nobody: the
+// certificate must name the relay that is said to come.
+func TestOnlyRelaysGetIn(t *testing.T) {
+	ca := newAuthority(t)
+	_, addr := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
+		return nil, peers.ErrNotHere
+	})
+	other := newAuthority(t)
+	for name, c := range map[string]struct {
+		files peers.Files
+		says  string
+		kind  wire.Kind
+	}{
+		"another authority": {other.files("a"), "a", wire.KindPeer},
+		"another's name":    {ca.files("mallory"), "a", wire.KindPeer},
+		"no hello":          {ca.files("a"), "", wire.KindPeer},
+		"another kind":      {ca.files("a"), "a", wire.KindControl},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, err := tls.LoadX509KeyPair(c.files.Cert, c.files.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := tls.Dial("tcp", addr, &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, NextProtos: []string{"adit.peer.v1"}})
+			if err != nil {
+				return // refused in the handshake
+			}
+			l, err := link.NewClient(conn, link.Config{})
+			if err != nil {
+				return
+			}
+			defer func() { _ = l.Close(nil) }()
+			op := "stream"
+			if c.says != "" {
+				op = "hello"
+			}
+			payload, _ := json.Marshal(map[string]string{"op": op, "relay": c.says})
+			st, err := link.OpenHello(t.Context(), l, wire.Hello{Kind: c.kind, Payload: payload})
+			if err == nil {
+				err = st.Verdict(t.Context())
+			}
+			if err == nil {
+				t.Error("it was let in")
+			}
+		})
+	}
+}
