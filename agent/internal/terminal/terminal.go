@@ -86,12 +86,18 @@ func (t *terminal) run(over func()) wire.Exit {
 // print takes the program's output to the ring and to the viewers.
 func (t *terminal) print() {
 	buf := make([]byte, 32<<10)
+	var last time.Time
 	for {
 		t.waitRoom()
 		n, err := t.shell.tty.Read(buf)
+		now := time.Now()
 		if n > 0 {
 			t.printed(buf[:n])
 		}
+		if n < crumb && now.Sub(last) < burst && err == nil {
+			time.Sleep(gather)
+		}
+		last = now
 		if err != nil { // EIO: no program has the terminal open any more
 			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.log.Debug("terminal output ended", "error", err)

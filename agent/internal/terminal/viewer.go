@@ -18,6 +18,12 @@ const (
 	tooFar = 4 << 20
 	// stall is how long a viewer may owe an acknowledgement.
 	stall = 15 * time.Second
+	// A program that prints much would be read, and sent, in crumbs of a line. What
+	// follows a piece within burst gathers for a moment; a single key's echo waits for
+	// nothing.
+	burst  = 3 * time.Millisecond
+	gather = 2 * time.Millisecond
+	crumb  = 2 << 10
 )
 
 // viewer is one party attached to a terminal. All fields below conn are guarded by
@@ -93,7 +99,11 @@ func (v *viewer) next(mu *sync.Mutex, now time.Time) (frames []byte, n int, over
 
 // send writes to the viewer until it is over or the connection is.
 func (v *viewer) send(t *terminal) error {
+	var last time.Time
 	for {
+		if time.Since(last) < burst {
+			time.Sleep(gather)
+		}
 		frames, n, over := v.next(&t.mu, time.Now())
 		if len(frames) > 0 {
 			_ = v.conn.SetWriteDeadline(time.Now().Add(stall))
@@ -108,6 +118,7 @@ func (v *viewer) send(t *terminal) error {
 		case over:
 			return nil
 		case len(frames) > 0:
+			last = time.Now()
 			continue
 		}
 		<-v.wake
