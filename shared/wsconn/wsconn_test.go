@@ -258,8 +258,10 @@ func TestTrapDeadlineClosesNetConn(t *testing.T) {
 	_ = client.SetWriteDeadline(time.Time{})
 	go func() { _, _ = client.Write([]byte("z")); _ = client.CloseWrite() }()
 	all, err := io.ReadAll(server)
-	if err != nil || len(all) != sent+64<<10+1 || all[len(all)-1] != 'z' {
-		t.Errorf("after deadlines %d bytes arrived, %v; want %d and the last one z", len(all), err, sent+64<<10+1)
+	// The deadline passed within the last write, whose bytes still go, or before it.
+	whole := len(all) == sent+64<<10+1 || len(all) == sent+1
+	if err != nil || !whole || all[len(all)-1] != 'z' {
+		t.Errorf("after deadlines %d bytes arrived, %v; want %d, or %d when the deadline passed between two writes, and the last one z", len(all), err, sent+64<<10+1, sent+1)
 	}
 }
 
