@@ -29,6 +29,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/link"
 )
 
 // parts are a relay's, from the bottom up.
@@ -121,7 +122,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
 		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
-		MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
+		Budget: link.NewBudget(int64(l.MemoryBytes)), MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})
 	if err != nil {
