@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -387,6 +386,7 @@ func (s *socket) down(ctx context.Context, use *usage.Use, stream edge.Stream) e
 // up carries what the viewer sends. Typing of who only looks on goes nowhere.
 func (s *socket) up(ctx context.Context, use *usage.Use, stream edge.Stream, readOnly bool) error {
 	var frames []byte
+	over := false
 	for {
 		typ, b, err := s.ws.Read(context.WithoutCancel(ctx))
 		if err != nil {
@@ -414,11 +414,11 @@ func (s *socket) up(ctx context.Context, use *usage.Use, stream edge.Stream, rea
 			continue
 		}
 		frames = wire.AppendFrame(frames, kind, payload)
-		if _, err := stream.Write(frames); err != nil {
-			if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			return &closing{code: wire.CloseLost, reason: "the connection to the machine was lost", cause: err}
+		// What came down last says why the stream takes no more: the program's end, if
+		// it was one. So down tells it, and the viewer is listened to until then.
+		if !over {
+			_, err := stream.Write(frames)
+			over = err != nil
 		}
 	}
 }

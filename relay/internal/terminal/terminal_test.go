@@ -120,6 +120,14 @@ type stream struct {
 	peer  net.Conn
 	hello wire.Hello
 	world *world
+	deaf  atomic.Bool // writes fail
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	if s.deaf.Load() {
+		return 0, net.ErrClosed
+	}
+	return s.Conn.Write(p)
 }
 
 func (s *stream) CloseWrite() error { return nil }
@@ -278,6 +286,32 @@ func TestFramesPassBothWays(t *testing.T) {
 	})
 	if totals := w.meter.Totals(session); totals.BytesIn != int64(len(long)+1) || totals.BytesOut != 5 {
 		t.Errorf("it is use of the tunnel: %+v", totals)
+	}
+}
+
+// An acknowledgement that crosses the program's end does not make it a loss.
+func TestEndIsNoLoss(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	s := <-w.agents
+	if _, _, err := w.read(c); err != nil {
+		t.Fatal(err)
+	}
+	// The agent takes nothing any more, and still has something to say.
+	blocked := make(chan struct{})
+	s.deaf.Store(true)
+	go func() {
+		defer close(blocked)
+		for range 20 {
+			_ = c.Write(t.Context(), websocket.MessageBinary, append([]byte{byte(wire.FrameAck)}, wire.Position(1)...))
+		}
+	}()
+	<-blocked
+	if _, err := s.peer.Write(wire.AppendFrame(nil, wire.FrameExit, wire.Exit{}.Payload())); err != nil {
+		t.Fatal(err)
+	}
+	if code, _ := w.ends(c); code != wire.CloseEnded {
+		t.Errorf("the viewer is told %d, want the program's end, %d", code, wire.CloseEnded)
 	}
 }
 

@@ -17,6 +17,7 @@ export class Connection extends EventTarget {
   #received = 0; // position in the output
   #shown = 0;
   #acked = 0;
+  #exited = false; // the program ended: the close that follows is no loss, whatever its code
   #generation = 0; // of the attachment: what an earlier one still shows counts no more
 
   // screen: { size(): {cols, rows}, write(bytes, done), clear() }
@@ -34,6 +35,7 @@ export class Connection extends EventTarget {
     const socket = new WebSocket(this.url);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
+    this.#exited = false;
     let opened = false;
     this.#emit("state", { state: "connecting", tries: this.#tries });
     socket.onopen = () => {
@@ -52,7 +54,8 @@ export class Connection extends EventTarget {
     socket.onclose = ({ code, reason }) => {
       if (this.#socket !== socket) return;
       this.#socket = null;
-      if (final.has(code)) this.#emit("end", { code, reason });
+      if (this.#exited) this.#emit("end", { code: 4000, reason });
+      else if (final.has(code)) this.#emit("end", { code, reason });
       else this.#again(reason, opened);
     };
   }
@@ -113,7 +116,10 @@ export class Connection extends EventTarget {
       }
       case SIZE: this.#emit("size", { cols: view.getUint16(0), rows: view.getUint16(2) }); break;
       case VIEWERS: this.#emit("viewers", { count: view.getUint16(0), writers: view.getUint16(2) }); break;
-      case EXIT: this.#emit("exit", { status: view.getInt32(0), text: new TextDecoder().decode(payload.subarray(4)) }); break;
+      case EXIT:
+        this.#exited = true;
+        this.#emit("exit", { status: view.getInt32(0), text: new TextDecoder().decode(payload.subarray(4)) });
+        break;
     }
   }
 

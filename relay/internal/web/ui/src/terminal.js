@@ -61,7 +61,7 @@ const connection = new Connection(`${location.protocol === "https:" ? "wss" : "w
 function show(card) {
   for (const id of ["login", "over"]) $(id).hidden = id !== card;
   if (card === "login") $("token").focus();
-  else if (card === "over") $("again").focus();
+  else if (card === "over") $("over").focus(); // not its button: Enter may still be held down
   else term.focus();
 }
 
