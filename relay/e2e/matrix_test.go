@@ -295,7 +295,11 @@ func TestDefaultDeny(t *testing.T) {
 				t.Errorf("%s is in this test's table and not in the description", op)
 			}
 		}
-		if got, want := ownPatterns(t), []string{`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern"}; !slices.Equal(got, want) {
+		if got, want := ownPatterns(t), []string{
+			`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern",
+			// What stands behind "pattern": pages, the same for everybody, and the terminal's WebSocket, which asks for a token of its own.
+			`"GET " + web.Path`, `"GET " + Path`, `"GET " + Path + "/{$}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
+		}; !slices.Equal(got, want) {
 			t.Errorf("the public listener has the patterns %s, this test knows %s: a new one needs its line in the table", got, want)
 		}
 	})
@@ -426,15 +430,19 @@ func (m *matrix) listener(t *testing.T) {
 			header := append(slices.Clone(c.header), how...)
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
-				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404,
+				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
 				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
 					t.Errorf("GET %s as %s (upgrade: %t): expected %d, got %s", path, c.name, how != nil, want, a)
 				}
 			}
+			// No credential is asked for, and none helps: the token comes in the first message.
+			if a := m.ask("GET", "/terminal/"+string(m.tun.SessionID)+"/ws", "", c.header...); a.Status != 426 {
+				t.Errorf("a terminal's WebSocket without an upgrade as %s: expected 426, got %s", c.name, a)
+			}
 			for _, method := range []string{"POST", "PUT", "DELETE"} {
-				for _, path := range []string{"/healthz", "/readyz", wire.LinkPath, "/"} {
+				for _, path := range []string{"/healthz", "/readyz", wire.LinkPath, "/", "/terminal/" + string(m.tun.SessionID)} {
 					if a := m.ask(method, path, "", header...); a.Status != 404 {
 						t.Errorf("%s %s as %s: expected 404, got %s", method, path, c.name, a)
 					}
@@ -540,8 +548,8 @@ func (m *matrix) tunnels(t *testing.T) {
 	}
 }
 
-// ownPatterns reads which patterns the public listener's mux is given, and that
-// nobody adds any by the way that front leaves open.
+// ownPatterns reads which patterns the public listener's mux is given, and those of
+// the pages, which alone come by the way that front leaves open.
 func ownPatterns(t *testing.T) []string {
 	t.Helper()
 	fset := token.NewFileSet()
@@ -561,7 +569,7 @@ func ownPatterns(t *testing.T) []string {
 			}
 			ast.Inspect(file, func(n ast.Node) bool {
 				if kv, ok := n.(*ast.KeyValueExpr); ok {
-					if id, ok := kv.Key.(*ast.Ident); ok && id.Name == "More" {
+					if id, ok := kv.Key.(*ast.Ident); ok && id.Name == "More" && source(kv.Value) != "pages" {
 						t.Errorf("%s adds routes to the public listener: this test's table needs them", fset.Position(kv.Pos()))
 					}
 				}
@@ -571,6 +579,44 @@ func ownPatterns(t *testing.T) []string {
 				}
 				if sel, ok := callExpr.Fun.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Handle" || sel.Sel.Name == "HandleFunc") {
 					out = append(out, source(callExpr.Args[0]))
+				}
+				return true
+			})
+		}
+	}
+	return append(out, pagePatterns(t)...)
+}
+
+// pagePatterns reads the patterns of the pages: what relay/pages.go adds itself, and
+// the maps of handlers in the packages that it takes them from.
+func pagePatterns(t *testing.T) (out []string) {
+	t.Helper()
+	fset := token.NewFileSet()
+	for _, glob := range []string{"../pages.go", "../internal/console/*.go", "../internal/terminal/*.go"} {
+		files, err := filepath.Glob(glob)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("find the sources of pages: %v", err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			file, err := parser.ParseFile(fset, path, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch x := n.(type) {
+				case *ast.AssignStmt:
+					if at, ok := x.Lhs[0].(*ast.IndexExpr); ok && source(at.X) == "routes" {
+						out = append(out, source(at.Index))
+					}
+				case *ast.CompositeLit:
+					if m, ok := x.Type.(*ast.MapType); ok && source(m.Value) == "http.Handler" {
+						for _, e := range x.Elts {
+							out = append(out, source(e.(*ast.KeyValueExpr).Key))
+						}
+					}
 				}
 				return true
 			})
