@@ -46,6 +46,10 @@ type agentJournal struct {
 	calls []Call
 	told  []event
 	final *store.AgentRecord // nil: not known
+	// changed are the changes in the store's history, when it is known. A repeated
+	// call may acknowledge a change whose record was lost with a killed relay;
+	// whether a record may be missing is compare's to judge.
+	changed []event
 
 	closes   []Call // asked for, whatever the answer
 	releases map[uint64]Call
@@ -68,7 +72,7 @@ func checkJournal(r *Report, in Input, told map[ident.AgentKey][]event, h *histo
 		j := &agentJournal{r: r, key: key, skew: in.Skew, calls: per[key], told: told[key], releases: map[uint64]Call{}, until: map[ident.SessionID]time.Time{}}
 		if h != nil {
 			rec := h.final[key]
-			j.final = &rec
+			j.final, j.changed = &rec, h.events[key]
 		}
 		j.check()
 	}
@@ -121,6 +125,11 @@ func (j *agentJournal) tunnels() {
 			opened[e.session] = true
 		case tunnelEnds:
 			ends[e.session] = e
+		}
+	}
+	for _, e := range j.changed {
+		if e.kind == tunnelOpens {
+			opened[e.session] = true
 		}
 	}
 	acked, still, asked, expired := 0, 0, 0, 0
@@ -192,6 +201,11 @@ func (j *agentJournal) leases() {
 	}
 	recorded := map[uint64]bool{}
 	for _, e := range j.told {
+		if e.kind == leaseBegins {
+			recorded[e.fencing] = true
+		}
+	}
+	for _, e := range j.changed {
 		if e.kind == leaseBegins {
 			recorded[e.fencing] = true
 		}
