@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -12,6 +13,9 @@ import (
 const (
 	probeEvery  = 2 * time.Second
 	detailEvery = 5 // probes
+	// Defragmenting stops the store while it lasts: twice as rare after each try.
+	reliefFirst = 2 * time.Second
+	reliefMax   = 5 * time.Minute
 )
 
 // health is what the last probes found.
@@ -21,6 +25,12 @@ type health struct {
 	alarm   string // what the store itself reports
 	members int
 	size    int64
+}
+
+// relief says when a full store is defragmented next.
+type relief struct {
+	next time.Time
+	wait time.Duration
 }
 
 // runHealth asks the store now and then whether it has a quorum.
@@ -122,8 +132,8 @@ func (s *Store) details(ctx context.Context) {
 	alarm := s.health.alarm
 	s.mu.Unlock()
 	s.isFull.Store(alarm != "")
-	if alarm != "" && s.embedded() {
-		s.relieve(ctx, client, st)
+	if strings.Contains(alarm, "NOSPACE") && s.embedded() {
+		s.relieve(ctx, client)
 	}
 }
 
@@ -159,21 +169,34 @@ func tooOld(version string) bool {
 
 // relieve ends the alarm of an embedded store that was full once there is room
 // again: etcd leaves that to an operator with its own tools, which nobody has
-// here. Room comes from compaction, which goes on in a full store.
-func (s *Store) relieve(ctx context.Context, client *clientv3.Client, st *clientv3.StatusResponse) {
-	if st.DbSizeInUse > s.cfg.QuotaBytes/10*8 {
-		s.log.Error("the store is full: nothing new can be written", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
+// here. Room comes from compaction, which goes on in a full store. Only
+// defragmenting shows how much there is: pages that compaction freed count as used
+// until the next commit, and nothing commits in a full store.
+func (s *Store) relieve(ctx context.Context, client *clientv3.Client) {
+	if time.Now().Before(s.relief.next) {
 		return
 	}
+	s.relief.wait = min(max(2*s.relief.wait, reliefFirst), reliefMax)
+	s.relief.next = time.Now().Add(s.relief.wait)
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if _, err := client.Defragment(ctx, client.Endpoints()[0]); err != nil {
 		s.log.Warn("defragmenting the store", "error", err)
 		return
 	}
+	st, err := s.statusOf(ctx, client)
+	if err != nil {
+		s.log.Warn("asking how full the store is", "error", err)
+		return
+	}
+	if st.DbSizeInUse > s.cfg.QuotaBytes/10*8 {
+		s.log.Error("the store is full: nothing new can be written", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
+		return
+	}
 	if _, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
 		s.log.Warn("ending the store's alarm", "error", err)
 		return
 	}
+	s.relief = relief{}
 	s.log.Warn("the store was full and has room again", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
 }

@@ -68,6 +68,7 @@ type Store struct {
 	versionOnce sync.Once
 	running     atomic.Bool
 	isFull      atomic.Bool // a write was refused for it; the health check looks closer
+	relief      relief      // the health check's own
 
 	mu     sync.Mutex
 	health health
