@@ -6,7 +6,6 @@ package testkit
 
 import (
 	"log/slog"
-	"net"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -34,7 +33,7 @@ func Bubble(t *testing.T, f func(t *testing.T)) {
 
 // Patience is how long Eventually waits: far longer than anything takes on a busy
 // machine, so that only a real fault runs into it.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // Eventually waits until cond holds and fails the test, saying what was expected,
 // when it does not within Patience. cond runs on the test's goroutine.
@@ -56,15 +55,6 @@ func EventuallyWithin(tb testing.TB, limit time.Duration, what string, cond func
 		}
 		time.Sleep(pause)
 	}
-}
-
-// FreePort returns a TCP port of 127.0.0.1 that is free now. Where the code under
-// test can take port 0, that is better: nobody can snatch it.
-func FreePort(tb testing.TB) int {
-	tb.Helper()
-	l := listen(tb)
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Logger returns a logger of all levels that writes to the test's own output.

@@ -53,12 +53,23 @@ func TestEventually(t *testing.T) {
 	}
 }
 
+// A port is free, and nobody else's until the test ends.
 func TestFreePort(t *testing.T) {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t)))
-	if err != nil {
-		t.Fatalf("the port should be free: %v", err)
+	given := map[int]bool{}
+	for range 300 {
+		port := testkit.FreePort(t)
+		if given[port] {
+			t.Fatalf("port %d was given out twice", port)
+		}
+		given[port] = true
 	}
-	_ = l.Close()
+	for port := range given {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatalf("the port should be free: %v", err)
+		}
+		_ = l.Close()
+	}
 }
 
 func TestServeTCPAndBuffer(t *testing.T) {

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // Team is the team of every world, unless a test makes another one.
@@ -74,15 +76,10 @@ func Cleanup() {
 	}
 }
 
-// FreePort returns a port of loopback that nothing listened on a moment ago.
+// FreePort returns a port of loopback that is this test's own.
 func (w *World) FreePort() int {
 	w.T.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.T.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return testkit.FreePort(w.T)
 }
 
 // Process is one started program.
