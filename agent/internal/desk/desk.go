@@ -204,19 +204,18 @@ func (d *Desk) cut(cause error, which func(*stream) bool) int {
 	return n
 }
 
-// Busy is the number of streams that someone would miss: those that moved bytes
+// Busy counts the open streams, and those of them that someone would miss: those that moved bytes
 // since the last call, and those whose app still owes an answer. What stays is
 // idle: connections kept alive, sockets on which nothing happens.
-func (d *Desk) Busy() int {
+func (d *Desk) Busy() (moving, open int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n := 0
 	for st := range d.streams {
 		if st.moved.Swap(false) || st.waiting.Load() {
-			n++
+			moving++
 		}
 	}
-	return n
+	return moving, len(d.streams)
 }
 
 // serve is one stream's life. A panic in it ends this stream only.

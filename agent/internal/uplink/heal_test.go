@@ -89,14 +89,14 @@ func TestLinkThatSpeaksAgainIsKept(t *testing.T) {
 
 func TestGraceful(t *testing.T) {
 	r := fakerelay.Start(t)
-	w := start(t, nil, r.URL)
+	w := start(t, func(c *uplink.Config) { c.StopGrace = time.Hour }, r.URL)
 	c := r.Next()
 	s := c.Open(wire.Hello{Kind: wire.KindTCP, Port: testkit.ServeTCP(t, echo)})
 	defer s.Close()
 	roundTrip(t, s)
 	begun := time.Now()
 	w.stop()
-	if d := time.Since(begun); d > 1500*time.Millisecond {
+	if d := time.Since(begun); d > 20*time.Second {
 		t.Errorf("stopping with an idle stream took %s", d)
 	}
 	c.Expect(wire.TypeGoodbye, func(m wire.Message) bool { return m.Goodbye.Reason == wire.GoodbyeShutdown })
@@ -104,21 +104,22 @@ func TestGraceful(t *testing.T) {
 
 func TestStopLetsTransfersFinish(t *testing.T) {
 	r := fakerelay.Start(t)
-	w := start(t, nil, r.URL)
+	// The limits are far away: a slow machine's pauses are no end of the transfer.
+	w := start(t, func(c *uplink.Config) { c.StopGrace, c.StopQuiet = time.Minute, 20*time.Second }, r.URL)
 	c := r.Next()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go func() { // sends for a second
+	go func() { // takes breaths longer than a look at what moves
 		app, err := l.Accept()
 		if err != nil {
 			return
 		}
 		defer app.Close()
-		for range 10 {
-			<-time.After(100 * time.Millisecond)
+		for range 3 {
+			<-time.After(400 * time.Millisecond)
 			_, _ = app.Write(make([]byte, 1000))
 		}
 	}()
@@ -130,7 +131,7 @@ func TestStopLetsTransfersFinish(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); w.stop() }()
 	got, err := io.ReadAll(s)
-	if err != nil || len(got) != 10_000 {
+	if err != nil || len(got) != 3000 {
 		t.Errorf("the transfer was cut by the stop: %d bytes, %v", len(got), err)
 	}
 	<-done

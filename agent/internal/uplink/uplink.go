@@ -41,7 +41,7 @@ type Machine interface {
 type Desk interface {
 	Serve(ctx context.Context, l *link.Link) error
 	Cut(ident.SessionID) int
-	Busy() int
+	Busy() (moving, open int)
 }
 
 // Config is what an Uplink needs.
@@ -61,6 +61,7 @@ type Config struct {
 	Probe      func(context.Context, wire.Probe) wire.Probed
 	Tunnels    *Tunnels
 	StopGrace  time.Duration     // how long streams that move may go on when Run's context ends
+	StopQuiet  time.Duration     // how long nothing moved on streams that are not waited for; 0: a second
 	Kill       <-chan struct{}   // closed: do not wait for them any longer; nil: never
 	Notify     func(text string) // told in a few words when a link comes or goes; may be nil
 	Logger     *slog.Logger
@@ -87,6 +88,9 @@ type Uplink struct {
 func New(conf Config) *Uplink {
 	if conf.Links == 0 {
 		conf.Links = 1
+	}
+	if conf.StopQuiet == 0 {
+		conf.StopQuiet = time.Second
 	}
 	if conf.Notify == nil {
 		conf.Notify = func(string) {}
@@ -117,7 +121,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 	return nil
 }
 
-// waitQuiet closes u.quiet when ctx has ended and nobody would miss the streams.
+// waitQuiet closes u.quiet when ctx has ended and nobody would miss the streams:
+// none is left, or nothing moves on those that are, for longer than an app that
+// sends in pieces takes a breath.
 func (u *Uplink) waitQuiet(ctx context.Context) {
 	<-ctx.Done()
 	defer close(u.quiet)
@@ -126,10 +132,15 @@ func (u *Uplink) waitQuiet(ctx context.Context) {
 	defer limit.Stop()
 	look := time.NewTicker(busyLook)
 	defer look.Stop()
+	last := time.Now() // when something moved
 	for {
 		select {
 		case <-look.C:
-			if u.conf.Desk.Busy() == 0 {
+			moving, open := u.conf.Desk.Busy()
+			if moving > 0 {
+				last = time.Now()
+			}
+			if open == 0 || time.Since(last) >= u.conf.StopQuiet {
 				return
 			}
 		case <-limit.C:
