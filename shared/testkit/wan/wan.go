@@ -2,8 +2,9 @@
 // process with a delay, a bandwidth and outages of every kind. It needs no
 // privileges and no kernel support, runs on the loopback, and is for tests only.
 //
-// What it cannot show is what TCP itself does with lost packets: to an endpoint,
-// loss here is a stall, as it is to every program above TCP.
+// What a Link cannot show is what TCP itself does with lost packets: to an endpoint,
+// loss here is a stall, as it is to every program above TCP. A Net can: it joins two
+// network namespaces by a line that delays and loses packets, which takes root.
 package wan
 
 import (
