@@ -25,6 +25,7 @@ func demo(w *world.World) int {
 
 // The demo app checks Host and Origin as ComfyUI does.
 func TestDemoPageInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -59,6 +60,7 @@ func TestDemoPageInABrowser(t *testing.T) {
 }
 
 func TestJupyterInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -106,6 +108,7 @@ func TestJupyterInABrowser(t *testing.T) {
 }
 
 func TestNoVNCInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -131,6 +134,7 @@ func pathOf(url string) string {
 }
 
 func TestPrometheusInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -144,6 +148,7 @@ func TestPrometheusInABrowser(t *testing.T) {
 }
 
 func TestViteInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -167,6 +172,7 @@ func TestViteInABrowser(t *testing.T) {
 }
 
 func TestSocketIOInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")

@@ -110,6 +110,7 @@ func (a *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // TestNoSecretLeaks lives a day of a team, with all that goes wrong in one, and then
 // looks for every secret of that day wherever it must not be.
 func TestNoSecretLeaks(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	c := &canaries{t: t, value: map[string]string{}}

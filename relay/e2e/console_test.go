@@ -155,6 +155,7 @@ func gpuBox(w *world.World, labels string) []string {
 }
 
 func TestConsole(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost")
 	sk := r.Credential("integration", world.Team, "--name", "console")
@@ -285,6 +286,7 @@ func hostLabel(url string) string {
 }
 
 func TestConsoleForPeople(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	r := w.Relay(oidcEnv(is)...)
@@ -305,6 +307,7 @@ func TestConsoleForPeople(t *testing.T) {
 }
 
 func TestConsoleObeysItsPolicy(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost")
 	w.Agent(r, "gpu-1")

@@ -55,6 +55,7 @@ func enrolToken(r *world.Relay, more ...string) string {
 }
 
 func TestFromTokenToTunnel(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	m := newMachine(w, "box")
@@ -153,6 +154,7 @@ func TestFromTokenToTunnel(t *testing.T) {
 }
 
 func TestEnrolmentsAreLimited(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	good := enrolToken(r)

@@ -46,6 +46,7 @@ func boxTask(a *world.Agent, args ...string) (code int, stdout, stderr string) {
 // While a tunnel is open and the relay cannot be reached, the box decides by itself,
 // and says no; also when the agent died in between.
 func TestTheBoxRefusesTasksWhenTheRelayIsAway(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	line := wan.Start(t, fmt.Sprintf("127.0.0.1:%d", r.Port), wan.Options{})
@@ -88,6 +89,7 @@ func TestTheBoxRefusesTasksWhenTheRelayIsAway(t *testing.T) {
 }
 
 func TestTaskPassesExitCodesAndSignals(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	a := w.Agent(r, "gpu-1")
@@ -161,6 +163,7 @@ done
 `
 
 func TestWorkerLoopRefusesWaitsAndGoesOn(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	a := w.Agent(r, "gpu-1")
@@ -220,6 +223,7 @@ func TestWorkerLoopRefusesWaitsAndGoesOn(t *testing.T) {
 
 // What the machine says of itself decides, in the order of the API.
 func TestMachineStatesKeepTasksAway(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	var healthy atomic.Bool

@@ -30,6 +30,7 @@ func runHook(t *testing.T, hook, event, tool, script string, args ...string) []s
 }
 
 func TestKubernetesHook(t *testing.T) {
+	t.Parallel()
 	node := func(unschedulable, mark string) string {
 		return `case $* in
 *unschedulable*) printf '` + unschedulable + `'; exit ;;
@@ -54,6 +55,7 @@ esac`
 }
 
 func TestUnitHooks(t *testing.T) {
+	t.Parallel()
 	loaded, masked := `case $1 in show) echo loaded; exit ;; esac`, `case $1 in show) echo masked; exit ;; esac`
 	for hook, args := range map[string][]string{"systemctl-stop": {"batch.service"}, "ray-worker": nil} {
 		unit := "ray-worker.service"

@@ -41,6 +41,7 @@ func fileSum(t *testing.T, path string) string {
 }
 
 func TestNginxRangesAndAGibibyte(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -131,6 +132,7 @@ func patternFile(t *testing.T, path string, size int64) string {
 }
 
 func TestServerSentEventsArriveOneByOne(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")

@@ -102,6 +102,7 @@ func as(r *world.Relay, l api.NamedLink, method, agent string, header ...string)
 }
 
 func TestNamedLinks(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost")
 	w.Agent(r, "gpu-1")
@@ -319,6 +320,7 @@ func TestNamedLinks(t *testing.T) {
 }
 
 func TestNamedLinkOfATCPTunnel(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -347,6 +349,7 @@ func TestNamedLinkOfATCPTunnel(t *testing.T) {
 }
 
 func TestLinksByCommand(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")

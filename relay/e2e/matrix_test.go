@@ -277,6 +277,7 @@ func (a answer) shape() string {
 }
 
 func TestDefaultDeny(t *testing.T) {
+	t.Parallel()
 	m := newMatrix(t)
 	t.Run("every route is in the table", func(t *testing.T) {
 		// Those of agents and tunnels need no API at all and are tested below.

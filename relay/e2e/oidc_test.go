@@ -89,6 +89,7 @@ func asPerson(r *world.Relay, token, team, method, path, body string) answer {
 }
 
 func TestPeopleLogInWithTheirIssuer(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	r := w.Relay(oidcEnv(is)...)
@@ -151,6 +152,7 @@ func TestPeopleLogInWithTheirIssuer(t *testing.T) {
 }
 
 func TestIssuerChangesItsKeysAndGoesAway(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	is.SetDown(true)
@@ -194,6 +196,7 @@ func TestIssuerChangesItsKeysAndGoesAway(t *testing.T) {
 }
 
 func TestSessionsSignedByAKeyFile(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	file := filepath.Join(w.Dir, "sessions.pem")
@@ -299,6 +302,7 @@ func created(r *world.Relay, token, team, body string) api.CreatedCredential {
 }
 
 func TestRevokedCredentialHoldsNothingOpen(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	is := issuer.Start(t)
 	r := w.Relay(append(oidcEnv(is), "ADIT_TUNNEL_HOLD=500ms")...)

@@ -135,6 +135,7 @@ func (j job) runs(what string) {
 }
 
 func TestSlurmNodeIsDrainedWhileATunnelIsOpen(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	s := startSlurm(w)
 	hook, err := filepath.Abs("../../configs/hooks/slurm-drain")

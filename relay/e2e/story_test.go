@@ -28,6 +28,7 @@ func hello(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestTunnelIsOpenedUsedAndClosed(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -71,6 +72,7 @@ func TestTunnelIsOpenedUsedAndClosed(t *testing.T) {
 }
 
 func TestSixteenTunnelsOnOneAgent(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -92,6 +94,7 @@ func TestSixteenTunnelsOnOneAgent(t *testing.T) {
 }
 
 func TestTwoPeopleOnOneTunnel(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -137,6 +140,7 @@ func TestTwoPeopleOnOneTunnel(t *testing.T) {
 }
 
 func TestSecondAgentOfTheSameNameTakesOver(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	first := w.Agent(r, "gpu-1")

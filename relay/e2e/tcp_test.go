@@ -28,6 +28,7 @@ func connect(w *world.World, url string) int {
 }
 
 func TestSSHThroughATunnel(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -112,6 +113,7 @@ func randomFile(t *testing.T, path string, n int64) string {
 }
 
 func TestDatabasesThroughTunnels(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -149,6 +151,7 @@ func TestDatabasesThroughTunnels(t *testing.T) {
 
 // A raw client: bytes in, end of input, answer after it.
 func TestHalfCloseReachesTheApp(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")

@@ -103,6 +103,7 @@ func js(w *world.World, ctx context.Context, body string) string {
 }
 
 func TestTunnelsAreStrangersInABrowser(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -247,6 +248,7 @@ func serveHTTP(name string, streams *[]string, mu *sync.Mutex) func(net.Conn) {
 // Two machines have an app each on the same port, and one of them two tunnels to it:
 // each tunnel has streams of its own, however quickly people change between them.
 func TestStreamsAreNotSharedBetweenTunnels(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	const port = 8188

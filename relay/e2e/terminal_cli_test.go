@@ -97,6 +97,7 @@ func (s *seat) ends() int {
 }
 
 func TestAditTerminal(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	line := wan.Start(t, fmt.Sprintf("127.0.0.1:%d", r.Port), wan.Options{})

@@ -137,6 +137,7 @@ func (s *screen) wait(limit time.Duration, what, js string) {
 }
 
 func TestTerminalPrograms(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	terminalAgent(w, r)
@@ -193,6 +194,7 @@ var terminalLooks = []struct {
 }{{"light", false, 1200, 800}, {"dark", true, 1200, 800}, {"phone", false, 390, 844}}
 
 func TestTerminalLooks(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	terminalAgent(w, r)
@@ -245,6 +247,7 @@ func TestTerminalLooks(t *testing.T) {
 }
 
 func TestTerminalFlood(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	terminalAgent(w, r)
@@ -275,6 +278,7 @@ func TestTerminalFlood(t *testing.T) {
 }
 
 func TestTerminalHeals(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	line := wan.Start(t, fmt.Sprintf("127.0.0.1:%d", r.Port), wan.Options{})
@@ -311,6 +315,7 @@ func TestTerminalHeals(t *testing.T) {
 }
 
 func TestTerminalViewers(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	terminalAgent(w, r)
@@ -376,6 +381,7 @@ func terminalEnd(t *testing.T, c *websocket.Conn) websocket.CloseError {
 }
 
 func TestTerminalRefusals(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	a := terminalAgent(w, r)
@@ -433,6 +439,7 @@ func TestTerminalRefusals(t *testing.T) {
 }
 
 func TestTerminalIsOffUnlessEnabled(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -443,6 +450,7 @@ func TestTerminalIsOffUnlessEnabled(t *testing.T) {
 }
 
 func TestTerminalIdleLimit(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
 	terminalAgent(w, r, "ADIT_TERMINAL_IDLE_TIMEOUT=3s")

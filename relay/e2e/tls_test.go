@@ -85,6 +85,7 @@ func connectProxy(t *testing.T, relayPort int) (url string, used *atomic.Int32) 
 }
 
 func TestTLSWithACompanyCAAndProxy(t *testing.T) {
+	t.Parallel()
 	w := world.New(t)
 	ca, cert, key, pool := certificate(w, "relay.example.test", "*.tunnels.example.test")
 	r := w.NewRelay()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,8 @@ const (
 
 	// goodbyeLinger is how long a viewer may take to answer a close.
 	goodbyeLinger = 300 * time.Millisecond
+	// closeGrace is how much later than an agent this relay may hear of a close.
+	closeGrace = 3 * time.Second
 	// pingEvery keeps the connection alive in between, and finds dead viewers.
 	pingEvery   = 25 * time.Second
 	pingTimeout = 20 * time.Second
@@ -354,13 +357,30 @@ func (s *socket) cutLate(wg *sync.WaitGroup) {
 	wg.Wait()
 }
 
+// lost says why an agent's stream ended. An agent that ends it in good order mostly
+// heard before this relay's own users did that the tunnel is closed: then that is
+// the reason.
+func lost(ctx context.Context, use *usage.Use, err error) *closing {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		wait := time.NewTimer(closeGrace)
+		defer wait.Stop()
+		select {
+		case <-use.Context().Done():
+			return endOf(context.Cause(use.Context()))
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+	}
+	return &closing{code: wire.CloseLost, reason: "the connection to the machine was lost", cause: err}
+}
+
 // down carries what the agent sends.
 func (s *socket) down(ctx context.Context, use *usage.Use, stream edge.Stream) error {
 	var buf, message []byte
 	for {
 		typ, payload, grown, err := wire.ReadFrame(stream, buf)
 		if err != nil {
-			return &closing{code: wire.CloseLost, reason: "the connection to the machine was lost", cause: err}
+			return lost(ctx, use, err)
 		}
 		buf = grown
 		if typ == wire.FrameData {

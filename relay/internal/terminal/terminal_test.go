@@ -444,8 +444,12 @@ func TestEnds(t *testing.T) {
 	}{
 		"the tunnel closes":    {func(w *world, _ *stream) { w.meter.Cut(session, usage.ErrClosed) }, websocket.StatusGoingAway},
 		"the viewer is kicked": {func(w *world, _ *stream) { w.meter.Kick(session, w.meter.Viewers(session)[0].ViewerID) }, wire.CloseDenied},
-		"the link is lost":     {func(_ *world, s *stream) { _ = s.peer.Close() }, wire.CloseLost},
-		"the relay drains":     {func(w *world, _ *stream) { go func() { _ = w.term.Drain(context.Background()) }() }, websocket.StatusServiceRestart},
+		"the agent hears of the close first": {func(w *world, s *stream) {
+			_ = s.peer.Close()
+			time.AfterFunc(100*time.Millisecond, func() { w.meter.Cut(session, usage.ErrClosed) })
+		}, websocket.StatusGoingAway},
+		"the agent ends without a word": {func(_ *world, s *stream) { _ = s.peer.Close() }, wire.CloseLost},
+		"the relay drains":              {func(w *world, _ *stream) { go func() { _ = w.term.Drain(context.Background()) }() }, websocket.StatusServiceRestart},
 		"the viewer is too slow": {func(_ *world, s *stream) {
 			_, _ = s.peer.Write(wire.AppendFrame(nil, wire.FrameDropped, []byte("too slow")))
 		}, wire.CloseDropped},
@@ -462,7 +466,7 @@ func TestEnds(t *testing.T) {
 			if code, _ := w.ends(s); code != c.code {
 				t.Errorf("the viewer is told %d, want %d", code, c.code)
 			}
-			if d := time.Since(start); d > time.Second {
+			if d := time.Since(start); d > time.Second && c.code != wire.CloseLost {
 				t.Errorf("it took %v, want within 1 s", d)
 			}
 			testkit.Eventually(t, "the end is audited", func() bool { return len(w.audited(audit.TerminalClosed)) == 1 })
