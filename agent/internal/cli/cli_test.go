@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("ADIT_STATE_DIR", filepath.Join(e.WorkDir, "agent")) // root's own default is the machine's
-			dir, err := os.MkdirTemp("", "adit") //nolint:usetesting // a socket's path must be short
+			dir, err := os.MkdirTemp("", "adit")                          //nolint:usetesting // a socket's path must be short
 			if err != nil {
 				return err
 			}

@@ -172,10 +172,11 @@ func TestHookThatFailedHalfwayIsUndone(t *testing.T) {
 }
 
 func TestHookThatHangsIsEnded(t *testing.T) {
+	t.Parallel() // it waits
 	dir := t.TempDir()
 	hang := script(t, dir, "hang", "echo $$ >pid\nsleep 600 & echo $! >child\nwait\n")
 	w := runHooks(t, dir, newTable(), func(c *gate.HooksConfig) {
-		c.Opened, c.Timeout = []string{hang}, 300*time.Millisecond
+		c.Opened, c.Timeout = []string{hang}, 3*time.Second
 	})
 	w.tunnels.set(tunnel(1))
 	testkit.Eventually(t, "the time limit is reported", func() bool { return w.last() != nil && strings.Contains(w.last().Detail, "still running after") })

@@ -13,16 +13,12 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-const (
-	bannerWait = 350 * time.Millisecond // for programs that speak first
-	replyWait  = 300 * time.Millisecond // for an answer to a greeting
-	maxBanner  = 512
-)
+const maxBanner = 512
 
 // tcp names the program behind a port that was opened for TCP: it listens first,
 // then tries greetings that no program takes for a command.
 func (p *Prober) tcp(ctx context.Context, c net.Conn, q wire.Probe, a *wire.Probed) {
-	if a.App = banner(c); a.App != "" {
+	if a.App = p.banner(c); a.App != "" {
 		return
 	}
 	// It waits for the other side to speak. The port says whom to greet first.
@@ -50,7 +46,7 @@ func (p *Prober) greet(ctx context.Context, port uint16, greetings ...greeting) 
 		if err != nil {
 			return ""
 		}
-		if app := g.app(exchange(c, g.send)); app != "" {
+		if app := g.app(exchange(c, g.send, p.replyWait())); app != "" {
 			return app
 		}
 	}
@@ -58,9 +54,9 @@ func (p *Prober) greet(ctx context.Context, port uint16, greetings ...greeting) 
 }
 
 // banner reads what a program says by itself, names it, and closes the connection.
-func banner(c net.Conn) string {
+func (p *Prober) banner(c net.Conn) string {
 	defer c.Close()
-	return nameBanner(read(c, bannerWait))
+	return nameBanner(read(c, p.bannerWait()))
 }
 
 // read returns what arrives within a time.
@@ -75,13 +71,13 @@ func read(c net.Conn, wait time.Duration) []byte {
 }
 
 // exchange sends a greeting, returns the answer and closes the connection.
-func exchange(c net.Conn, send string) []byte {
+func exchange(c net.Conn, send string, wait time.Duration) []byte {
 	defer c.Close()
-	_ = c.SetWriteDeadline(time.Now().Add(replyWait))
+	_ = c.SetWriteDeadline(time.Now().Add(wait))
 	if _, err := io.WriteString(c, send); err != nil {
 		return nil
 	}
-	_ = c.SetReadDeadline(time.Now().Add(replyWait))
+	_ = c.SetReadDeadline(time.Now().Add(wait))
 	b := make([]byte, maxBanner)
 	n, _ := c.Read(b)
 	return b[:n]

@@ -20,27 +20,41 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// Limit bounds a probe of an HTTP port.
+// Limit bounds a probe of an HTTP port, if the Config does not say otherwise.
 const Limit = 1500 * time.Millisecond
 
 const (
-	firstLimit = time.Second // of the two requests that decide on the Host
-	maxBody    = 64 << 10    // read of an answer
-	maxHeader  = 32 << 10
-	maxFollow  = 3 // redirects within the app
+	maxBody   = 64 << 10 // read of an answer
+	maxHeader = 32 << 10
+	maxFollow = 3 // redirects within the app
 )
 
 // Config is what a Prober needs. Its functions must be safe for concurrent use.
 type Config struct {
 	Dial    func(ctx context.Context, port uint16) (net.Conn, error) // to loopback
 	Allowed func(port uint16) bool                                   // the agent's policy
+	Limit   time.Duration                                            // of a probe, and in shares of its parts; 0: the package's
 }
 
 // Prober answers the relay's probes.
 type Prober struct{ conf Config }
 
 // New returns a Prober.
-func New(conf Config) *Prober { return &Prober{conf: conf} }
+func New(conf Config) *Prober {
+	if conf.Limit == 0 {
+		conf.Limit = Limit
+	}
+	return &Prober{conf: conf}
+}
+
+// firstLimit is that of the two requests that decide on the Host.
+func (p *Prober) firstLimit() time.Duration { return p.conf.Limit * 2 / 3 }
+
+// bannerWait is for programs that speak first.
+func (p *Prober) bannerWait() time.Duration { return p.conf.Limit * 7 / 30 }
+
+// replyWait is for an answer to a greeting.
+func (p *Prober) replyWait() time.Duration { return p.conf.Limit / 5 }
 
 // Probe looks at a port.
 func (p *Prober) Probe(ctx context.Context, q wire.Probe) wire.Probed {
@@ -50,7 +64,7 @@ func (p *Prober) Probe(ctx context.Context, q wire.Probe) wire.Probed {
 		return a
 	}
 	a.Allowed = true
-	ctx, cancel := context.WithTimeout(ctx, Limit)
+	ctx, cancel := context.WithTimeout(ctx, p.conf.Limit)
 	defer cancel()
 	c, err := p.conf.Dial(ctx, q.Port)
 	if err != nil {
@@ -77,7 +91,7 @@ func (p *Prober) http(ctx context.Context, q wire.Probe, a *wire.Probed) {
 	defer rt.CloseIdleConnections()
 	local := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(q.Port)))
 	var asPublic, asLocal visit
-	first, cancel := context.WithTimeout(ctx, firstLimit)
+	first, cancel := context.WithTimeout(ctx, p.firstLimit())
 	defer cancel()
 	var wg sync.WaitGroup
 	if q.PublicHost != "" {
@@ -152,11 +166,11 @@ func (v visit) text() string {
 // notHTTP names what answered neither request as HTTP.
 func (p *Prober) notHTTP(ctx context.Context, q wire.Probe, a *wire.Probed, err error) {
 	if errors.Is(err, context.DeadlineExceeded) {
-		a.Detail = fmt.Sprintf("port %d takes connections but did not answer an HTTP request within %s", q.Port, firstLimit)
+		a.Detail = fmt.Sprintf("port %d takes connections but did not answer an HTTP request within %s", q.Port, p.firstLimit())
 		return
 	}
 	if c, err := p.conf.Dial(ctx, q.Port); err == nil {
-		a.App = banner(c)
+		a.App = p.banner(c)
 	}
 	if a.App == "" {
 		a.App = p.greet(ctx, q.Port, greetPostgres, greetRedis)
