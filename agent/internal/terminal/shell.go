@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -65,11 +66,25 @@ func start(a account, path, dir string, env map[string]string, cols, rows uint16
 		Stdin: theirs, Stdout: theirs, Stderr: theirs,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Setctty: true, Credential: a.credential()},
 	}
-	if err := cmd.Start(); err != nil {
+	done := heedSignals()
+	err = cmd.Start()
+	done()
+	if err != nil {
 		_ = ours.Close()
 		return nil, fmt.Errorf("start %s as %s: %w", path, a.name, err)
 	}
 	return &shell{tty: ours, cmd: cmd}, nil
+}
+
+// heedSignals has programs that are started until done is called heed what a
+// terminal sends them. A program inherits which signals its parent ignores, and an
+// agent that a script started in the background ignores SIGINT and SIGQUIT: Ctrl-C
+// would do nothing in its terminals. Signals that are caught become the default's in
+// a child, so they are caught for that moment; what arrives then is dropped, as before.
+func heedSignals() (done func()) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	return func() { signal.Stop(caught) }
 }
 
 // open opens a PTY whose end on our side knows deadlines, which pty.Open's does not:

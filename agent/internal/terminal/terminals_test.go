@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"os/user"
 	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,9 +26,6 @@ import (
 func TestMain(m *testing.M) { testkit.LeakCheck(m) }
 
 const session ident.SessionID = "3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5"
-
-// patience is generous: machines are shared.
-const patience = 20 * time.Second
 
 type world struct {
 	*testing.T
@@ -177,13 +176,19 @@ func (s *seat) until(what string, f func() bool) {
 			s.Logf("the viewer saw %q (%d bytes), exit %+v, dropped %q", out[max(0, len(out)-300):], len(out), s.exit, s.dropped)
 		}
 	}()
-	testkit.EventuallyWithin(s, patience, what, func() bool { return s.look(f) })
+	testkit.Eventually(s, what, func() bool { return s.look(f) })
 	ok = true
 }
 
 func (s *seat) shows(text string) {
 	s.Helper()
-	s.until(fmt.Sprintf("the viewer sees %q", text), func() bool { return strings.Contains(s.output.String(), text) })
+	seen := 0 // of the output; a flood is not looked through again and again
+	s.until(fmt.Sprintf("the viewer sees %q", text), func() bool {
+		out := s.output.Bytes()
+		found := bytes.Contains(out[max(0, seen-len(text)):], []byte(text))
+		seen = len(out)
+		return found
+	})
 }
 
 func TestShellIsTheUsersOwn(t *testing.T) {
@@ -267,14 +272,15 @@ func TestReadOnlyViewers(t *testing.T) {
 	other.until("and then of who types", func() bool { return other.size == [2]uint16{80, 24} })
 }
 
-const flood = 6 << 20
+const flood = 5 << 20 // more than what drops a viewer that stays behind
 
 func TestFloodArrivesWhole(t *testing.T) {
 	w := newWorld(t, nil)
+	const flood = 2 << 20
 	s := w.sit(wire.TerminalOpen{}, true)
 	s.typeText(fmt.Sprintf("stty -echo -opost; PS1=; head -c %d /dev/zero | tr '\\0' x; echo; echo e''nd\n", flood))
 	s.shows("end")
-	if n := strings.Count(s.output.String(), "x"); n < flood {
+	if n := bytes.Count(s.output.Bytes(), []byte("x")); n < flood {
 		t.Errorf("%d bytes arrived of %d", n, flood)
 	}
 }
@@ -288,7 +294,10 @@ func TestSlowViewerIsDropped(t *testing.T) {
 	quick.until("both are there", func() bool { return quick.viewers[0] == 2 })
 	quick.typeText(fmt.Sprintf("stty -echo -opost; PS1=; head -c %d /dev/zero | tr '\\0' x; echo; echo e''nd\n", flood))
 	quick.shows("end")
-	slow.until("the slow one is told why it goes", func() bool { return strings.Contains(slow.dropped, "slow") && slow.over })
+	// On a machine on which the flood takes its time, what it owes is noticed first.
+	slow.until("the slow one is told why it goes", func() bool {
+		return (strings.Contains(slow.dropped, "slow") || strings.Contains(slow.dropped, "acknowledged")) && slow.over
+	})
 	if n := slow.look(func() bool { return slow.output.Len() <= wire.TerminalWindow }); !n {
 		t.Errorf("it got more than its window: %d", slow.output.Len())
 	}
@@ -310,6 +319,21 @@ func TestOneViewerHoldsTheProgramBack(t *testing.T) {
 	s.send(wire.FrameAck, wire.Position(pos))
 	s.typeText("echo st''opped\n")
 	s.shows("stopped") // the interrupt was not behind endless output
+}
+
+func TestSignalsThatTheAgentIgnores(t *testing.T) {
+	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT) // as of who is started in the background
+	defer signal.Reset(syscall.SIGINT, syscall.SIGQUIT)
+	w := newWorld(t, nil)
+	s := w.sit(wire.TerminalOpen{}, true)
+	for _, name := range []string{"INT", "QUIT"} { // a line each: the shell gives up the line in which one dies
+		s.typeText(fmt.Sprintf("sh -c 'kill -%s $$; echo ignores $((40+2))'\n", name))
+	}
+	s.typeText("echo e''nd\n")
+	s.shows("end")
+	if s.look(func() bool { return strings.Contains(s.output.String(), "ignores 42") }) {
+		t.Error("Ctrl-C does nothing in the terminal, as the agent was started with SIGINT ignored")
+	}
 }
 
 func TestPasteThatNobodyReads(t *testing.T) {
