@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -213,5 +215,25 @@ func waitDone(t *testing.T, ctx context.Context, what string) {
 	case <-ctx.Done():
 	case <-time.After(patience):
 		t.Fatal(what)
+	}
+}
+
+// Debian 12 has systemd 252, which does not know notify-reload and then takes a unit
+// for one that is ready at once.
+func TestUnitsSuitOldSystemd(t *testing.T) {
+	units, err := filepath.Glob("../../configs/systemd/*.service")
+	if err != nil || len(units) == 0 {
+		t.Fatalf("units: %v, %v", units, err)
+	}
+	for _, name := range units {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"\nType=notify\n", "\nExecReload=/bin/kill -HUP $MAINPID\n"} {
+			if !strings.Contains(string(b), line) {
+				t.Errorf("%s has no line %s", name, strings.TrimSpace(line))
+			}
+		}
 	}
 }

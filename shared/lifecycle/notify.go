@@ -16,7 +16,7 @@ func Ready() error { return notify(daemon.SdNotifyReady) }
 func Stopping() error { return notify(daemon.SdNotifyStopping) }
 
 // Reloading tells systemd that the daemon reads its configuration again; Ready ends
-// it. The time is what Type=notify-reload needs to tell this reload from an older one.
+// it. The time is what a unit of Type=notify-reload needs to tell this reload from an older one.
 func Reloading() error {
 	state := daemon.SdNotifyReloading
 	if usec := monotonicMicros(); usec > 0 {
