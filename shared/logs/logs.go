@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"strings"
@@ -46,6 +47,19 @@ func New(w io.Writer, o Options) (*slog.Logger, *slog.LevelVar, error) {
 	}
 	h.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr { return redactAttr(a, asJSON) }
 	return slog.New(slog.NewJSONHandler(w, h)), level, nil
+}
+
+// TakeOver has what libraries print by themselves, through package log, arrive as
+// debug records of a logger. net/http does so with pieces of what a strange peer
+// sent. It is for a program's start, once; restore puts back what was.
+func TakeOver(l *slog.Logger) (restore func()) {
+	w, flags := log.Writer(), log.Flags()
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(l.Handler(), slog.LevelDebug).Writer())
+	return func() {
+		log.SetFlags(flags)
+		log.SetOutput(w)
+	}
 }
 
 // Discard returns a logger that writes nothing.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -248,3 +249,27 @@ func BenchmarkLog(b *testing.B) {
 type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+func TestTakeOver(t *testing.T) {
+	var b bytes.Buffer
+	l, level, err := logs.New(&b, logs.Options{Format: "json", Level: "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore := logs.TakeOver(l)
+	defer restore()
+	log.Printf("Unsolicited response received on idle HTTP channel starting with %q", "sk-"+base32)
+	var rec map[string]any
+	if err := json.Unmarshal(b.Bytes(), &rec); err != nil {
+		t.Fatalf("what a library prints is a record: %v in %q", err, b.String())
+	}
+	if rec["level"] != "DEBUG" || rec["msg"] != `Unsolicited response received on idle HTTP channel starting with "sk-[redacted]"` {
+		t.Errorf("the record is %v", rec)
+	}
+	b.Reset()
+	level.Set(slog.LevelInfo)
+	log.Print("noise")
+	if b.Len() > 0 {
+		t.Errorf("at level info it is kept out: %q", b.String())
+	}
+}

@@ -341,12 +341,15 @@ func refusedRemedy(status int) string {
 }
 
 func (d *doctor) lookAgent(ctx context.Context) (verdict, error) {
-	r, err := gate.NewClient(d.conf.SocketPath()).Report(ctx)
+	sockets := d.conf.Sockets()
+	r, err := gate.NewClient(sockets...).Report(ctx)
 	switch {
 	case errors.Is(err, gate.ErrNoAgent):
-		return verdict{result: stepWarn, detail: "no agent runs here, or its socket is another: " + d.conf.SocketPath(), remedy: "`adit-agent run`, or `systemctl start adit-agent`"}, nil
+		return verdict{result: stepWarn, detail: "no agent runs here, or its socket is another: " + strings.Join(sockets, ", "), remedy: "`adit-agent run`, or `systemctl start adit-agent`"}, nil
 	case err != nil:
 		return verdict{}, err
+	case string(r.AgentID) != d.conf.AgentID:
+		return verdict{result: stepWarn, detail: fmt.Sprintf("the agent that runs here is %s, not %s", r.AgentID, d.conf.AgentID), remedy: "name the configuration that it runs with (--config), or restart it with this one"}, nil
 	case r.Links.Superseded != "":
 		return verdict{remedy: "give one of the two machines another agent_id"}, errors.New(r.Links.Superseded)
 	case len(r.Links.Up) == 0:

@@ -46,6 +46,7 @@ func run(ctx context.Context, c agent.Config, reload func() (agent.Config, error
 	if err != nil {
 		return err
 	}
+	logs.TakeOver(log)
 	drain, kill, hup, stop := lifecycle.Signals(ctx)
 	defer stop()
 	registry := prometheus.NewRegistry()

@@ -123,8 +123,14 @@ const SystemSocket = "/run/adit-agent/" + SocketName
 // when none is named.
 func ClientSockets() []string {
 	c := New()
+	return c.Sockets()
+}
+
+// Sockets are where an agent with this configuration may have its socket: where the
+// configuration says, else where the packaged unit puts it, or this process would.
+func (c *Config) Sockets() []string {
 	own := c.SocketPath()
-	if own == SystemSocket {
+	if c.Local.Socket != "" || own == SystemSocket {
 		return []string{own}
 	}
 	return []string{SystemSocket, own}

@@ -261,6 +261,10 @@ func TestPaths(t *testing.T) {
 		t.Errorf("commands look at %v", got)
 	}
 	t.Setenv("RUNTIME_DIRECTORY", "")
+	c.Local.Socket = "/srv/own.sock"
+	if got := c.Sockets(); !slices.Equal(got, []string{"/srv/own.sock"}) {
+		t.Errorf("a socket that is named is the only one: %v", got)
+	}
 	if got := config.ClientSockets(); !slices.Equal(got, []string{config.SystemSocket, "/var/lib/x/agent.sock"}) {
 		t.Errorf("commands look at %v", got)
 	}

@@ -100,7 +100,7 @@ func (a *app) login(cmd *cobra.Command, s settings) error {
 	if a.json {
 		return a.document(loggedIn{URL: s.URL, Team: s.Team, ConfigFile: path, Agents: n})
 	}
-	a.notef("logged in to %s (%d agents); kept in %s", s.URL, n, path)
+	a.notef("logged in to %s (agents: %d); kept in %s", s.URL, n, path)
 	return nil
 }
 

@@ -31,6 +31,7 @@ SIGTERM stops it at once. SIGHUP reads certificates and the log level again.`,
 			if err != nil {
 				return err
 			}
+			logs.TakeOver(log)
 			for _, v := range conf.UnknownEnv(config.Default(), "ADIT_CONFIG", "ADIT_URL", "ADIT_TOKEN", "ADIT_TEAM") {
 				log.Warn("environment variable names no key", "name", v.Name, "nearest", v.Nearest)
 			}
