@@ -14,6 +14,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/certs"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/enrol"
@@ -49,6 +50,7 @@ type parts struct {
 	api      *rest.API
 	admin    *admin.Server
 	front    *front.Server
+	certs    *certs.Certs // nil: the public listener speaks plain HTTP
 	terminal *terminal.Terminal
 	metrics  http.Handler // nil: no metrics listener
 }
@@ -171,14 +173,17 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	p.front, err = front.New(front.Config{
-		Listen: r.cfg.Listen, CertFile: r.cfg.TLS.CertFile, KeyFile: r.cfg.TLS.KeyFile,
-		ConnsPerAddress: r.cfg.Limits.ConnsPerAddress, Exempt: r.trusted, Handler: p.edge,
-		Logger: r.log.With("part", "front"),
-	})
-	if err != nil {
+	if p.certs, err = r.certificates(p, reg); err != nil {
 		return err
 	}
+	public := front.Config{
+		Listen: r.cfg.Listen, ConnsPerAddress: r.cfg.Limits.ConnsPerAddress, Exempt: r.trusted, Handler: p.edge,
+		Logger: r.log.With("part", "front"),
+	}
+	if p.certs != nil {
+		public.TLS = p.certs.TLS()
+	}
+	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
 		Socket: r.cfg.AdminSocket(), Credentials: operator{p.creds, p.store, p.audit}, Enrolments: enrolments{r}, Status: r.status,

@@ -175,7 +175,11 @@ func (r *Relay) status(context.Context) admin.Status {
 	if r.cfg.WildcardDomain == "" {
 		st.Warnings = append(st.Warnings, "no wildcard_domain: apps with absolute paths (Jupyter, TensorBoard, vite) do not work in path form")
 	}
-	if r.cfg.TLS.CertFile == "" && r.cfg.Public().Scheme == "http" && r.cfg.Public().Hostname() != "localhost" {
+	if r.p.certs != nil {
+		st.Certificates = r.p.certs.Status()
+		st.Warnings = append(st.Warnings, r.certificateWarnings(st.Certificates)...)
+	}
+	if r.p.certs == nil && r.cfg.Public().Scheme == "http" && r.cfg.Public().Hostname() != "localhost" {
 		st.Warnings = append(st.Warnings, "public_url is plain http: tokens travel unencrypted")
 	}
 	return st

@@ -90,6 +90,9 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	rules.run("edge", r.p.edge.Run)
 	rules.run("api", r.p.api.Run)
 	rules.run("admin", r.p.admin.Run)
+	if r.p.certs != nil {
+		rules.run("certs", r.p.certs.Run)
+	}
 
 	if err := r.p.front.Open(ctx); err != nil {
 		return err
@@ -97,6 +100,9 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	doors := layer(kill)
 	defer doors.end()
 	doors.run("listener", func(context.Context) error { return r.p.front.Serve() })
+	if r.cfg.TLS.ACME.Enabled && r.cfg.TLS.ACME.HTTPListen != "" {
+		doors.run("plain listener", r.servePlain)
+	}
 	if r.p.metrics != nil {
 		doors.run("metrics", r.serveMetrics)
 	}
@@ -140,12 +146,19 @@ func (r *Relay) supervise(drain context.Context, hup <-chan struct{}, reload fun
 }
 
 func (r *Relay) reload(more func() error) {
-	err := errors.Join(lifecycle.Reloading(), r.p.front.Reload(), r.p.creds.Reload(), r.reloadPeers(), more(), lifecycle.Ready())
+	err := errors.Join(lifecycle.Reloading(), r.reloadCertificates(), r.p.creds.Reload(), r.reloadPeers(), more(), lifecycle.Ready())
 	if err != nil {
 		r.log.Error("reload: what could not be read stays as it was", "error", err)
 		return
 	}
 	r.log.Info("reloaded certificates, keys and the log level")
+}
+
+func (r *Relay) reloadCertificates() error {
+	if r.p.certs == nil {
+		return nil
+	}
+	return r.p.certs.Reload()
 }
 
 func (r *Relay) reloadPeers() error {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/certs"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -46,6 +47,8 @@ type Status struct {
 	Relays    []store.RelayRecord `json:"relays"`
 	Peers     []ident.RelayID     `json:"peers,omitempty"` // those to which a link is up
 	Warnings  []string            `json:"warnings,omitempty"`
+	// Certificates are those of the public listener.
+	Certificates []certs.Status `json:"certificates,omitempty"`
 }
 
 // Credentials is what the surface needs of creds.

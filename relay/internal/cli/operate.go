@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,6 +50,9 @@ func newStatus() *cobra.Command {
 			}
 			fmt.Fprintf(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
 				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, st.Store.SizeBytes, st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
+			for _, c := range st.Certificates {
+				fmt.Fprintf(w, "tls       %s, from %s, until %s\n", strings.Join(c.Names, ", "), c.Source, day(c.NotAfter, "- (none yet)"))
+			}
 			for _, r := range st.Relays {
 				fmt.Fprintf(w, "pool      %s%s, %s, version %s, since %s\n", r.ID, linkTo(st, r), poolState(r), r.Version, since(r.Started))
 			}

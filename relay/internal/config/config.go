@@ -45,6 +45,18 @@ type Relay struct {
 type TLS struct {
 	CertFile string `conf:"cert_file" help:"PEM certificate chain of the public listener; without it the listener speaks plain HTTP, for use behind a proxy"`
 	KeyFile  string `conf:"key_file" help:"PEM private key of the certificate"`
+	ACME     ACME   `conf:"acme"`
+}
+
+// ACME asks an authority for certificates of the public listener.
+type ACME struct {
+	Enabled      bool     `conf:"enabled" help:"ask an ACME authority for the certificate of public_url's name, and of agent_url's; by asking, you agree to its terms"`
+	Email        string   `conf:"email" help:"where the authority can reach you; required"`
+	DirectoryURL string   `conf:"directory_url" help:"the authority's directory (default: Let's Encrypt)"`
+	CAFile       string   `conf:"ca_file" help:"PEM certificates that sign the authority's own https, for a private one"`
+	CacheDir     string   `conf:"cache_dir" help:"directory of the account and the certificates; by default they are in the store, sealed with the cluster key, for all relays of a pool"`
+	HTTPListen   string   `conf:"http_listen" help:"address that the names' port 80 leads to: it answers HTTP-01 challenges and sends browsers to https; empty: none, only TLS-ALPN-01 through the public listener"`
+	DNSHook      []string `conf:"dns_hook" help:"program, with arguments, that proves names by DNS-01 instead, and so gets a certificate for *.wildcard_domain too: it is called with 'set' or 'clear', a record's name and its TXT value"`
 }
 
 // Auth says whose user sessions are accepted.
@@ -141,6 +153,7 @@ func Default() Relay {
 	return Relay{
 		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), PathFallback: "none",
 		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams"}, JWT: JWT{TeamsClaim: "teams"}},
+		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
 		Tunnel: Tunnel{
 			IdleTimeout: api.Duration(30 * time.Minute), MaxIdleTimeout: api.Duration(24 * time.Hour),
@@ -265,6 +278,7 @@ func (c *Relay) Validate() error {
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		fault("tls", "cert_file and key_file go together")
 	}
+	c.validateACME(fault, address)
 	c.validateAuth(fault)
 	c.validateStore(fault)
 	c.validateTunnel(fault)

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
@@ -89,8 +88,7 @@ func plain(w http.ResponseWriter, status int, text string) {
 // Config is what a Server is made of.
 type Config struct {
 	Listen          string
-	CertFile        string // with KeyFile: serve TLS with HTTP/2
-	KeyFile         string
+	TLS             *tls.Config       // nil: plain HTTP
 	ConnsPerAddress int               // 0: no limit
 	Exempt          func(net.IP) bool // addresses without that limit: trusted proxies
 	Handler         http.Handler      // required
@@ -101,16 +99,13 @@ type Config struct {
 // Server is the public listener.
 type Server struct {
 	cfg  Config
-	cert atomic.Pointer[tls.Certificate]
 	http *http.Server
 	ln   net.Listener
 }
 
-// New checks the configuration, reads the certificate and returns a Server that
-// does not listen yet.
-func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg}
-	s.http = &http.Server{
+// New returns a Server that does not listen yet.
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, http: &http.Server{
 		Handler: cfg.Handler,
 		// No read or write deadline: tunnels carry uploads and streams of any length.
 		ReadHeaderTimeout: 15 * time.Second,
@@ -118,34 +113,8 @@ func New(cfg Config) (*Server, error) {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 		ConnState:         cfg.ConnState,
-	}
-	if cfg.CertFile != "" {
-		if err := s.Reload(); err != nil {
-			return nil, err
-		}
-		s.http.TLSConfig = &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			NextProtos: []string{"h2", "http/1.1"},
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-				return s.cert.Load(), nil
-			},
-		}
-	}
-	return s, nil
-}
-
-// Reload reads the certificate again. New connections use it; on an error the old
-// one stays.
-func (s *Server) Reload() error {
-	if s.cfg.CertFile == "" {
-		return nil
-	}
-	cert, err := tls.LoadX509KeyPair(s.cfg.CertFile, s.cfg.KeyFile)
-	if err != nil {
-		return fmt.Errorf("read the certificate of the public listener: %w", err)
-	}
-	s.cert.Store(&cert)
-	return nil
+		TLSConfig:         cfg.TLS,
+	}}
 }
 
 // Open starts to listen.

@@ -54,13 +54,10 @@ func TestOwnPaths(t *testing.T) {
 }
 
 func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
-	s, err := front.New(front.Config{
+	s := front.New(front.Config{
 		Listen: "127.0.0.1:0", ConnsPerAddress: 2, Logger: slog.New(slog.DiscardHandler),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}

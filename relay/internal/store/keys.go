@@ -22,6 +22,8 @@ const (
 	dirOnce       = "once"
 	dirEnrolment  = "enrolment"
 	dirTaken      = "taken" // enrolment tokens used up, until they would have expired
+	dirFile       = "file"  // what ACME keeps, sealed
+	dirLock       = "lock"  // held by a lease of its own
 )
 
 const (
@@ -42,6 +44,8 @@ func credentialKey(id ident.CredentialID) string { return root + dirCredential +
 func relayKey(id ident.RelayID) string           { return root + dirRelay + "/" + string(id) }
 func enrolmentKey(hash string) string            { return root + dirEnrolment + "/" + hash }
 func takenKey(hash string) string                { return root + dirTaken + "/" + hash }
+func fileKey(name string) string                 { return root + dirFile + "/" + name }
+func lockKey(name string) string                 { return root + dirLock + "/" + name }
 
 // onceKey hides the caller's text: it may hold what must not be stored, and it
 // has no bound on its length.

@@ -18,6 +18,7 @@ const (
 	opCredential     op = "credential"
 	opEnrolment      op = "enrolment"
 	opLink           op = "link"
+	opFile           op = "file"
 	opCatchUp        op = "catch_up"
 	opRenew          op = "renew"
 	opList           op = "list"
@@ -26,7 +27,7 @@ const (
 
 var allOps = []op{
 	opUpdateAgent, opUpdateTunnel, opPutPresence, opDeletePresence, opCredential,
-	opEnrolment, opLink, opCatchUp, opRenew, opList, opProbe,
+	opEnrolment, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
 }
 
 type metrics struct {
