@@ -44,23 +44,33 @@ func findCases(list string) ([]kase, error) {
 	return out, nil
 }
 
-// targets are those of a case: with a line, what a proxy on the near side adds is lost
-// in it, so nginx is left out.
-func (k kase) targets() []string {
-	if k.rtt == 0 {
+// targetsOf are those of a case: with a line, what a proxy on the near side adds is
+// lost in it, so nginx is left out.
+func (o *options) targetsOf(k kase) []string {
+	switch {
+	case len(o.targets) > 0:
+		return o.targets
+	case k.rtt == 0:
 		return lab.Targets
+	case o.quick:
+		return []string{lab.Direct, lab.Adit}
 	}
 	return []string{lab.Direct, lab.SSH, lab.Adit, lab.AditTLS}
 }
 
-// rows leaves out what says nothing about a long line: how fast a WebSocket's echo
+// rowsOf leaves out what says nothing about a long line: how fast a WebSocket's echo
 // is, and one connection count more.
-func (k kase) rows(all []report.Row) []report.Row {
-	if k.rtt == 0 {
-		return all
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(r report.Row) bool {
-		return r.Kind == load.WebSockets || r.Name == "rps-64"
+func (o *options) rowsOf(k kase) []report.Row {
+	return slices.DeleteFunc(slices.Clone(o.rows), func(r report.Row) bool {
+		switch {
+		case o.quick && k.rtt > 0:
+			return r.Name != "down-8" && r.Name != "mix"
+		case o.quick:
+			return r.Name == "rps-64" || r.Name == "down-1" || r.Name == "up-8" || r.Name == "ws-1"
+		case k.rtt > 0:
+			return r.Kind == load.WebSockets || r.Name == "rps-64"
+		}
+		return false
 	})
 }
 
@@ -108,12 +118,8 @@ func (o *options) runCase(ctx context.Context, k kase, dir string, earlier []rep
 	if err := l.StartOrigin(); err != nil {
 		return nil, err
 	}
-	names := o.targets
-	if len(names) == 0 {
-		names = k.targets()
-	}
 	var targets []*lab.Target
-	for _, name := range names {
+	for _, name := range o.targetsOf(k) {
 		t, err := l.StartTarget(ctx, name)
 		if err != nil {
 			return nil, err
@@ -130,7 +136,7 @@ func (o *options) runCase(ctx context.Context, k kase, dir string, earlier []rep
 		}
 	}
 	samples := o.idle(ctx, k, targets)
-	rounds, rows := o.rounds, k.rows(o.rows)
+	rounds, rows := o.rounds, o.rowsOf(k)
 	if o.quick {
 		rounds = 1
 	}
@@ -203,6 +209,11 @@ func (o *options) measure(ctx context.Context, l *lab.Lab, k kase, t *lab.Target
 	used, all := lab.Busy()
 	var err error
 	s.Result, err = o.load(ctx, l, spec)
+	if err == nil && s.Result.Rate == 0 && s.Result.Errors == 0 {
+		// On a machine that was busy elsewhere for so long, a short measurement says nothing.
+		spec.For *= 10
+		s.Result, err = o.load(ctx, l, spec)
+	}
 	s.CPU = (lab.CPU(t.PIDs()...) - cpu).Seconds()
 	used2, all2 := lab.Busy()
 	if all2 > all {

@@ -36,6 +36,8 @@ func do(ctx context.Context, args []string) error {
 			return runOrigin(ctx, args[1])
 		case "load":
 			return runLoad(ctx, args[1])
+		case "crowd":
+			return runCrowd(ctx, args[1])
 		}
 	}
 	o, err := parse(args)

@@ -18,6 +18,7 @@ import (
 
 const usage = `usage: scripts/bench [--case CASES] [--rounds N] [options]
        scripts/bench --quick
+       scripts/bench --growth [--agents N] [--tunnels N]
 
 Builds everything and measures it beside what it is compared with, as processes of
 their own: a direct connection, nginx as a plain reverse proxy, and ssh -R. Users and
@@ -42,8 +43,12 @@ and towards users: it is compared with nginx-tls, nginx that speaks TLS to users
   --for DURATION    of each measurement (default 1s, with a line 2s)
   --samples FILE    add the samples to those of earlier runs in FILE, and print all
   --json FILE       write the tables as JSON as well
-  --profile DIR     write CPU profiles of relay and agent during each row of round 1
+  --profile DIR     write CPU profiles of relay and agent during each row of round 1;
+                    with --growth, the relay's heap and goroutines with all agents
   --quick           one short round of everything: does it still run?
+  --growth          memory and latency of a relay with many agents and tunnels
+  --agents N        with --growth: up to so many idle agents (default 10000)
+  --tunnels N       with --growth: up to so many open tunnels (default 100000)
 
 A full run takes about 25 minutes, a case about 6.
 
@@ -51,6 +56,7 @@ examples:
   scripts/bench --case loopback
   scripts/bench --case loopback --targets nginx,adit --rows down,rps-64 --profile /tmp/profiles
   scripts/bench --case 80ms-loss --rounds 2 --samples /tmp/samples.jsonl
+  scripts/bench --growth --agents 2000 --tunnels 10000
 `
 
 // options are the command line.
@@ -66,6 +72,9 @@ type options struct {
 	json       string
 	profile    string
 	quick      bool
+	growth     bool
+	agents     int
+	tunnels    int
 	bin        string
 }
 
@@ -85,6 +94,9 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.json, "json", "", "")
 	fs.StringVar(&o.profile, "profile", "", "")
 	fs.BoolVar(&o.quick, "quick", false, "")
+	fs.BoolVar(&o.growth, "growth", false, "")
+	fs.IntVar(&o.agents, "agents", 10000, "")
+	fs.IntVar(&o.tunnels, "tunnels", 100000, "")
 	fs.StringVar(&o.bin, "bin", "", "") // scripts/bench says where it built
 	err := fs.Parse(args)
 	switch {
@@ -101,14 +113,17 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("unexpected argument %q (see --help)", fs.Arg(0))
 	case o.bin == "":
 		return nil, errors.New("where are the programs? run scripts/bench")
-	case o.rounds < 1:
-		return nil, errors.New("--rounds is 1 or more")
+	case o.rounds < 1 || o.agents < 1 || o.tunnels < 1:
+		return nil, errors.New("--rounds, --agents and --tunnels are 1 or more")
 	}
 	if o.cases, err = findCases(cases); err != nil {
 		return nil, err
 	}
 	if o.rows, err = findRows(rows); err != nil {
 		return nil, err
+	}
+	if o.quick && cases == "" {
+		o.cases = []kase{allCases[0], allCases[len(allCases)-1]}
 	}
 	if targets != "" {
 		o.targets = strings.Split(targets, ",")
@@ -147,6 +162,9 @@ func (o *options) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // what is left is in the temporary directory
+	if o.growth {
+		return o.grow(ctx, dir)
+	}
 	var samples []report.Sample
 	if o.samples != "" {
 		if samples, err = readSamples(o.samples); err != nil {
@@ -179,6 +197,9 @@ func (o *options) run(ctx context.Context) error {
 		if err := os.WriteFile(o.json, append(b, '\n'), 0o644); err != nil {
 			return err
 		}
+	}
+	if o.quick {
+		return o.grow(ctx, dir)
 	}
 	return nil
 }

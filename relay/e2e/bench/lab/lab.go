@@ -62,6 +62,11 @@ type Process struct {
 
 // Start starts a program in a place. Its output goes to a file that failures quote.
 func (l *Lab) Start(at Place, name string, env []string, program string, args ...string) (*Process, error) {
+	return l.start(at, name, env, nil, nil, program, args...)
+}
+
+// start is Start with a standard input and output other than nothing and the log.
+func (l *Lab) start(at Place, name string, env []string, stdin, stdout *os.File, program string, args ...string) (*Process, error) {
 	path := filepath.Join(l.Dir, name+".log")
 	out, err := os.Create(path)
 	if err != nil {
@@ -71,6 +76,9 @@ func (l *Lab) Start(at Place, name string, env []string, program string, args ..
 	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Env = append(CleanEnv(), env...)
 	cmd.Stdout, cmd.Stderr = out, out
+	if stdin != nil {
+		cmd.Stdin, cmd.Stdout = stdin, stdout
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := at.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)

@@ -308,6 +308,9 @@ func (l *Lab) StartRelay(ctx context.Context, name string, secure bool, more ...
 	}
 }
 
+// Store is the address of the relay's own store.
+func (r *Relay) Store() string { return "unix://" + filepath.Join(r.dir, "run", "etcd.sock") }
+
 // Token is the secret of the credential that opens tunnels.
 func (r *Relay) Token() string { return r.token }
 

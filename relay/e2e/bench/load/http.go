@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -179,7 +180,7 @@ func (r *run) download(ctx context.Context) error {
 		n, err := c.Read(buf)
 		r.moved.Add(int64(n))
 		if err != nil {
-			return overtime(ctx, err)
+			return err
 		}
 	}
 }
@@ -198,21 +199,47 @@ func (r *run) upload(ctx context.Context) error {
 	buf := make([]byte, 64<<10)
 	for {
 		if _, err := c.Write(buf); err != nil {
-			return overtime(ctx, err)
+			return err
 		}
 	}
 }
 
-// overtime is nil for an error that is the end of the measurement.
+// overtime is nil for an error that is the end of the measurement. A deadline of the
+// connection may come a moment before that of the context.
 func overtime(ctx context.Context, err error) error {
-	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+	if d, ok := ctx.Deadline(); ok && time.Until(d) < time.Millisecond {
 		return nil
 	}
 	return err
 }
 
-// echoes is the loop of one WebSocket.
-func (r *run) echoes(ctx context.Context, done func(time.Time)) {
+// webSockets connects all sockets before the measurement's time begins: handshakes are
+// no part of it.
+func (r *run) webSockets(ctx context.Context) Result {
+	var wg sync.WaitGroup
+	sockets := make(chan *websocket.Conn, r.Conns)
+	for range r.Conns {
+		wg.Go(func() {
+			if ws, err := r.webSocket(ctx); err != nil {
+				r.failed(err)
+			} else {
+				sockets <- ws
+			}
+		})
+	}
+	wg.Wait()
+	close(sockets)
+	r.begin()
+	return r.closedLoop(ctx, func(ctx context.Context, done func(time.Time)) {
+		if ws := <-sockets; ws != nil {
+			r.echoes(ctx, ws, done)
+		}
+	})
+}
+
+func (r *run) webSocket(ctx context.Context) (*websocket.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	scheme := "ws"
 	if r.TLS {
 		scheme = "wss"
@@ -222,10 +249,11 @@ func (r *run) echoes(ctx context.Context, done func(time.Time)) {
 	ws, _, err := websocket.Dial(ctx, scheme+"://"+r.Host+"/ws", &websocket.DialOptions{
 		HTTPClient: r.client(), CompressionMode: websocket.CompressionDisabled,
 	})
-	if err != nil {
-		r.failed(err)
-		return
-	}
+	return ws, err
+}
+
+// echoes is the loop of one WebSocket.
+func (r *run) echoes(ctx context.Context, ws *websocket.Conn, done func(time.Time)) {
 	defer func() { _ = ws.CloseNow() }()
 	message := make([]byte, wsSize)
 	for time.Now().Before(r.to) {

@@ -64,9 +64,8 @@ type Result struct {
 
 // Run puts the load on and returns what came of it.
 func Run(ctx context.Context, s Spec) (Result, error) {
-	r := &run{Spec: s, start: time.Now()}
-	r.from = r.start.Add(s.Warm)
-	r.to = r.from.Add(s.For)
+	r := &run{Spec: s}
+	r.begin()
 	if s.Kind != Wait && (s.Conns < 1 || s.For <= 0) {
 		return Result{}, errors.New("load: connections and a duration are required")
 	}
@@ -76,7 +75,7 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	case NewConns:
 		return r.closedLoop(ctx, r.newConns), nil
 	case WebSockets:
-		return r.closedLoop(ctx, r.echoes), nil
+		return r.webSockets(ctx), nil
 	case Download:
 		return r.bulk(ctx, r.download, func() (int64, error) { return r.moved.Load(), nil })
 	case Upload:
@@ -105,9 +104,16 @@ type run struct {
 	why    string
 }
 
-// failed notes an error that is not the end of the measurement's time.
+// begin starts the measurement's time.
+func (r *run) begin() {
+	r.start = time.Now()
+	r.from = r.start.Add(r.Warm)
+	r.to = r.from.Add(r.For)
+}
+
+// failed notes an error. The end of the measurement's time is none.
 func (r *run) failed(err error) {
-	if err == nil || time.Now().After(r.to) {
+	if err == nil {
 		return
 	}
 	r.errors.Add(1)
@@ -179,7 +185,7 @@ func (r *run) bulk(ctx context.Context, transfer func(context.Context) error, co
 // endless repeats a transfer that is not meant to end.
 func (r *run) endless(ctx context.Context, transfer func(context.Context) error) {
 	for ctx.Err() == nil {
-		if err := transfer(ctx); err != nil {
+		if err := overtime(ctx, transfer(ctx)); err != nil {
 			r.failed(err)
 			sleep(ctx, 20*time.Millisecond)
 		}
