@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/front"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/api"
 )
 
@@ -105,5 +106,45 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("a closed connection frees its place")
 		}
+	}
+}
+
+// A link chooses the congestion control of its socket, which it has to find beneath
+// what counts connections.
+func TestLinksFindTheirSocket(t *testing.T) {
+	found := make(chan string, 1)
+	s, err := front.New(front.Config{
+		Listen: "127.0.0.1:0", ConnsPerAddress: 2, Logger: slog.New(slog.DiscardHandler),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			l, err := link.Accept(w, r, link.Config{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			found <- l.Congestion()
+			_ = l.Close(nil)
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve() }()
+	defer func() {
+		_ = s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("serve ended with %v", err)
+		}
+	}()
+	l, err := link.Dial(t.Context(), link.DialOptions{URL: "http://" + s.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close(nil) }()
+	if got := <-found; got != l.Congestion() {
+		t.Errorf("the relay's end of a link should have the congestion control of the agent's, %q; it has %q", l.Congestion(), got)
 	}
 }

@@ -88,3 +88,7 @@ func (c *limitedConn) Close() error {
 	c.release()
 	return c.TCPConn.Close()
 }
+
+// NetConn returns the connection beneath, for whoever looks for the socket: links set
+// its congestion control.
+func (c *limitedConn) NetConn() net.Conn { return c.TCPConn }
