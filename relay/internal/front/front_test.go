@@ -13,8 +13,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/front"
-	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/link"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
