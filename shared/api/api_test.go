@@ -53,7 +53,7 @@ func TestDurationJSON(t *testing.T) {
 
 func TestProblem(t *testing.T) {
 	cause := errors.New("etcd says no")
-	p := api.Problemf(http.StatusServiceUnavailable, "no_quorum", api.HopRelay, "the store of %d has no quorum", 3).WithRetry(1600 * time.Millisecond).WithCause(cause)
+	p := api.Problemf(http.StatusServiceUnavailable, "no_quorum", api.HopRelay, "the store of %d has no quorum", 3).WithRetry(1200 * time.Millisecond).WithCause(cause)
 	if p.Error() != "no_quorum: the store of 3 has no quorum" || !errors.Is(p, cause) {
 		t.Errorf("a problem is an error with its cause; got %v", p)
 	}

@@ -104,7 +104,7 @@ func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 		RetryAfter int `json:"retry_after,omitempty"` // the header's value, for those who only see the body
 	}{Problem: &c}
 	if c.RetryAfter > 0 {
-		out.RetryAfter = max(1, int(c.RetryAfter.D().Round(time.Second)/time.Second))
+		out.RetryAfter = int((c.RetryAfter.D() + time.Second - 1) / time.Second) // up: not before it is of use
 		h.Set("Retry-After", strconv.Itoa(out.RetryAfter))
 	}
 	if c.Status == http.StatusUnauthorized { // the header is not optional (RFC 9110, section 15.5.2)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode/utf8"
 
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -151,6 +152,12 @@ func TestVerdict(t *testing.T) {
 		}
 		if rest, _ := io.ReadAll(r); string(rest) != "data" {
 			t.Errorf("the data behind the verdict should stay; got %q", rest)
+		}
+	}
+	for _, text := range []string{strings.Repeat("é", 5000), "x" + strings.Repeat("é", 5000), strings.Repeat("\U0001F6AA", 5000)} {
+		got, err := wire.ReadVerdict(bytes.NewReader(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeInternal, Text: text})))
+		if err != nil || !utf8.ValidString(got.Text) || len(got.Text) < wire.MaxVerdictText-utf8.UTFMax || !strings.HasPrefix(text, got.Text) {
+			t.Errorf("a long text is cut between two characters: %d bytes, %v", len(got.Text), err)
 		}
 	}
 	long := wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeInternal, Text: strings.Repeat("x", 5000)})

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"unicode/utf8"
 )
 
 // Code is the answer to a hello. Anything but CodeOK ends the stream.
@@ -38,10 +39,14 @@ type Verdict struct {
 func (v Verdict) Error() string { return fmt.Sprintf("stream refused (code %d): %s", v.Code, v.Text) }
 
 // AppendVerdict appends the encoded verdict: version(1) code(1) length(2) text.
-// A longer text is cut.
+// A longer text is cut, not within a character.
 func AppendVerdict(b []byte, v Verdict) []byte {
 	if len(v.Text) > MaxVerdictText {
-		v.Text = v.Text[:MaxVerdictText]
+		n := MaxVerdictText
+		for n > MaxVerdictText-utf8.UTFMax && !utf8.RuneStart(v.Text[n]) {
+			n--
+		}
+		v.Text = v.Text[:n]
 	}
 	b = append(b, helloVersion, byte(v.Code))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(v.Text)))
