@@ -8,7 +8,6 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -99,36 +99,20 @@ func (r *Relay) ready(context.Context) *api.Problem {
 
 func (r *Relay) trusted(ip net.IP) bool {
 	a, ok := netip.AddrFromSlice(ip)
-	if !ok {
-		return false
-	}
-	for _, p := range r.proxies {
-		if p.Contains(a.Unmap()) {
-			return true
-		}
-	}
-	return false
+	return ok && r.trustedAddr(a.Unmap())
+}
+
+func (r *Relay) trustedAddr(a netip.Addr) bool {
+	return slices.ContainsFunc(r.proxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // remote is the caller's address: the connection's, or what the last trusted proxy
 // says of it.
 func (r *Relay) remote(req *http.Request) string {
-	host, _, err := net.SplitHostPort(req.RemoteAddr)
-	if err != nil || !r.trusted(net.ParseIP(host)) {
-		return host
+	if a := caller.User(req, r.trustedAddr); a.IsValid() {
+		return a.String()
 	}
-	hops := strings.Split(strings.Join(req.Header.Values("X-Forwarded-For"), ","), ",")
-	for _, hop := range slices.Backward(hops) {
-		ip := net.ParseIP(strings.TrimSpace(hop))
-		if ip == nil {
-			break
-		}
-		host = ip.String()
-		if !r.trusted(ip) {
-			break
-		}
-	}
-	return host
+	return ""
 }
 
 func (r *Relay) metricsHandler(reg *prometheus.Registry) http.Handler {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -95,7 +96,7 @@ const (
 	negativeMost    = 4096
 	missesPerSecond = 10 // of the whole relay
 	missesBurst     = 50
-	missesOfAddress = 1 // per second
+	missesAddrEvery = time.Second
 	missesAddrBurst = 20
 	addressesMost   = 4096
 )
@@ -108,16 +109,17 @@ type misses struct {
 	store Store
 	m     *metrics
 
-	mu        sync.Mutex
-	all       *rate.Limiter
-	addresses map[string]*rate.Limiter
-	absent    map[string]time.Time // hash -> known to be absent until
+	addresses *caller.Limits
+
+	mu     sync.Mutex
+	all    *rate.Limiter
+	absent map[string]time.Time // hash -> known to be absent until
 }
 
 func newMisses(s Store, m *metrics) *misses {
 	return &misses{store: s, m: m,
 		all:       rate.NewLimiter(missesPerSecond, missesBurst),
-		addresses: make(map[string]*rate.Limiter),
+		addresses: caller.NewLimits(missesAddrEvery, missesAddrBurst, addressesMost),
 		absent:    make(map[string]time.Time),
 	}
 }
@@ -164,32 +166,11 @@ func (s *misses) spared(hash, addr string, now time.Time) string {
 	if until, ok := s.absent[hash]; ok && now.Before(until) {
 		return "cached"
 	}
-	l := s.addresses[addr]
-	if l == nil {
-		if len(s.addresses) >= addressesMost {
-			s.forgetAddresses(now)
-		}
-		l = rate.NewLimiter(missesOfAddress, missesAddrBurst)
-		s.addresses[addr] = l
-	}
 	// The address first: one that has used up its share takes nothing of the others'.
-	if !l.AllowN(now, 1) || !s.all.AllowN(now, 1) {
+	if !s.addresses.Take(addr, now) || !s.all.AllowN(now, 1) {
 		return "limited"
 	}
 	return ""
-}
-
-// forgetAddresses drops what is worth a fresh limiter, or everything when a flood
-// comes from more addresses than are kept: the limit over all still holds.
-func (s *misses) forgetAddresses(now time.Time) {
-	for addr, l := range s.addresses {
-		if l.TokensAt(now) >= missesAddrBurst {
-			delete(s.addresses, addr)
-		}
-	}
-	if len(s.addresses) >= addressesMost {
-		clear(s.addresses)
-	}
 }
 
 func (s *misses) remember(hash string, now time.Time) {

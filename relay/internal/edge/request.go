@@ -4,10 +4,10 @@ import (
 	"encoding/base64"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -24,10 +24,7 @@ type remote struct {
 }
 
 func (e *Edge) remoteOf(r *http.Request, route *tunnels.Route) remote {
-	m := remote{host: r.Host, proto: "http"}
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		m.peer = ap.Addr().Unmap()
-	}
+	m := remote{host: r.Host, proto: "http", peer: caller.Peer(r)}
 	m.user = m.peer
 	switch {
 	case r.TLS != nil:
@@ -40,7 +37,7 @@ func (e *Edge) remoteOf(r *http.Request, route *tunnels.Route) remote {
 		return m
 	}
 	m.trusted = true
-	m.user = e.userBehind(r.Header["X-Forwarded-For"], m.peer)
+	m.user = caller.User(r, e.trusted)
 	if p := strings.ToLower(last(r.Header["X-Forwarded-Proto"])); p == "http" || p == "https" {
 		m.proto = p
 	}
@@ -62,30 +59,6 @@ func (e *Edge) trusted(a netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// userBehind reads X-Forwarded-For from its end: the first address there that is
-// no trusted proxy's was seen by one. What is left of it anybody may have written.
-func (e *Edge) userBehind(values []string, peer netip.Addr) netip.Addr {
-	user := peer
-	for _, list := range slices.Backward(values) {
-		for _, s := range slices.Backward(strings.Split(list, ",")) {
-			s = strings.TrimSpace(s)
-			a, err := netip.ParseAddr(strings.Trim(s, "[]"))
-			if err != nil {
-				ap, err := netip.ParseAddrPort(s)
-				if err != nil {
-					return user
-				}
-				a = ap.Addr()
-			}
-			user = a.Unmap()
-			if !e.trusted(user) {
-				return user
-			}
-		}
-	}
-	return user
 }
 
 // last is the last element of a list header: what the nearest proxy added.

@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 )
 
 // limited is a listener that holds at most a number of connections of one
@@ -38,24 +40,13 @@ func (l *limited) Accept() (net.Conn, error) {
 		if !ok || (l.exempt != nil && l.exempt(ap.IP)) {
 			return c, nil
 		}
-		key := group(ap.AddrPort().Addr())
+		key := caller.Network(ap.AddrPort().Addr())
 		if !l.take(key) {
 			_ = c.Close()
 			continue
 		}
 		return &limitedConn{TCPConn: tc, release: sync.OnceFunc(func() { l.give(key) })}, nil
 	}
-}
-
-// group counts an IPv6 network of 64 bits as one address: one host has all of it.
-func group(a netip.Addr) netip.Addr {
-	a = a.Unmap()
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
 }
 
 func (l *limited) take(key netip.Addr) bool {

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -219,14 +220,8 @@ func (l *Links) List(session ident.SessionID) []Listed {
 // mark is a viewer as a link remembers it. It says nothing to who does not know
 // the viewer already.
 func (l *Links) mark(id ident.LinkID, p usage.Party) string {
-	a := p.Remote.Unmap()
-	if a.Is6() {
-		if net, err := a.Prefix(64); err == nil {
-			a = net.Addr()
-		}
-	}
 	mac := hmac.New(sha256.New, l.cfg.Key[:])
-	fmt.Fprintf(mac, "link-viewer\n%s\n%s\n%s", id, addr(a), p.UserAgent)
+	fmt.Fprintf(mac, "link-viewer\n%s\n%s\n%s", id, addr(caller.Network(p.Remote)), p.UserAgent)
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:8])
 }
 

@@ -109,7 +109,7 @@ func (s *socket) converse(ctx context.Context) error {
 		return err
 	}
 	if err := s.authenticate(ctx, first.Token); err != nil {
-		s.t.tries.wrong(s.remote, time.Now())
+		s.t.tries.Take(s.remote, time.Now())
 		s.t.metrics.refused.WithLabelValues("token").Inc()
 		s.record = store.TunnelRecord{}
 		s.t.note(ctx, s, audit.TerminalRefused, "anonymous", err.Error())

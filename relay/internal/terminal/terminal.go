@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
@@ -26,6 +27,14 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 	"github.com/adit-tunnel/adit/shared/wsconn"
+)
+
+// What one address may get wrong: ten tries, then one every six seconds. Who comes
+// from more addresses than are kept still guesses at 200 random bits.
+const (
+	triesBurst   = 10
+	triesEvery   = 6 * time.Second
+	maxAddresses = 8192
 )
 
 // Store is what is read of the store: the relay's copy in memory.
@@ -63,7 +72,7 @@ type Config struct {
 type Terminal struct {
 	cfg     Config
 	metrics *metrics
-	tries   *tries
+	tries   *caller.Limits // of wrong tokens
 
 	mu       sync.Mutex
 	sockets  map[*socket]struct{}
@@ -94,7 +103,7 @@ func New(cfg Config) (*Terminal, error) {
 			return host
 		}
 	}
-	return &Terminal{cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: newTries(), sockets: map[*socket]struct{}{}}, nil
+	return &Terminal{cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: caller.NewLimits(triesEvery, triesBurst, maxAddresses), sockets: map[*socket]struct{}{}}, nil
 }
 
 // Routes are the patterns of http.ServeMux to serve.
@@ -150,7 +159,7 @@ func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id")
 	}
 	s.session = id
-	if wait, ok := t.tries.may(s.remote, time.Now()); !ok {
+	if wait := t.tries.Wait(s.remote, time.Now()); wait > 0 {
 		t.metrics.refused.WithLabelValues("rate").Inc()
 		return api.NewProblem(http.StatusTooManyRequests, "too_many_tries", api.HopRelay, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
 	}
