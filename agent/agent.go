@@ -32,6 +32,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/logs"
 	"github.com/adit-tunnel/adit/shared/splice"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -50,6 +51,7 @@ type Options struct {
 	Version  string
 	Logger   *slog.Logger
 	Registry *prometheus.Registry // default: one of its own
+	Recent   *logs.Recent         // what the logger logged last, for diag; may be nil
 	// Proxy finds the proxy for a relay. Default: http.ProxyFromEnvironment.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Kill, when closed, ends the time that a stopping agent gives its streams.
@@ -146,7 +148,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 	})
 	a.gate = gate.New(gate.Config{
 		Agent: ident.AgentID(conf.AgentID), Link: a.uplink, Tunnels: a.tunnels, Board: a.board,
-		Report: a.Report, Pause: a.pause, Metrics: a.metrics(), Logger: log, Registerer: reg,
+		Report: a.Report, Pause: a.pause, Metrics: a.metrics(), Diag: a.diag, Logger: log, Registerer: reg,
 	})
 	a.hooks = gate.NewHooks(gate.HooksConfig{
 		Opened: conf.Hooks.Opened, Closed: conf.Hooks.Closed, Timeout: conf.Hooks.Timeout.D(),

@@ -197,7 +197,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 			_, err := p.store.Backup(ctx, w)
 			return err
 		},
-		Audit: r.auditDir(), Logger: r.log.With("part", "admin"),
+		Diag: r.diag(reg), Audit: r.auditDir(), Logger: r.log.With("part", "admin"),
 	})
 	return nil
 }

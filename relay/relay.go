@@ -20,18 +20,21 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/config"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/logs"
 )
 
 // Config is what a Relay is made of.
 type Config struct {
 	Settings config.Relay // complete and valid
 	Logger   *slog.Logger
+	Recent   *logs.Recent // what the logger logged last, for diag; may be nil
 }
 
 // Relay is one relay process.
 type Relay struct {
 	cfg      config.Relay
 	log      *slog.Logger
+	recent   *logs.Recent
 	p        *parts
 	started  time.Time
 	proxies  []netip.Prefix // trusted
@@ -42,7 +45,7 @@ type Relay struct {
 // New reads the keys and puts the relay together. Nothing runs and nothing listens
 // until Run.
 func New(c Config) (*Relay, error) {
-	r := &Relay{cfg: c.Settings, log: c.Logger, started: time.Now().UTC(), proxies: c.Settings.Proxies(), drainNow: make(chan struct{}, 1)}
+	r := &Relay{cfg: c.Settings, log: c.Logger, recent: c.Recent, started: time.Now().UTC(), proxies: c.Settings.Proxies(), drainNow: make(chan struct{}, 1)}
 	p, err := r.assemble()
 	if err != nil {
 		return nil, err

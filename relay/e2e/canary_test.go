@@ -191,6 +191,10 @@ func TestNoSecretLeaks(t *testing.T) {
 			}
 		}
 	})
+	t.Run("diagnostic bundles", func(t *testing.T) {
+		c.t = t
+		d.bundles(agent, second)
+	})
 	// What was buffered is written when they stop, and the last words are logged too.
 	agent.Kill()
 	d.offline()

@@ -108,11 +108,11 @@ func everything(t *testing.T, r *world.Relay, a *world.Agent, sk string) {
 			t.Errorf("the tunnel answers %d %s", status, body)
 		}
 	}
-	sayHello(t, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
+	sayHello(t, w, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
 
 	// TCP, with commands of either version.
 	stream := r.Open(sk, "gpu-1", map[string]any{"target_port": tcp, "tunnel_protocol": "tcp"})
-	sayHello(t, stream.TunnelURL, websocket.MessageBinary)
+	sayHello(t, w, stream.TunnelURL, websocket.MessageBinary)
 	for _, bin := range []string{w.Bin, a.W.Bin} {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "adit"), "connect", "--stdio")
 		cmd.Env = append(cmd.Environ(), "ADIT_TUNNEL_URL="+stream.TunnelURL)
@@ -150,11 +150,11 @@ func appPort(t *testing.T) int {
 }
 
 // sayHello sends a message and wants it back. The app may say something first.
-func sayHello(t *testing.T, url string, kind websocket.MessageType) {
+func sayHello(t *testing.T, w *world.World, url string, kind websocket.MessageType) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	c, _, err := websocket.Dial(ctx, url, nil)
+	c, _, err := websocket.Dial(ctx, url, &websocket.DialOptions{HTTPClient: w.HTTP()})
 	if err != nil {
 		t.Errorf("open a WebSocket: %v", err)
 		return
@@ -239,7 +239,7 @@ func TestUpgradeRelayInPlace(t *testing.T) {
 			return status == http.StatusOK
 		})
 		t.Logf("%s serves the tunnel %s after the stop began", name, time.Since(began).Round(time.Millisecond))
-		sayHello(t, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
+		sayHello(t, w, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
 		if status, p := r.API(sk, http.MethodPut, "/agents/gpu-2/tasks/job-1", map[string]any{"lease_token": lease.LeaseToken, "ttl": "10m"}, nil); status != http.StatusOK {
 			t.Errorf("%s renews the lease: %d %v", name, status, p)
 		}

@@ -26,6 +26,8 @@ const (
 type Options struct {
 	Level  string // debug, info (or empty), warn, error
 	Format string // auto (or empty), json, text
+	// Recent, if any, gets every line too.
+	Recent *Recent
 }
 
 // New returns a logger that writes to w, and its level, which may be changed while
@@ -39,6 +41,9 @@ func New(w io.Writer, o Options) (*slog.Logger, *slog.LevelVar, error) {
 	format, err := format(w, o.Format)
 	if err != nil {
 		return nil, nil, err
+	}
+	if o.Recent != nil {
+		w = io.MultiWriter(w, o.Recent)
 	}
 	h := &slog.HandlerOptions{Level: level}
 	if format == FormatText {

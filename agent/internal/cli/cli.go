@@ -127,7 +127,7 @@ take task leases, so that tasks and people do not meet on one GPU.`,
 	root.SetErr(stderr)
 	root.SetVersionTemplate("adit-agent {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })
-	root.AddCommand(newRun(), newCheck(), newEnroll(), newStatus(), newDoctor(), newTask(), newState(), newPause(), newResume(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newEnroll(), newStatus(), newDiag(), newDoctor(), newTask(), newState(), newPause(), newResume(), newVersion())
 	for _, cmd := range root.Commands() {
 		wrapArgs(cmd)
 	}

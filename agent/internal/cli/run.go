@@ -41,8 +41,12 @@ without either. Tunnels stay open at the relay while the agent is restarted.`,
 	return cmd
 }
 
+// recentLog is how many bytes of log the agent keeps in memory for diag.
+const recentLog = 256 << 10
+
 func run(ctx context.Context, c agent.Config, reload func() (agent.Config, error), stderr io.Writer) error {
-	log, level, err := logs.New(stderr, logs.Options{Level: c.Log.Level, Format: c.Log.Format})
+	recent := logs.NewRecent(recentLog)
+	log, level, err := logs.New(stderr, logs.Options{Level: c.Log.Level, Format: c.Log.Format, Recent: recent})
 	if err != nil {
 		return err
 	}
@@ -57,7 +61,7 @@ func run(ctx context.Context, c agent.Config, reload func() (agent.Config, error
 		}
 	}
 	a, err := agent.New(c, agent.Options{
-		Version: lifecycle.Version(), Logger: log, Registry: registry, Kill: kill.Done(),
+		Version: lifecycle.Version(), Logger: log, Registry: registry, Recent: recent, Kill: kill.Done(),
 		Ready:  func() { notify(lifecycle.Ready()) },
 		Notify: func(text string) { notify(lifecycle.Status(text)) },
 	})

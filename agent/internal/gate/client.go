@@ -57,6 +57,23 @@ func (c *Client) Report(ctx context.Context) (status.Report, error) {
 	return call[status.Report](ctx, c, http.MethodGet, "/v1/status", nil)
 }
 
+// Diag asks for a diagnostic bundle, which the caller closes.
+func (c *Client) Diag(ctx context.Context) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/v1/diag", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("the agent answered %s; it gives a bundle over its socket only", resp.Status)
+	}
+	return resp.Body, nil
+}
+
 // Admit asks for a task lease.
 func (c *Client) Admit(ctx context.Context, q api.AdmitTaskRequest) (api.TaskLease, error) {
 	return call[api.TaskLease](ctx, c, http.MethodPost, "/v1/tasks", q)

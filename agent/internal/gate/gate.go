@@ -8,6 +8,7 @@ package gate
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -46,6 +47,7 @@ type Config struct {
 	Report  func() status.Report
 	Pause   func(paused bool) error // throws the kill switch and ends streams
 	Metrics http.Handler            // serves /metrics
+	Diag    func(w io.Writer) error // writes a diagnostic bundle; over the socket only
 
 	Hold       time.Duration // how long a task call waits for a lost link; default 2 s
 	CallTime   time.Duration // limit of one call to the relay; default 15 s
@@ -98,7 +100,18 @@ func New(conf Config) *Gate {
 }
 
 // Socket returns what serves the unix socket, whose permissions say who may call.
-func (g *Gate) Socket() http.Handler { return g.routes() }
+func (g *Gate) Socket() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/diag", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/gzip")
+		if err := g.conf.Diag(w); err != nil {
+			g.conf.Logger.Warn("make a diagnostic bundle", "error", err)
+			panic(http.ErrAbortHandler) // the command must not take a part for the whole
+		}
+	})
+	mux.Handle("/", g.routes())
+	return mux
+}
 
 // Loopback returns what serves a loopback port: the same, but refusing what a web
 // page in a browser on this machine could have sent.

@@ -66,6 +66,7 @@ type Config struct {
 	Status      func(context.Context) Status
 	Drain       func()
 	Backup      func(ctx context.Context, w io.Writer) error
+	Diag        func(ctx context.Context, w io.Writer) error
 	Audit       string // directory of the audit files
 	Logger      *slog.Logger
 }
@@ -158,6 +159,7 @@ func (s *Server) routes() http.Handler {
 		return struct{}{}, nil
 	}))
 	mux.HandleFunc("GET /v1/store/backup", s.backup)
+	mux.HandleFunc("GET /v1/diag", s.diag)
 	mux.HandleFunc("GET /v1/audit", s.audit)
 	return mux
 }
@@ -184,6 +186,14 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if err := s.cfg.Backup(r.Context(), w); err != nil {
 		s.cfg.Logger.Warn("back up the store", "error", err)
+		panic(http.ErrAbortHandler) // the command must not take a part for the whole
+	}
+}
+
+func (s *Server) diag(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/gzip")
+	if err := s.cfg.Diag(r.Context(), w); err != nil {
+		s.cfg.Logger.Warn("make a diagnostic bundle", "error", err)
 		panic(http.ErrAbortHandler) // the command must not take a part for the whole
 	}
 }

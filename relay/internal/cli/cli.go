@@ -74,7 +74,7 @@ over file over defaults.`,
 		Version: lifecycle.Version(),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newStatus(), newDrain(), newAudit(), newStore(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion())
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			c.Args = cobra.NoArgs
@@ -90,6 +90,16 @@ over file over defaults.`,
 func exactArgs(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}
+
+// atMostArgs is cobra's, as a usage error.
+func atMostArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.MaximumNArgs(n)(cmd, args); err != nil {
 			return usageError{err}
 		}
 		return nil

@@ -12,6 +12,9 @@ import (
 	"github.com/adit-tunnel/adit/shared/logs"
 )
 
+// recentLog is how many bytes of log the relay keeps in memory for diag.
+const recentLog = 512 << 10
+
 func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -27,7 +30,8 @@ SIGTERM stops it at once. SIGHUP reads certificates and the log level again.`,
 			if err != nil {
 				return err
 			}
-			log, level, err := logs.New(os.Stderr, logs.Options{Level: cfg.Log.Level, Format: cfg.Log.Format})
+			recent := logs.NewRecent(recentLog)
+			log, level, err := logs.New(os.Stderr, logs.Options{Level: cfg.Log.Level, Format: cfg.Log.Format, Recent: recent})
 			if err != nil {
 				return err
 			}
@@ -35,7 +39,7 @@ SIGTERM stops it at once. SIGHUP reads certificates and the log level again.`,
 			for _, v := range conf.UnknownEnv(config.Default(), "ADIT_CONFIG", "ADIT_URL", "ADIT_TOKEN", "ADIT_TEAM") {
 				log.Warn("environment variable names no key", "name", v.Name, "nearest", v.Nearest)
 			}
-			r, err := relay.New(relay.Config{Settings: cfg, Logger: log})
+			r, err := relay.New(relay.Config{Settings: cfg, Logger: log, Recent: recent})
 			if err != nil {
 				return err
 			}
