@@ -16,6 +16,7 @@ import (
 // crowdDone answers each command of a crowd's process.
 type crowdDone struct {
 	N     int    `json:"n"`
+	Again int64  `json:"again"` // how often an agent had to connect once more, so far
 	Error string `json:"error,omitempty"`
 }
 
@@ -47,6 +48,7 @@ func runCrowd(ctx context.Context, url string) error {
 		if err != nil {
 			done.Error = err.Error()
 		}
+		done.Again = c.Again()
 		if err := out.Encode(done); err != nil {
 			return err
 		}

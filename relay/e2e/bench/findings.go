@@ -21,6 +21,7 @@ type point struct {
 type findings struct {
 	agents, tunnels      []point // the first of each is before any
 	openAtOne, openAtAll percentiles
+	again                int64   // agents that had to connect once more
 	idleCPU              float64 // share of a core
 	churned              int
 	events               int64
@@ -63,6 +64,9 @@ func (f *findings) print(w io.Writer) error {
 	fmt.Fprintf(&b, "\n    an idle agent costs the relay %.1f KiB of PSS and %.1f goroutines; bar <= %d KiB  %s\n", perAgent, goroutines, barIdleAgent, met)
 	fmt.Fprintf(&b, "    opening a tunnel, one after another: p50 %.1f ms, p99 %.1f ms at 1 agent; p50 %.1f ms, p99 %.1f ms at %d\n",
 		f.openAtOne.P50, f.openAtOne.P99, f.openAtAll.P50, f.openAtAll.P99, last.Agents)
+	if f.again > 0 {
+		fmt.Fprintf(&b, "    %d times an agent had to connect once more: the relay had too much to do\n", f.again)
+	}
 	fmt.Fprintf(&b, "    %d idle agents keep %.0f %% of a core of the relay busy\n", last.Agents, 100*f.idleCPU)
 	fmt.Fprintf(&b, "    %d changes of agents, %.0f a second: %.0f us of the relay's CPU each, written and heard; %.0f us for each of the %d events in a relay that only hears of them\n",
 		f.churned, f.churnRate, f.churnCPU/float64(max(1, f.churned))*1e6, f.eventCPU/float64(max(1, f.events))*1e6, f.events)

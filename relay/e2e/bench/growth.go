@@ -166,6 +166,7 @@ func (g *growth) askCrowd(format string, args ...any) (int, error) {
 	if err := g.crowd.Ask(&done, format, args...); err != nil {
 		return 0, errors.Join(err, g.relay.Alive())
 	}
+	g.found.again = done.Again
 	if done.Error != "" {
 		return done.N, errors.Join(errors.New(done.Error), g.relay.Alive())
 	}

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/backoff"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -29,17 +31,26 @@ type Crowd struct {
 
 	agents  []*agent
 	running sync.WaitGroup
-	mu      sync.Mutex
-	lost    error // the first link that ended by itself
+	again   atomic.Int64
 }
+
+// Again is how often an agent had to connect once more, as agents do: because the
+// relay could not admit it just then, or its link was lost.
+func (c *Crowd) Again() int64 { return c.again.Load() }
 
 // Name is the name of one of the agents.
 func Name(i int) ident.AgentID { return ident.AgentID(fmt.Sprintf("crowd-%05d", i)) }
 
 // agent is one of them.
 type agent struct {
+	now atomic.Pointer[uplink]
+}
+
+// uplink is an agent's link.
+type uplink struct {
 	link *link.Link
 	out  *wire.Encoder
+	in   *wire.Decoder
 }
 
 // Grow connects agents until there are n of them. They stay until ctx ends.
@@ -57,21 +68,56 @@ func (c *Crowd) Grow(ctx context.Context, n int) error {
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
-			a, err := c.connect(ctx, i)
+			up, err := c.persist(ctx, i)
 			if err != nil {
 				once.Do(func() { first = fmt.Errorf("agent %s: %w", Name(i), err) })
 				return
 			}
+			a := &agent{}
+			a.now.Store(up)
 			c.agents[i] = a
+			c.running.Go(func() { c.live(ctx, i, a, up) })
 		})
 	}
 	wg.Wait()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return errors.Join(first, context.Cause(ctx), c.lost)
+	return errors.Join(first, context.Cause(ctx))
 }
 
-func (c *Crowd) connect(ctx context.Context, i int) (*agent, error) {
+// persist connects, again and again for a while.
+func (c *Crowd) persist(ctx context.Context, i int) (*uplink, error) {
+	var wait backoff.Backoff
+	for until := time.Now().Add(2 * time.Minute); ; {
+		up, err := c.connect(ctx, i)
+		if err == nil || ctx.Err() != nil || time.Now().After(until) {
+			return up, err
+		}
+		c.again.Add(1)
+		t := time.NewTimer(wait.Next())
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// live keeps an agent linked until ctx ends.
+func (c *Crowd) live(ctx context.Context, i int, a *agent, up *uplink) {
+	for {
+		converse(ctx, up)
+		if ctx.Err() != nil {
+			return
+		}
+		c.again.Add(1)
+		var err error
+		if up, err = c.persist(ctx, i); err != nil {
+			return // Churn finds its link closed
+		}
+		a.now.Store(up)
+	}
+}
+
+func (c *Crowd) connect(ctx context.Context, i int) (*uplink, error) {
 	dial, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	l, err := link.Dial(dial, link.DialOptions{URL: c.URL, Token: c.Token})
@@ -82,18 +128,17 @@ func (c *Crowd) connect(ctx context.Context, i int) (*agent, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.Close(err))
 	}
-	a := &agent{link: l, out: wire.NewEncoder(control)}
-	in := wire.NewDecoder(control)
+	up := &uplink{link: l, out: wire.NewEncoder(control), in: wire.NewDecoder(control)}
 	hello := wire.AgentHello{
 		Agent: Name(i), Instance: string(ident.NewRequestID()), Version: "crowd", Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		Labels: map[string]string{"zone": fmt.Sprintf("rack-%d", i%40)}, Capabilities: []string{wire.CapProbe}, TaskCapacity: 1, Facts: facts(),
 	}
 	defer context.AfterFunc(dial, func() { _ = l.Close(context.Cause(dial)) })()
-	if err := a.out.Write(wire.Message{Type: wire.TypeHello, Hello: &hello}); err != nil {
+	if err := up.out.Write(wire.Message{Type: wire.TypeHello, Hello: &hello}); err != nil {
 		return nil, errors.Join(err, l.Close(err))
 	}
 	for {
-		m, err := in.Read()
+		m, err := up.in.Read()
 		if err == nil && m.Goodbye != nil {
 			err = fmt.Errorf("the relay says %s: %s", m.Goodbye.Reason, m.Goodbye.Detail)
 		}
@@ -101,11 +146,9 @@ func (c *Crowd) connect(ctx context.Context, i int) (*agent, error) {
 			return nil, errors.Join(err, l.Close(err))
 		}
 		if m.Welcome != nil {
-			break
+			return up, nil
 		}
 	}
-	c.running.Go(func() { c.converse(ctx, a, in) })
-	return a, nil
 }
 
 // facts are what a machine with one GPU reports.
@@ -114,7 +157,7 @@ func facts() wire.Facts {
 }
 
 // converse answers the relay until the link or ctx ends.
-func (c *Crowd) converse(ctx context.Context, a *agent, in *wire.Decoder) {
+func converse(ctx context.Context, a *uplink) {
 	ctx, cancel := context.WithCancel(ctx)
 	var pace sync.WaitGroup
 	defer pace.Wait()
@@ -141,7 +184,7 @@ func (c *Crowd) converse(ctx context.Context, a *agent, in *wire.Decoder) {
 		}
 	})
 	for {
-		m, err := in.Read()
+		m, err := a.in.Read()
 		switch {
 		case err != nil:
 		case m.Type == wire.TypePing && m.Ping != nil:
@@ -153,13 +196,6 @@ func (c *Crowd) converse(ctx context.Context, a *agent, in *wire.Decoder) {
 			continue
 		}
 		_ = a.link.Close(err)
-		if ctx.Err() == nil {
-			c.mu.Lock()
-			if c.lost == nil {
-				c.lost = fmt.Errorf("a link ended: %w", err)
-			}
-			c.mu.Unlock()
-		}
 		return
 	}
 }
@@ -181,10 +217,8 @@ func (c *Crowd) Churn(ctx context.Context, perSecond int, d time.Duration) (int,
 		for want := int(min(since, d).Seconds() * float64(perSecond)); sent < want; sent++ {
 			percent := float64((sent+sent/len(c.agents))%1000) / 10 // another one each time
 			state := wire.State{SyncPhase: "models", SyncPercent: &percent}
-			a := c.agents[sent%len(c.agents)]
-			if err := a.out.Write(wire.Message{Type: wire.TypeState, State: &state}); err != nil {
-				return sent, err
-			}
+			// One that is between two links says it with the next one's hello, or not at all.
+			_ = c.agents[sent%len(c.agents)].now.Load().out.Write(wire.Message{Type: wire.TypeState, State: &state})
 		}
 		if since >= d {
 			return sent, nil

@@ -143,10 +143,29 @@ func Make(kase string, samples []Sample) Table {
 	return t
 }
 
+// tooBusy is the share of the machine in the hands of others above which a sample says
+// more about them. Such samples count only where there are no two better ones.
+const tooBusy = 0.5
+
+// clean leaves out the samples that others disturbed.
+func clean(all map[int]Sample) map[int]Sample {
+	good := map[int]Sample{}
+	for round, s := range all {
+		if s.Others <= tooBusy {
+			good[round] = s
+		}
+	}
+	if len(good) < 2 {
+		return all
+	}
+	return good
+}
+
 // cell sums up one target's rounds of a row, and compares each with the reference's.
 func cell(row Row, mine, theirs map[int]Sample) Cell {
+	mine, theirs = clean(mine), clean(theirs)
 	var rate, ratio, bulk, bulkRatio, p50, p99, perGiB, perOp []float64
-	c := Cell{Samples: len(mine)}
+	c, paired := Cell{Samples: len(mine)}, false
 	for round, s := range mine {
 		r := s.Result
 		rate, bulk, p50, p99 = append(rate, r.Rate), append(bulk, r.Bulk), append(p50, r.P50), append(p99, r.P99)
@@ -158,6 +177,7 @@ func cell(row Row, mine, theirs map[int]Sample) Cell {
 			perOp = append(perOp, s.CPU/float64(r.Ops)*1e6)
 		}
 		if ref, ok := theirs[round]; ok {
+			paired = true
 			if ref.Result.Rate > 0 {
 				ratio = append(ratio, r.Rate/ref.Result.Rate)
 			}
@@ -167,11 +187,32 @@ func cell(row Row, mine, theirs map[int]Sample) Cell {
 		}
 	}
 	c.Rate, c.Ratio, c.Bulk, c.BulkRatio = median(rate), median(ratio), median(bulk), median(bulkRatio)
+	if !paired && len(theirs) > 0 { // no round was quiet for both
+		c.Ratio, c.BulkRatio = unpaired(mine, theirs)
+	}
 	c.P50, c.P99, c.CPUPerGiB, c.CPUPerOp = median(p50), median(p99), median(perGiB), median(perOp)
 	if c.Rate > 0 {
 		c.Spread = (slices.Max(rate) - slices.Min(rate)) / 2 / c.Rate
 	}
 	return c
+}
+
+// unpaired is the ratio of medians.
+func unpaired(mine, theirs map[int]Sample) (rate, bulk float64) {
+	of := func(all map[int]Sample, figure func(load.Result) float64) float64 {
+		var v []float64
+		for _, s := range all {
+			v = append(v, figure(s.Result))
+		}
+		return median(v)
+	}
+	if ref := of(theirs, func(r load.Result) float64 { return r.Rate }); ref > 0 {
+		rate = of(mine, func(r load.Result) float64 { return r.Rate }) / ref
+	}
+	if ref := of(theirs, func(r load.Result) float64 { return r.Bulk }); ref > 0 {
+		bulk = of(mine, func(r load.Result) float64 { return r.Bulk }) / ref
+	}
+	return rate, bulk
 }
 
 // median is 0 for nothing.

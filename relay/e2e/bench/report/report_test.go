@@ -31,6 +31,23 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 	}
 }
 
+// Rounds in which others had the machine say nothing, where two others are there.
+func TestDisturbedRoundsAreLeftOut(t *testing.T) {
+	var all []report.Sample
+	for round, speed := range []float64{1, 0.01, 1} {
+		adit := sample(round, "down-1", lab.Adit, 1e9*speed)
+		adit.Others = 1 - speed
+		all = append(all, sample(round, "down-1", lab.Nginx, 1e9), adit)
+	}
+	if c := report.Make(report.Loopback, all).Cells["down-1"][lab.Adit]; c.Rate != 1e9 || c.Ratio != 1 || c.Samples != 2 {
+		t.Errorf("want the two rounds that nobody disturbed; got %+v", c)
+	}
+	all = all[2:4] // the disturbed one alone
+	if c := report.Make(report.Loopback, all).Cells["down-1"][lab.Adit]; c.Rate != 1e7 || c.Samples != 1 {
+		t.Errorf("a disturbed round is better than none; got %+v", c)
+	}
+}
+
 func TestBars(t *testing.T) {
 	all := []report.Sample{
 		sample(1, "rps-16", lab.Nginx, 1000), sample(1, "rps-16", lab.Adit, 600),
