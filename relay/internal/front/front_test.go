@@ -113,7 +113,7 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 // what counts connections.
 func TestLinksFindTheirSocket(t *testing.T) {
 	found := make(chan string, 1)
-	s, err := front.New(front.Config{
+	s := front.New(front.Config{
 		Listen: "127.0.0.1:0", ConnsPerAddress: 2, Logger: slog.New(slog.DiscardHandler),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			l, err := link.Accept(w, r, link.Config{})
@@ -125,9 +125,6 @@ func TestLinksFindTheirSocket(t *testing.T) {
 			_ = l.Close(nil)
 		}),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
