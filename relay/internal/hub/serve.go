@@ -91,7 +91,7 @@ func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, re
 		return fmt.Errorf("write verdict: %w", err)
 	}
 	in := wire.NewDecoder(control)
-	m := &member{link: l, out: wire.NewEncoder(control), queue: make(chan wire.Message, outQueue)}
+	m := &member{link: l, out: wire.NewEncoder(control), queue: newOutbox()}
 	msg, err := in.Read()
 	if err != nil {
 		return fmt.Errorf("read hello: %w", err)
@@ -262,11 +262,13 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 	wg.Go(func() { // the writer: one at a time, so that a stuck link blocks nobody else
 		for {
 			select {
-			case msg := <-m.queue:
-				if err := m.out.Write(msg); err != nil {
-					cancel(err)
-					_ = m.link.Close(err)
-					return
+			case <-m.queue.some:
+				for _, msg := range m.queue.take() {
+					if err := m.out.Write(msg); err != nil {
+						cancel(err)
+						_ = m.link.Close(err)
+						return
+					}
 				}
 			case <-ctx.Done():
 				return

@@ -45,12 +45,9 @@ type session struct {
 type member struct {
 	link  *link.Link
 	out   *wire.Encoder
-	queue chan wire.Message // to the writer; full: the link is stuck and ends
+	queue *outbox // to the writer; full: the link is stuck and ends
 	index int
 }
-
-// outQueue bounds the control messages that wait for one link.
-const outQueue = 256
 
 // send queues a message on the session's first living link. A link that cannot
 // take it is stuck and is closed: the agent comes back and is told everything anew.
@@ -77,9 +74,7 @@ func (s *session) sendAll(m wire.Message) {
 }
 
 func (m *member) send(msg wire.Message) {
-	select {
-	case m.queue <- msg:
-	default:
+	if !m.queue.put(msg) {
 		_ = m.link.Close(errors.New("the control stream is stuck"))
 	}
 }
