@@ -33,6 +33,7 @@ func (m *mux) received(id uint32, n int) {
 		return // yamux discards it
 	}
 	k.unread += int64(n)
+	k.room -= int64(n)
 	k.tell(true)
 	over := m.budget.used.Add(int64(n)) > m.budget.limit
 	var worst *mark
@@ -56,16 +57,6 @@ func (m *mux) received(id uint32, n int) {
 	}
 }
 
-// consumed counts what a reader took.
-func (m *mux) consumed(k *mark, n int) {
-	m.smu.Lock()
-	defer m.smu.Unlock()
-	if !k.settled {
-		k.unread -= int64(n)
-		m.budget.used.Add(-int64(n))
-	}
-}
-
 // settle takes a stream out of the budget. The lock is held.
 func (m *mux) settle(k *mark) {
 	if !k.settled {
@@ -80,6 +71,7 @@ func (m *mux) settleAll() {
 	defer m.smu.Unlock()
 	for _, k := range m.streams {
 		m.settle(k)
+		k.speak()
 	}
 }
 

@@ -12,20 +12,20 @@ import (
 // Readers that do not read cost no more than the budget, and the one that costs
 // most goes first.
 func TestBudgetGivesUpTheSlowestReader(t *testing.T) {
-	budget := link.NewBudget(6 << 20)
-	client, server := tcpPair(t, link.Config{Budget: budget})
+	budget := link.NewBudget(384 << 10)
+	client, server := tcpPair(t, link.Config{Budget: budget, Window: 256 << 10})
 	stuck, farStuck := streams(t, client, server)
 	near, far := streams(t, client, server)
 	alive, farAlive := streams(t, client, server)
 	var wg sync.WaitGroup
-	wg.Go(func() { // 4 MiB that nobody reads
+	wg.Go(func() { // a window that nobody reads
 		_, err := farStuck.Write(make([]byte, 8<<20))
 		if !errors.Is(err, link.ErrReset) {
 			t.Errorf("writing to a reader that was given up gives %v; want link.ErrReset", err)
 		}
 	})
-	eventually(t, "one window is full", func() bool { return budget.Used() >= 4<<20 })
-	wg.Go(func() { _, _ = far.Write(make([]byte, 3<<20)); _ = far.CloseWrite() })
+	eventually(t, "one window is full", func() bool { return budget.Used() >= 256<<10 })
+	wg.Go(func() { _, _ = far.Write(make([]byte, 200<<10)); _ = far.CloseWrite() })
 	eventually(t, "the slowest reader was given up", func() bool {
 		_, err := stuck.Write([]byte("x"))
 		return errors.Is(err, link.ErrMemory)
@@ -34,7 +34,7 @@ func TestBudgetGivesUpTheSlowestReader(t *testing.T) {
 		t.Errorf("reading the stream that was given up gives %v; want link.ErrMemory", err)
 	}
 	wg.Wait()
-	if b, err := io.ReadAll(near); err != nil || len(b) != 3<<20 {
+	if b, err := io.ReadAll(near); err != nil || len(b) != 200<<10 {
 		t.Errorf("the other slow reader got %d bytes, %v", len(b), err)
 	}
 	mustWrite(t, farAlive, "fine")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 )
 
 // Read gives yamux the peer's frames, one header or one piece of a body at a time.
@@ -36,8 +37,10 @@ func (m *mux) Read(p []byte) (int, error) {
 func (m *mux) fetch(p []byte) (int, error) {
 	n, err := m.c.Read(p)
 	if n > 0 {
-		m.lastIn.Store(int64(m.now()))
+		now := m.now()
+		m.lastIn.Store(int64(now))
 		m.bytesIn.Add(uint64(n))
+		m.load.add(now, n)
 		if m.hooks.Received != nil {
 			m.hooks.Received(n)
 		}
@@ -60,7 +63,7 @@ func (m *mux) incoming() {
 	case typePing:
 		if flags&flagACK != 0 && binary.BigEndian.Uint32(m.head[8:]) == m.pingID.Load() {
 			if sent := m.pingSent.Swap(0); sent != 0 {
-				m.rtt.Store(max(1, int64(m.now())+1-sent))
+				m.measured(max(1, m.now()+1-time.Duration(sent)))
 			}
 		}
 		return
@@ -132,6 +135,7 @@ func (m *mux) tell(k *mark, talks bool) {
 }
 
 func (k *mark) tell(talks bool) {
+	k.speak()
 	if k.left != nil {
 		select {
 		case k.left <- talks:
@@ -167,7 +171,7 @@ func (m *mux) track(id uint32) *mark {
 	defer m.smu.Unlock()
 	k := m.streams[id]
 	if k == nil {
-		k = &mark{gone: make(chan struct{})}
+		k = &mark{gone: make(chan struct{}), room: yamuxWindow}
 		m.streams[id] = k
 	}
 	return k

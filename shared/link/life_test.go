@@ -59,7 +59,7 @@ func TestCongestedIsNotDead(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c, s := net.Pipe()
 		slow := &slowConn{Conn: s, delay: 4 * time.Second}
-		client, server := connPair(t, c, slow, link.Config{})
+		client, server := connPair(t, c, slow, link.Config{OpenTimeout: time.Minute})
 		near, far := streams(t, client, server)
 		var wg sync.WaitGroup
 		wg.Go(func() { _, _ = near.Write(make([]byte, 4<<20)); _ = near.CloseWrite() })

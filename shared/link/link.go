@@ -39,9 +39,10 @@ var (
 
 // Config tunes a link. The zero value asks for all defaults.
 type Config struct {
-	// Window is how many bytes of one stream may be on their way or unread, per
-	// direction; it bounds a stream's throughput to Window per round trip, and
-	// its memory. Default 4 MiB, least 256 KiB.
+	// Window is how many bytes of one stream may be on their way or unread at most,
+	// per direction; it bounds a stream's throughput to Window per round trip, and
+	// its memory. Lines with short round trips get less, as much as they can use.
+	// Default 4 MiB, least 256 KiB.
 	Window uint32
 	// AcceptBacklog is how many streams may wait for Accept. Both ends must use
 	// the same value: the opener waits instead of exceeding it. Default 512.
@@ -90,7 +91,7 @@ func (c Config) withDefaults() Config {
 	if c.Window == 0 {
 		c.Window = 4 << 20
 	}
-	c.Window = max(c.Window, 256<<10)
+	c.Window = min(max(c.Window, yamuxWindow), 1<<30)
 	if c.AcceptBacklog <= 0 {
 		c.AcceptBacklog = 512
 	}
@@ -163,7 +164,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		opening:    make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
 		done:       make(chan struct{}),
 	}
-	l.mux = newMux(c, cfg.Hooks, cfg.Budget)
+	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
 		EnableKeepAlive:   false, // watch does it, judging by what arrives, not by one ping
@@ -171,9 +172,9 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		// A congested link is not a dead one: whether the peer lives is decided by
 		// watch alone, and its verdict frees whoever waits here.
 		ConnectionWriteTimeout: 24 * time.Hour,
-		MaxStreamWindowSize:    cfg.Window,
-		StreamOpenTimeout:      0, // else one stream that is not accepted kills the session
-		StreamCloseTimeout:     0, // else it fires while data still flows
+		MaxStreamWindowSize:    2 * cfg.Window, // twice, so that what is held back never runs out: see window.go
+		StreamOpenTimeout:      0,              // else one stream that is not accepted kills the session
+		StreamCloseTimeout:     0,              // else it fires while data still flows
 		Logger:                 yamuxLog{cfg.Logger},
 	}
 	open := yamux.Server

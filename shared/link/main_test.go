@@ -122,6 +122,19 @@ func streams(t testing.TB, client, server *link.Link) (near, far *link.Stream) {
 	return near, far
 }
 
+// stalled waits until a writer has filled its window: much was sent, and no more is.
+func stalled(t testing.TB, l *link.Link) {
+	t.Helper()
+	last, same := uint64(0), 0
+	eventually(t, "the window is full", func() bool {
+		now := l.Stats().BytesOut
+		if same++; now != last {
+			last, same = now, 0
+		}
+		return now > 256<<10 && same >= 50
+	})
+}
+
 // eventually waits for a condition that another goroutine brings about.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()

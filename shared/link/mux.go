@@ -57,6 +57,7 @@ type mux struct {
 
 	bytesIn, bytesOut, framesOut, batches atomic.Uint64
 	queued, lastIn, rtt                   atomic.Int64
+	load                                  load
 	pingSent                              atomic.Int64  // 0: answered
 	pingID                                atomic.Uint32 // of the last ping
 	writers                               atomic.Int32  // streams that are about to write a frame
@@ -80,10 +81,14 @@ type mux struct {
 	streams map[uint32]*mark
 	budget  *Budget
 
+	maxWindow int64
+	window    atomic.Int64 // of each stream now: see window.go
+
 	// The reading side belongs to yamux's one reader.
 	head       header
 	have, give int // bytes of head that were read; that yamux still has to get
 	body       int // bytes of the present frame's body still to be read
+	leastRTT   time.Duration
 	injected   []header
 	hasInject  atomic.Bool
 }
@@ -95,12 +100,16 @@ type mark struct {
 	gone     chan struct{} // closed when the peer reset the stream
 	stream   atomic.Pointer[Stream]
 	unread   int64     // bytes received and not read, guarded by smu
+	room     int64     // bytes the peer may send, guarded by smu
+	held     int64     // that yamux would let it send in addition, guarded by smu
 	settled  bool      // they count no more, guarded by smu
 	left     chan bool // of a stream that was closed here: see leave; guarded by smu
+	spoken   func()    // called when the peer says something: see Stream.Watch; guarded by smu
 }
 
-func newMux(c carrier, hooks Hooks, budget *Budget) *mux {
-	m := &mux{c: c, hooks: hooks, base: time.Now(), streams: make(map[uint32]*mark), budget: budget}
+func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
+	m := &mux{c: c, hooks: hooks, base: time.Now(), streams: make(map[uint32]*mark), budget: budget, maxWindow: int64(window)}
+	m.window.Store(m.maxWindow) // until the line is known
 	m.room.L = &m.mu
 	m.flush = m.flusher
 	return m
@@ -124,9 +133,11 @@ func (m *mux) Write(p []byte) (int, error) {
 	}
 	switch {
 	case m.need == 0 && len(p) == headerSize:
-		m.outgoing(header(p))
-		m.add(p)
-		m.frames++
+		h := header(p)
+		if m.outgoing(&h) {
+			m.add(h[:])
+			m.frames++
+		}
 	case len(p) == m.need && len(p) >= directMin && !m.writing:
 		m.need = 0
 		m.writeOnce(p)
@@ -153,8 +164,9 @@ func (m *mux) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// outgoing looks at a header that yamux sends.
-func (m *mux) outgoing(h header) {
+// outgoing looks at a header that yamux sends, and changes a window update. It
+// returns false for a frame that is not to be sent.
+func (m *mux) outgoing(h *header) bool {
 	flags := binary.BigEndian.Uint16(h[2:])
 	if h[1] == typeData {
 		m.need = int(binary.BigEndian.Uint32(h[8:]))
@@ -170,6 +182,7 @@ func (m *mux) outgoing(h header) {
 	// Whoever opens or accepts a stream flushes when it has added what belongs
 	// to it, so that a hello travels with its SYN.
 	m.defers = h[1] == typeWindow && flags&(flagSYN|flagACK) != 0
+	return h[1] != typeWindow || flags&flagRST != 0 || m.allow(h, flags)
 }
 
 func (m *mux) waiting() []byte {
@@ -257,8 +270,10 @@ func (m *mux) writeOnce(body []byte) {
 	n := len(first) + len(body)
 	err := m.c.write(first, body)
 	if err == nil {
-		queued := m.now() - since
+		now := m.now()
+		queued := now - since
 		m.bytesOut.Add(uint64(n))
+		m.load.add(now, n)
 		m.framesOut.Add(uint64(frames))
 		m.batches.Add(1)
 		m.queued.Add(int64(queued))

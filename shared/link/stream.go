@@ -90,7 +90,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 func (s *Stream) read(p []byte) (int, error) {
 	n, err := s.ys.Read(p)
 	if n > 0 {
-		s.link.mux.consumed(s.mark, n)
+		s.link.mux.consumed(s.ys.StreamID(), s.mark, n)
 		if s.used.Load() != readLately {
 			s.used.Store(readLately)
 		}
