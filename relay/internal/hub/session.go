@@ -271,7 +271,7 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 		return nil, link.ErrTooManyStreams
 	}
 	// Registered before it is open: a Cut that comes in between finds it.
-	m := s.lightest()
+	m := s.place()
 	st := &Stream{session: s, tunnel: hello.Session}
 	s.count++
 	h.mu.Unlock()
@@ -306,17 +306,6 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 	}
 	h.metrics.opens.WithLabelValues("ok").Inc()
 	return st, nil
-}
-
-// lightest returns the link with the fewest streams. hub.mu is held.
-func (s *session) lightest() *member {
-	best := s.members[0]
-	for _, m := range s.members[1:] {
-		if m.link.NumStreams() < best.link.NumStreams() {
-			best = m
-		}
-	}
-	return best
 }
 
 func (s *session) forget(st *Stream) {
