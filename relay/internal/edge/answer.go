@@ -78,8 +78,8 @@ func (x *exchange) copyBody(u *upstream, resp *http.Response) error {
 			return err
 		}
 	}
-	box := buffers.Get().(*[]byte)
-	defer buffers.Put(box)
+	box := getBuffer(left)
+	defer func() { putBuffer(box) }()
 	for {
 		n, err := resp.Body.Read(*box)
 		if n > 0 {
@@ -102,6 +102,7 @@ func (x *exchange) copyBody(u *upstream, resp *http.Response) error {
 				return err
 			}
 		}
+		box = grown(box, n)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	copyBuffer = 32 << 10
+	smallBuffer = 4 << 10  // of a body that is small or comes in small pieces: streams of events wait in one
+	bigBuffer   = 64 << 10 // of bulk
 	// continueWait is how long an app may think about Expect: 100-continue before
 	// the body is sent anyway (RFC 9110, section 10.1.1: not for ever).
 	continueWait = time.Second
@@ -29,7 +30,35 @@ const (
 // chunkRoom is what a chunk's size needs in front of it: 8 digits and CRLF.
 const chunkRoom = 10
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer+chunkRoom+2); return &b }}
+var (
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallBuffer+chunkRoom+2); return &b }}
+	bigBuffers   = sync.Pool{New: func() any { b := make([]byte, bigBuffer+chunkRoom+2); return &b }}
+)
+
+// getBuffer returns a buffer for a body of so many bytes; negative: not known.
+func getBuffer(size int64) *[]byte {
+	if size > smallBuffer {
+		return bigBuffers.Get().(*[]byte)
+	}
+	return smallBuffers.Get().(*[]byte)
+}
+
+func putBuffer(b *[]byte) {
+	if len(*b) > smallBuffer+chunkRoom+2 {
+		bigBuffers.Put(b)
+	} else {
+		smallBuffers.Put(b)
+	}
+}
+
+// grown changes a buffer that a read has filled for a big one.
+func grown(b *[]byte, n int) *[]byte {
+	if n < smallBuffer || len(*b) > smallBuffer+chunkRoom+2 {
+		return b
+	}
+	putBuffer(b)
+	return getBuffer(bigBuffer)
+}
 
 // sender sends a request's body beside the reading of its answer: apps may answer
 // before they have all of it, or while it comes.
@@ -64,11 +93,11 @@ func (x *exchange) startBody(u *upstream, head []byte) {
 var errBodyRead = errors.New("read the request's body")
 
 func (x *exchange) sendBody(s *sender, u *upstream, head []byte) error {
-	box := buffers.Get().(*[]byte)
-	defer buffers.Put(box)
+	box := getBuffer(x.r.ContentLength)
+	defer func() { putBuffer(box) }()
 	chunked := x.r.ContentLength < 0
 	pending := 0 // bytes of the head still to be sent, at the buffer's begin
-	if chunked || x.expects() || len(head) > copyBuffer/2 {
+	if chunked || x.expects() || len(head) > smallBuffer/2 {
 		if _, err := u.Write(head); err != nil {
 			return err
 		}
@@ -106,6 +135,7 @@ func (x *exchange) sendBody(s *sender, u *upstream, head []byte) error {
 		if err != nil {
 			break
 		}
+		box = grown(box, n)
 	}
 	if !chunked {
 		return nil
@@ -157,8 +187,8 @@ func (s *sender) discard(body io.Reader) {
 		return // with Expect nothing was read, and nothing will come
 	default:
 	}
-	box := buffers.Get().(*[]byte)
-	defer buffers.Put(box)
+	box := getBuffer(bigBuffer)
+	defer putBuffer(box)
 	for {
 		if _, err := body.Read(*box); err != nil {
 			s.read.Store(s.read.Load() || errors.Is(err, io.EOF))

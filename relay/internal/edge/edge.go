@@ -31,7 +31,7 @@ const (
 	DefaultHold          = 10 * time.Second
 	DefaultHeaderTimeout = 15 * time.Minute
 	DefaultMaxStreams    = 512
-	DefaultIdleStreams   = 32
+	DefaultIdleStreams   = 128
 	DefaultIdleFor       = time.Minute
 )
 
@@ -49,6 +49,11 @@ type Stream interface {
 	CloseWrite() error
 	// Verdict waits for the agent's answer to the hello.
 	Verdict(ctx context.Context) error
+	// Watch has f called once, in a goroutine of its own, when the app says anything
+	// or the stream is lost; nobody reads meanwhile. Unwatch takes that back and says
+	// whether nothing was heard.
+	Watch(f func())
+	Unwatch() bool
 }
 
 // Dialer opens streams to agents, wherever their links are.
@@ -113,7 +118,7 @@ type Edge struct {
 	mu       sync.Mutex
 	pools    map[ident.SessionID]*pool
 	upgraded map[*upgraded]struct{}
-	tasks    sync.WaitGroup // watchers of idle streams, probes
+	tasks    sync.WaitGroup // probes
 }
 
 // New checks the configuration and returns an Edge. Run must run beside it.
@@ -241,7 +246,7 @@ func (e *Edge) pool(session ident.SessionID) *pool {
 	defer e.mu.Unlock()
 	p := e.pools[session]
 	if p == nil {
-		p = newPool(session, e.config.IdleStreams, e.config.IdleFor, &e.tasks)
+		p = newPool(session, e.config.IdleStreams, e.config.IdleFor)
 		if !e.draining.Load() {
 			e.pools[session] = p
 		} else {

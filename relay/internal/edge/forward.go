@@ -146,7 +146,7 @@ func (x *exchange) stream(fresh, once bool) (*upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := newUpstream(s)
+	u := newUpstream(s, x.pool)
 	u.use = x.use
 	return u, nil
 }

@@ -3,7 +3,7 @@ package edge
 import (
 	"bufio"
 	"errors"
-	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +11,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
 )
 
 const (
@@ -38,15 +39,19 @@ type upstream struct {
 	use    *usage.Use // of the request that has it now; nil while idle
 	budget int64      // bytes of header that may still come; negative: not in a header
 
+	link      *link.Link // that carries it, where there may be several
 	reused    bool
 	idleSince time.Time
-	watched   chan struct{} // closed when the watcher of an idle stream ended
-	broken    bool          // what the watcher found
+	spoken    func() // drops it from the pool
 }
 
-func newUpstream(s Stream) *upstream {
+func newUpstream(s Stream, p *pool) *upstream {
 	u := &upstream{Stream: s, budget: -1}
 	u.br = bufio.NewReaderSize(reader{u}, readBuffer)
+	u.spoken = func() { p.drop(u) }
+	if l, ok := s.(laned); ok {
+		u.link = l.Lane()
+	}
 	return u
 }
 
@@ -112,7 +117,6 @@ type pool struct {
 	session ident.SessionID
 	max     int
 	idleFor time.Duration
-	tasks   *sync.WaitGroup
 	active  atomic.Int64 // requests and connections
 
 	mu       sync.Mutex
@@ -123,8 +127,8 @@ type pool struct {
 	host hostMode
 }
 
-func newPool(session ident.SessionID, maxIdle int, idleFor time.Duration, tasks *sync.WaitGroup) *pool {
-	return &pool{session: session, max: maxIdle, idleFor: idleFor, tasks: tasks, lastUsed: time.Now()}
+func newPool(session ident.SessionID, maxIdle int, idleFor time.Duration) *pool {
+	return &pool{session: session, max: maxIdle, idleFor: idleFor, lastUsed: time.Now()}
 }
 
 // get returns an idle stream that is alive, or nil. once asks for one that was
@@ -132,25 +136,68 @@ func newPool(session ident.SessionID, maxIdle int, idleFor time.Duration, tasks 
 func (p *pool) get(once bool) *upstream {
 	for {
 		p.mu.Lock()
-		n := len(p.idle)
-		if n == 0 {
+		i := p.pick(once)
+		if i < 0 {
 			p.mu.Unlock()
 			return nil
 		}
-		u := p.idle[n-1]
-		if once && time.Since(u.idleSince) > freshFor {
-			p.mu.Unlock()
-			return nil // the others are older still
-		}
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
+		u := p.idle[i]
+		p.idle = slices.Delete(p.idle, i, i+1)
 		p.mu.Unlock()
-		if u.unwatch() && !u.stale() {
+		if u.Unwatch() && !u.stale() {
 			u.reused = true
 			return u
 		}
 		_ = u.Close() // the app closed it, or spoke out of turn
 	}
+}
+
+// laned is a Stream that knows which of an agent's parallel links carries it.
+type laned interface {
+	Lane() *link.Link
+	// Crowded says that a new stream would have a better way.
+	Crowded() bool
+}
+
+// lane is what pick finds of the idle streams of one link.
+type lane struct {
+	link   *link.Link // nil for streams that have no choice of links
+	idle   int        // streams
+	newest int        // of them, as an index
+}
+
+// pick chooses among the idle streams, and returns -1 when a new one is better: of
+// the links that are not crowded the one with the least in use, there the stream
+// that was used last. The lock is held.
+func (p *pool) pick(once bool) int {
+	var room [8]lane
+	lanes := room[:0]
+	for i := len(p.idle) - 1; i >= 0; i-- {
+		u := p.idle[i]
+		if once && time.Since(u.idleSince) > freshFor {
+			break // the others are older still
+		}
+		n := slices.IndexFunc(lanes, func(l lane) bool { return l.link == u.link })
+		if n < 0 {
+			n = len(lanes)
+			lanes = append(lanes, lane{link: u.link, newest: i})
+		}
+		lanes[n].idle++
+	}
+	best, least := -1, 0
+	for _, l := range lanes {
+		inUse := 0
+		if l.link != nil {
+			if p.idle[l.newest].Stream.(laned).Crowded() {
+				continue
+			}
+			inUse = l.link.NumStreams() - l.idle
+		}
+		if best < 0 || inUse < least {
+			best, least = l.newest, inUse
+		}
+	}
+	return best
 }
 
 // put keeps a stream for reuse, or closes it.
@@ -163,47 +210,22 @@ func (p *pool) put(u *upstream) {
 		_ = u.Close()
 		return
 	}
-	u.watched = make(chan struct{})
-	p.tasks.Add(1)
-	go p.watch(u)
 	p.idle = append(p.idle, u)
+	u.Watch(u.spoken)
 }
 
-// watch notices when the app closes an idle stream, so that no request is sent
-// into it.
-func (p *pool) watch(u *upstream) {
-	defer p.tasks.Done()
-	_, err := u.br.Peek(1)
-	var timeout net.Error
-	broken := !errors.As(err, &timeout) || !timeout.Timeout() // data counts: nobody asked for it
-	u.broken = broken
-	close(u.watched)
-	if !broken {
-		return // get interrupted it; the stream is no longer ours to look at
-	}
+// drop closes an idle stream whose app said something: it closed the connection, or
+// spoke out of turn. No request is to be sent into it.
+func (p *pool) drop(u *upstream) {
 	p.mu.Lock()
-	found := false
-	for i, v := range p.idle {
-		if v == u {
-			p.idle = append(p.idle[:i], p.idle[i+1:]...)
-			found = true
-			break
-		}
+	i := slices.Index(p.idle, u)
+	if i >= 0 {
+		p.idle = slices.Delete(p.idle, i, i+1)
 	}
 	p.mu.Unlock()
-	if found {
+	if i >= 0 {
 		_ = u.Close()
 	}
-}
-
-// unwatch ends the watcher and says whether the stream can be used.
-func (u *upstream) unwatch() bool {
-	_ = u.SetReadDeadline(longAgo)
-	<-u.watched
-	if u.broken || u.br.Buffered() > 0 {
-		return false
-	}
-	return u.SetReadDeadline(time.Time{}) == nil
 }
 
 // evict closes streams that were idle for too long and says whether the pool

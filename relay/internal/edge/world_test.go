@@ -55,14 +55,9 @@ func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
 	return r, ok
 }
 
-func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := store.AgentRecord{Tunnels: map[ident.SessionID]store.TunnelState{}}
-	for id := range w.tunnels {
-		r.Tunnels[id] = store.TunnelState{State: store.TunnelOpen}
-	}
-	return r, true
+func (w *world) TunnelState(_ ident.AgentKey, id ident.SessionID) (store.TunnelState, bool) {
+	_, ok := w.Tunnel(id)
+	return store.TunnelState{State: store.TunnelOpen}, ok
 }
 
 func (w *world) Link(id ident.LinkID) (store.LinkRecord, bool) {
@@ -306,7 +301,7 @@ func (d *dialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (ed
 		b.Close()
 		return &stream{Conn: a, verdict: &wire.Verdict{Code: wire.CodeAppRefused, Text: "connection refused"}}, nil
 	}
-	return &stream{Conn: c}, nil
+	return &stream{Conn: c, ahead: bufio.NewReader(c)}, nil
 }
 
 func (d *dialer) Wait(ctx context.Context, _ ident.AgentKey) error {
@@ -327,13 +322,33 @@ func (d *dialer) Wait(ctx context.Context, _ ident.AgentKey) error {
 type stream struct {
 	net.Conn
 	verdict *wire.Verdict
+	ahead   *bufio.Reader
+	watcher chan bool // gets whether the app was silent
 }
 
 func (s *stream) Read(p []byte) (int, error) {
 	if s.verdict != nil {
 		return 0, *s.verdict
 	}
-	return s.Conn.Read(p)
+	return s.ahead.Read(p)
+}
+
+func (s *stream) Watch(f func()) {
+	s.watcher = make(chan bool, 1)
+	go func() {
+		_, err := s.ahead.Peek(1)
+		silent := errors.Is(err, os.ErrDeadlineExceeded)
+		s.watcher <- silent
+		if !silent {
+			f()
+		}
+	}()
+}
+
+func (s *stream) Unwatch() bool {
+	_ = s.SetReadDeadline(time.Unix(1, 0))
+	defer func() { _ = s.SetReadDeadline(time.Time{}) }()
+	return <-s.watcher
 }
 
 func (s *stream) Verdict(context.Context) error {

@@ -31,6 +31,13 @@ func (s *Store) Agent(key ident.AgentKey) (AgentRecord, bool) {
 	return r.Clone(), true
 }
 
+// TunnelState returns what an agent's gate says of a tunnel.
+func (s *Store) TunnelState(key ident.AgentKey, id ident.SessionID) (TunnelState, bool) {
+	r, _ := lookup(s.mirror, s.mirror.agents, key)
+	state, ok := r.Tunnels[id] // records in the mirror are replaced, never changed
+	return state, ok
+}
+
 // Presence returns where an agent is connected.
 func (s *Store) Presence(key ident.AgentKey) (Presence, bool) {
 	return lookup(s.mirror, s.mirror.presences, key)

@@ -131,6 +131,8 @@ func (s *stream) Write(p []byte) (int, error) {
 }
 
 func (s *stream) CloseWrite() error { return nil }
+func (s *stream) Watch(func())      {}
+func (s *stream) Unwatch() bool     { return true }
 
 func (s *stream) Verdict(context.Context) error {
 	if v := s.world.refusal.Load(); v != nil {

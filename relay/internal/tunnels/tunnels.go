@@ -57,7 +57,7 @@ func (f Form) String() string {
 // Store is what the resolver reads: the memory copy of the records.
 type Store interface {
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
-	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	TunnelState(key ident.AgentKey, id ident.SessionID) (store.TunnelState, bool)
 	Link(id ident.LinkID) (store.LinkRecord, bool)
 	// CatchUp returns when the memory copy holds at least what the store held
 	// when it was called.
@@ -249,9 +249,8 @@ func (r *Resolver) lookup(id ident.SessionID) (store.TunnelRecord, *store.LinkRe
 		named, id = &link, link.Session
 	}
 	record, ok := r.store.Tunnel(id)
-	agent, known := r.store.Agent(record.Key())
-	state := agent.Tunnels[id].State
-	return record, named, ok && known && state == store.TunnelOpen && now.Before(record.ExpiresAt)
+	gate, known := r.store.TunnelState(record.Key(), id)
+	return record, named, ok && known && gate.State == store.TunnelOpen && now.Before(record.ExpiresAt)
 }
 
 // subdomainOrigin is canonical, since the default port is never in r.origin.

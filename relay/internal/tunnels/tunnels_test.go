@@ -31,15 +31,12 @@ func (r *records) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
 	return t, ok
 }
 
-func (r *records) Agent(ident.AgentKey) (store.AgentRecord, bool) {
-	a := store.AgentRecord{Tunnels: map[ident.SessionID]store.TunnelState{}}
-	for id := range r.tunnels {
-		a.Tunnels[id] = store.TunnelState{State: store.TunnelOpen}
-		if s := r.state[id]; s != "" {
-			a.Tunnels[id] = store.TunnelState{State: s}
-		}
+func (r *records) TunnelState(_ ident.AgentKey, id ident.SessionID) (store.TunnelState, bool) {
+	_, ok := r.tunnels[id]
+	if s := r.state[id]; s != "" {
+		return store.TunnelState{State: s}, ok
 	}
-	return a, true
+	return store.TunnelState{State: store.TunnelOpen}, ok
 }
 
 func (r *records) Link(id ident.LinkID) (store.LinkRecord, bool) {
