@@ -45,6 +45,7 @@ func configure(t *testing.T, relay string) agent.Config {
 	c := agent.DefaultConfig()
 	c.RelayURL, c.AgentID, c.Credential = []string{relay}, "box", fakerelay.Token
 	c.StateDir, c.Local.Socket = filepath.Join(dir, "state"), filepath.Join(dir, "s")
+	c.ExtraLinks = 0 // the test counts links
 	c.Metrics.Listen, c.Local.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	c.Facts.ComfyUI = nil
 	return c

@@ -20,7 +20,8 @@ type Config struct {
 	Credential     ident.Secret      `conf:"credential" help:"the agent's credential itself; prefer credential_file"`
 	Labels         map[string]string `conf:"labels" help:"labels shown in lists of agents"`
 	StateDir       string            `conf:"state_dir" help:"directory for what must survive a restart"`
-	Links          int               `conf:"links" help:"parallel links to the relays, 1 to 8"`
+	Links          int               `conf:"links" help:"links that are always kept, each to another relay where there are several, 1 to 8"`
+	ExtraLinks     int               `conf:"extra_links" help:"further connections beside each link while a tunnel is open, 0 to 8"`
 	AllowPorts     string            `conf:"allow_ports" help:"ports a tunnel may reach, as in 8188,8888-8899"`
 	StopGrace      api.Duration      `conf:"stop_grace" help:"how long running connections may go on when the agent stops"`
 	Local          Local             `conf:"local"`
@@ -91,6 +92,7 @@ func New() Config {
 		AgentID:    defaultAgentID(),
 		StateDir:   defaultStateDir(),
 		Links:      1,
+		ExtraLinks: 4,
 		AllowPorts: "1-65535",
 		StopGrace:  api.Duration(defaultStopGrace),
 		Metrics:    Metrics{Listen: "127.0.0.1:9465"},

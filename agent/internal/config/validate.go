@@ -22,6 +22,7 @@ const (
 	defaultStopGrace   = 10 * time.Second
 	defaultHookTimeout = 60 * time.Second
 	maxLinks           = 8
+	maxExtraLinks      = 8
 	maxCapacity        = 1024
 	maxLabels          = 64
 	maxLabelText       = 256
@@ -65,6 +66,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Links < 1 || c.Links > maxLinks {
 		bad("links", "is %d, must be 1 to %d", c.Links, maxLinks)
+	}
+	if c.ExtraLinks < 0 || c.ExtraLinks > maxExtraLinks {
+		bad("extra_links", "is %d, must be 0 to %d", c.ExtraLinks, maxExtraLinks)
 	}
 	if _, err := ParsePorts(c.AllowPorts); err != nil {
 		bad("allow_ports", "%w", err)

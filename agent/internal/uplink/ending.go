@@ -105,12 +105,13 @@ type course struct {
 	prefer     []string // where a goodbye sent us
 	last       string   // the relay of the last link
 	back       backoff.Backoff
+	alone      bool      // the relay did not let the first link join: extra links prove no session
 	eager      time.Time // since when the present trouble lasts
 }
 
 // welcomed notes a success.
 func (c *course) welcomed(url string, relays []string) {
-	c.last, c.prefer, c.learned = url, nil, c.trusted(relays)
+	c.last, c.prefer, c.learned, c.alone = url, nil, c.trusted(relays), false
 }
 
 // targets lists the relays in the order in which they are to be tried.

@@ -144,13 +144,14 @@ func (u *Uplink) connect(ctx context.Context, c *course, index int, instead *ses
 		return nil, context.Cause(ctx)
 	}
 	s := newSession(u, l, url, index)
-	s.joins = u.joins(index, instead)
+	s.joins = u.joins(index, instead, c.alone)
 	w, err := s.greet(ctx)
 	if err == nil {
 		err = u.admit(s, w)
 	}
 	if err != nil {
 		_ = l.Close(err)
+		c.alone = s.joins && index == 0
 		return nil, err
 	}
 	c.welcomed(url, w.Relays)

@@ -3,7 +3,7 @@ package uplink
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	up         prometheus.Gauge
+	up, extra  prometheus.Gauge
 	reconnects *prometheus.CounterVec
 	rtt        prometheus.Histogram
 }
@@ -12,7 +12,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		up: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "adit_agent_link_up",
-			Help: "Links to relays that are up.",
+			Help: "Links to relays that are up, without the extra ones.",
+		}),
+		extra: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "adit_agent_extra_links",
+			Help: "Extra links that are up: they go beside the others while a tunnel is open.",
 		}),
 		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "adit_agent_reconnects_total",
@@ -28,7 +32,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.reconnects.WithLabelValues(string(why)) // alerts need the zero before the first
 	}
 	if r != nil {
-		r.MustRegister(m.up, m.reconnects, m.rtt)
+		r.MustRegister(m.up, m.extra, m.reconnects, m.rtt)
 	}
 	return m
 }

@@ -16,15 +16,16 @@ import (
 // neither the session nor what runs on the other links.
 
 // joins says whether a link that is made now is one more of the living session.
-// instead is the link that it replaces; one that moves still counts as living.
-func (u *Uplink) joins(index int, instead *session) bool {
+// instead is the link that it replaces; one that moves still counts as living. An
+// extra link counts while it is heard, unless alone is said.
+func (u *Uplink) joins(index int, instead *session, alone bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if index > 0 {
 		return true
 	}
 	for s := range u.live {
-		if s.generation == u.seen && (s != instead || s.moving) {
+		if s.generation == u.seen && (s != instead || s.moving) && (!s.isExtra() || s.fresh() && !alone) {
 			return true
 		}
 	}
@@ -44,7 +45,7 @@ func (u *Uplink) spread(c *course, index int) []string {
 	u.mu.Lock()
 	var used, learned []string
 	for s := range u.live {
-		if s.index != index || s.moving {
+		if (s.index != index || s.moving) && !s.isExtra() {
 			used = append(used, s.url)
 			learned = append(learned, s.relays...)
 		}
@@ -105,20 +106,25 @@ func (u *Uplink) moveOn(ctx context.Context, c *course, s *session, ended <-chan
 		return nil, end, end != nil
 	}
 	if end == nil {
-		u.retired.Go(func() {
-			limit := time.NewTimer(retireTime)
-			defer limit.Stop()
-			select {
-			case <-ended:
-				return
-			case <-limit.C:
-			}
-			s.end(&ending{reason: reasonReplaced, err: errors.New("the relay that stops kept the link for too long")})
-			<-ended
-		})
+		u.retire(s, ended)
 	}
 	u.metrics.reconnects.WithLabelValues(string(reasonDrain)).Inc()
 	return next, nil, true
+}
+
+// retire leaves a link to the relay that ends it.
+func (u *Uplink) retire(s *session, ended <-chan *ending) {
+	u.retired.Go(func() {
+		limit := time.NewTimer(retireTime)
+		defer limit.Stop()
+		select {
+		case <-ended:
+			return
+		case <-limit.C:
+		}
+		s.end(&ending{reason: reasonReplaced, err: errors.New("the relay that stops kept the link for too long")})
+		<-ended
+	})
 }
 
 // moved notes where a relay that stops sent this link.

@@ -168,8 +168,12 @@ func (s *session) farewell(cause error) {
 	case <-s.ended:
 		return
 	}
+	s.farewellWith(wire.Goodbye{Reason: wire.GoodbyeShutdown, Detail: "the agent is stopping"}, cause)
+}
+
+// farewellWith says goodbye and ends the session.
+func (s *session) farewellWith(bye wire.Goodbye, cause error) {
 	_ = s.control.SetWriteDeadline(time.Now().Add(time.Second))
-	bye := wire.Goodbye{Reason: wire.GoodbyeShutdown, Detail: "the agent is stopping"}
 	if err := s.out.Write(wire.Message{Type: wire.TypeGoodbye, Goodbye: &bye}); err != nil {
 		s.up.conf.Logger.Debug("say goodbye", "error", err)
 	}

@@ -47,7 +47,9 @@ type Desk interface {
 // Config is what an Uplink needs.
 type Config struct {
 	RelayURLs    []string
-	Links        int
+	Links        int           // main links, to different relays where there are several
+	ExtraLinks   int           // beside each of them, while a tunnel is open
+	ExtraIdle    time.Duration // how long those are kept after the last tunnel closed; default 1 min
 	Agent        ident.AgentID
 	Version      string
 	Platform     string
@@ -92,6 +94,9 @@ func New(conf Config) *Uplink {
 	if conf.StopQuiet == 0 {
 		conf.StopQuiet = time.Second
 	}
+	if conf.ExtraIdle == 0 {
+		conf.ExtraIdle = time.Minute
+	}
 	if conf.Notify == nil {
 		conf.Notify = func(string) {}
 	}
@@ -117,6 +122,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 	wg.Go(func() { u.waitQuiet(ctx) })
 	for i := range u.conf.Links {
 		wg.Go(func() { u.keep(ctx, i) })
+		for k := range u.conf.ExtraLinks {
+			wg.Go(func() { u.extra(ctx, i, k) })
+		}
 	}
 	return nil
 }
@@ -244,7 +252,7 @@ func (u *Uplink) enter(s *session, w *wire.Welcome) (alone bool, err error) {
 	u.seen = w.Generation
 	u.live[s] = struct{}{}
 	u.superseded, u.lastError = "", ""
-	u.metrics.up.Set(float64(len(u.live)))
+	u.count()
 	u.bump()
 	return alone, nil
 }
@@ -256,8 +264,20 @@ func (u *Uplink) leave(s *session) {
 		return
 	}
 	delete(u.live, s)
-	u.metrics.up.Set(float64(len(u.live)))
+	u.count()
 	u.bump()
+}
+
+// count tells the metrics how many links are up; u.mu is held.
+func (u *Uplink) count() {
+	extra := 0
+	for s := range u.live {
+		if s.isExtra() {
+			extra++
+		}
+	}
+	u.metrics.up.Set(float64(len(u.live) - extra))
+	u.metrics.extra.Set(float64(extra))
 }
 
 // bump wakes whoever waits for a change; u.mu is held.
