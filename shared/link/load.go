@@ -26,10 +26,9 @@ func (l *load) add(now time.Duration, n int) {
 
 // turn begins a span.
 func (l *load) turn(span int64) {
-	old := l.span.Swap(span)
-	switch {
-	case span == old:
-	case span == old+1:
+	switch l.span.Swap(span) {
+	case span: // somebody else was faster
+	case span - 1:
 		l.past.Store(l.present.Swap(0))
 	default: // nothing moved in the span before
 		l.past.Store(0)

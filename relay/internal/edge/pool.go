@@ -172,8 +172,7 @@ type lane struct {
 func (p *pool) pick(once bool) int {
 	var room [8]lane
 	lanes := room[:0]
-	for i := len(p.idle) - 1; i >= 0; i-- {
-		u := p.idle[i]
+	for i, u := range slices.Backward(p.idle) {
 		if once && time.Since(u.idleSince) > freshFor {
 			break // the others are older still
 		}
