@@ -23,7 +23,7 @@ var userCLI = []string{"relay/cmd/adit", "relay/internal/aditcli"}
 var layers = map[string]int{
 	"shared/ident": 0,
 	"shared/api":   1, "shared/wire": 1,
-	"shared/diag":       3,
+	"shared/diag": 3, "shared/manual": 3,
 	"shared/api/client": 2, "shared/backoff": 2, "shared/conf": 2, "shared/lifecycle": 2, "shared/link": 2,
 	"shared/logs": 2, "shared/splice": 2, "shared/wsconn": 2,
 
@@ -32,7 +32,7 @@ var layers = map[string]int{
 	"relay/internal/caller": 3,
 	"relay/internal/certs":  4, "relay/internal/creds": 4, "relay/internal/gate": 4, "relay/internal/hub": 4, "relay/internal/peers": 4,
 	"relay/internal/tunnels": 4, "relay/internal/usage": 4, "relay/internal/namedlinks": 4,
-	"relay/internal/admin": 5, "relay/internal/console": 5, "relay/internal/edge": 5, "relay/internal/front": 5,
+	"relay/internal/admin": 5, "relay/internal/console": 5, "relay/internal/edge": 5, "relay/internal/front": 5, "relay/internal/install": 5,
 	"relay/internal/rest": 5, "relay/internal/terminal": 5, "relay/internal/web": 4,
 	"relay": 6, "relay/internal/cli": 7, "relay/cmd/adit-relay": 8,
 

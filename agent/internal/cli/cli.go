@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/manual"
 )
 
 // Exit codes.
@@ -127,7 +128,7 @@ take task leases, so that tasks and people do not meet on one GPU.`,
 	root.SetErr(stderr)
 	root.SetVersionTemplate("adit-agent {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, err) })
-	root.AddCommand(newRun(), newCheck(), newEnroll(), newStatus(), newDiag(), newDoctor(), newTask(), newState(), newPause(), newResume(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newEnroll(), newStatus(), newDiag(), newDoctor(), newTask(), newState(), newPause(), newResume(), newVersion(), manual.Command("8"))
 	for _, cmd := range root.Commands() {
 		wrapArgs(cmd)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/manual"
 )
 
 // Exit codes.
@@ -122,7 +123,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	root.AddCommand(
 		a.loginCommand(), a.agentsCommand(), a.watchCommand(), a.openCommand(), a.statusCommand(),
 		a.closeCommand(), a.extendCommand(), a.viewersCommand(), a.linksCommand(), a.connectCommand(), a.sshCommand(), a.terminalCommand(),
-		a.doctorCommand(), a.versionCommand(),
+		a.doctorCommand(), a.versionCommand(), manual.Command("1"),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -17,6 +17,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/manual"
 )
 
 // Exit codes.
@@ -74,7 +75,7 @@ over file over defaults.`,
 		Version: lifecycle.Version(),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion(), manual.Command("8"))
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			c.Args = cobra.NoArgs
