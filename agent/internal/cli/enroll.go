@@ -37,7 +37,7 @@ func newEnroll() *cobra.Command {
 		Short: "get this machine's credential from a relay, with a single-use token",
 		Long: `Hand in an enrolment token (en-…, from 'adit-relay enroll create'), write the credential
 that the relay gives for it into credential_file, readable by the agent only, and write the
-configuration file if there is none. The token comes from --token-file (- for standard
+configuration file if there is none, or complete the package's own. The token comes from --token-file (- for standard
 input), from ADIT_ENROLL_TOKEN, or is asked for; never from the command line, which every
 user of the machine can read. A machine that is enrolled already stays as it is.`,
 		Example: `  adit-agent enroll --relay-url https://gateway.example.com
@@ -214,6 +214,16 @@ func keepConfig(cmd *cobra.Command, path string, written bool, c agent.Config) e
 	conf.Flags(none, own)
 	if err := conf.Load(none, path, &own); err != nil {
 		return err
+	}
+	if len(own.RelayURL) == 0 {
+		done, err := completeConfig(path, c)
+		if err != nil {
+			return err
+		}
+		if done {
+			fmt.Fprintf(cmd.ErrOrStderr(), "completed %s; next: systemctl enable --now adit-agent, or adit-agent run --config %s\n", path, path)
+			return nil
+		}
 	}
 	if len(own.RelayURL) == 0 || own.RelayURL[0] != c.RelayURL[0] || own.AgentID != c.AgentID || own.CredentialFile != c.CredentialFile {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s was there and is as it was; it should say:\n%s", path, minimal(c))

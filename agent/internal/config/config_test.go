@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -52,9 +53,21 @@ func TestExampleFileLoadsAndIsComplete(t *testing.T) {
 	if a.String() != b.String() {
 		t.Errorf("configs/agent.yaml differs from the defaults:\n%s\nwant:\n%s", a.String(), b.String())
 	}
+	if len(c.RelayURL) != 0 || len(c.Labels) != 0 {
+		t.Errorf("configs/agent.yaml is every machine's: it says %v and %v, which only its owner knows", c.RelayURL, c.Labels)
+	}
 	text, err := os.ReadFile(example)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// The same with what is commented out in effect.
+	text = regexp.MustCompile(`(?m)^( *)#( *[a-z_]+: ?)`).ReplaceAll(text, []byte("$1$2"))
+	open := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(open, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := conf.Load(nil, open, &c); err != nil {
+		t.Fatalf("configs/agent.yaml with every key in effect: %v", err)
 	}
 	var tree map[string]any
 	if err := yaml.Unmarshal(text, &tree); err != nil {
