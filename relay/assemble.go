@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
@@ -52,6 +53,7 @@ type parts struct {
 	front    *front.Server
 	certs    *certs.Certs // nil: the public listener speaks plain HTTP
 	terminal *terminal.Terminal
+	install  *install.Files
 	metrics  http.Handler // nil: no metrics listener
 }
 

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"cmp"
 	"context"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +29,8 @@ func (e enrolments) CreateEnrolment(ctx context.Context, req admin.CreateEnrolme
 		return admin.CreatedEnrolment{}, err
 	}
 	return admin.CreatedEnrolment{
-		Token: token.Reveal(), Agent: rec.Agent, ExpiresAt: rec.ExpiresAt, RelayURL: cmp.Or(e.r.cfg.AgentURL, e.r.cfg.PublicURL),
+		Token: token.Reveal(), Agent: rec.Agent, ExpiresAt: rec.ExpiresAt,
+		// Not agent_url: what the machine is told must outlive any one relay of a pool.
+		RelayURL: e.r.cfg.PublicURL, Install: e.r.p.install.Offered(),
 	}, nil
 }

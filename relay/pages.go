@@ -7,11 +7,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/console"
+	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/web"
 )
 
-// pages makes what the relay serves to people in browsers, by pattern.
+// pages makes what the relay serves to people in browsers and to new machines, by
+// pattern.
 func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handler, error) {
 	assets, err := web.New(r.cfg.Public())
 	if err != nil {
@@ -31,5 +33,9 @@ func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handl
 	routes := p.terminal.Routes()
 	routes["GET "+web.Path] = assets.Files()
 	maps.Copy(routes, console.Routes(assets))
+	p.install = install.New(install.Config{
+		Dir: r.cfg.ReleaseDir, URL: r.cfg.PublicURL, Logger: r.log.With("part", "install"), Registerer: reg,
+	})
+	maps.Copy(routes, p.install.Routes())
 	return routes, nil
 }

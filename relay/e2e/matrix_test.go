@@ -298,8 +298,8 @@ func TestDefaultDeny(t *testing.T) {
 		}
 		if got, want := ownPatterns(t), []string{
 			`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern",
-			// What stands behind "pattern": pages, the same for everybody, and the terminal's WebSocket, which asks for a token of its own.
-			`"GET " + web.Path`, `"GET " + Path`, `"GET " + Path + "/{$}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
+			// What stands behind "pattern": pages and packages, the same for everybody, and the terminal's WebSocket, which asks for a token of its own.
+			`"GET " + web.Path`, `"GET " + Path`, `"GET " + Path + "/{$}"`, `"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
 		}; !slices.Equal(got, want) {
 			t.Errorf("the public listener has the patterns %s, this test knows %s: a new one needs its line in the table", got, want)
 		}
@@ -593,7 +593,7 @@ func ownPatterns(t *testing.T) []string {
 func pagePatterns(t *testing.T) (out []string) {
 	t.Helper()
 	fset := token.NewFileSet()
-	for _, glob := range []string{"../pages.go", "../internal/console/*.go", "../internal/terminal/*.go"} {
+	for _, glob := range []string{"../pages.go", "../internal/console/*.go", "../internal/install/*.go", "../internal/terminal/*.go"} {
 		files, err := filepath.Glob(glob)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("find the sources of pages: %v", err)

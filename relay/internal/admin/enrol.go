@@ -24,6 +24,7 @@ type CreatedEnrolment struct {
 	Agent     ident.AgentID `json:"agent,omitempty"`
 	ExpiresAt time.Time     `json:"expires_at"`
 	RelayURL  string        `json:"relay_url"` // where agents enroll
+	Install   bool          `json:"install"`   // whether the relay hands out what a new machine needs
 }
 
 // Enrolments is what the surface needs of enrol.

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,23 @@ func newEnroll() *cobra.Command {
 	socketFlag(cmd)
 	cmd.AddCommand(newEnrollCreate())
 	return cmd
+}
+
+// remedy is what to type on the machine. The token is asked for: an argument would be
+// for every user of it to read.
+func remedy(out admin.CreatedEnrolment) string {
+	line, args := "adit-agent enroll --relay-url "+out.RelayURL, ""
+	if out.Agent != "" {
+		args = " --agent-id " + string(out.Agent)
+	}
+	line += args
+	if out.Install {
+		if args != "" {
+			args = " -s --" + args
+		}
+		line += "\nor, where nothing of Adit is installed yet:\n  curl -fsSL " + strings.TrimSuffix(out.RelayURL, "/") + "/install | sudo sh" + args
+	}
+	return line
 }
 
 func newEnrollCreate() *cobra.Command {
@@ -51,7 +69,7 @@ not used in time is worth nothing.`,
 			if out.Agent != "" {
 				whom = "the agent " + string(out.Agent)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "a token for %s, good once until %s; on the machine:\n  adit-agent enroll --relay-url %s\n", whom, day(out.ExpiresAt, "-"), out.RelayURL)
+			fmt.Fprintf(cmd.ErrOrStderr(), "a token for %s, good once until %s; on the machine:\n  %s\n", whom, day(out.ExpiresAt, "-"), remedy(out))
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Token)
 			return err
 		},

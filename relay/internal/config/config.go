@@ -28,6 +28,7 @@ type Relay struct {
 	RelayID        string   `conf:"relay_id" help:"name of this relay in its pool (default: host name)"`
 	ClusterKeyFile string   `conf:"cluster_key_file" help:"file of the 32-byte key (64 hexadecimal digits) behind the access tokens, the same on every relay of a pool (default: <data_dir>/cluster.key, made at the first start)"`
 	TrustedProxies []string `conf:"trusted_proxies" help:"networks (CIDR) of reverse proxies whose X-Forwarded-* headers are believed"`
+	ReleaseDir     string   `conf:"release_dir" help:"directory of a release's agent packages and install script, which new machines fetch from this relay (GET /install); empty: none"`
 	PathFallback   string   `conf:"path_fallback" help:"'cookie' lets a cookie choose the tunnel for absolute paths in path form, for deployments without wildcard DNS; a page of one tunnel can then reach another one that the same browser opened; 'none' otherwise"`
 
 	TLS     TLS     `conf:"tls"`
@@ -151,7 +152,7 @@ type Log struct {
 // Default returns the defaults. They run as they are.
 func Default() Relay {
 	return Relay{
-		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), PathFallback: "none",
+		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release", PathFallback: "none",
 		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams"}, JWT: JWT{TeamsClaim: "teams"}},
 		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
