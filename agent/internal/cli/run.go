@@ -87,6 +87,7 @@ func run(ctx context.Context, c agent.Config, reload func() (agent.Config, error
 		case <-beside.Done():
 		}
 	})
+	wg.Go(func() { lifecycle.Settle(beside) })
 	wg.Go(func() { takeReloads(beside, hup, reload, level, log, notify) })
 	return a.Run(drain)
 }
