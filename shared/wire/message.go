@@ -229,7 +229,7 @@ type Decoder struct{ s *bufio.Scanner }
 // NewDecoder returns a Decoder on r. It reads ahead.
 func NewDecoder(r io.Reader) *Decoder {
 	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 0, 4096), MaxMessage)
+	s.Buffer(make([]byte, 0, 512), MaxMessage) // most messages are short; it grows
 	return &Decoder{s: s}
 }
 

@@ -91,7 +91,8 @@ func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, re
 		return fmt.Errorf("write verdict: %w", err)
 	}
 	in := wire.NewDecoder(control)
-	m := &member{link: l, out: wire.NewEncoder(control), queue: newOutbox()}
+	m := &member{link: l, out: wire.NewEncoder(control)}
+	m.queue = &outbox{write: m.out.Write, fail: func(err error) { _ = l.Close(err) }}
 	msg, err := in.Read()
 	if err != nil {
 		return fmt.Errorf("read hello: %w", err)
@@ -259,78 +260,38 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { // the writer: one at a time, so that a stuck link blocks nobody else
-		for {
-			select {
-			case <-m.queue.some:
-				for _, msg := range m.queue.take() {
-					if err := m.out.Write(msg); err != nil {
-						cancel(err)
-						_ = m.link.Close(err)
-						return
-					}
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	heard := make(chan struct{}, 1)
-	wg.Go(func() { h.pace(ctx, m, heard) })
 	wg.Go(func() { h.acceptGate(ctx, s, m) })
-	wg.Go(func() { // a revoked credential ends the link from outside
-		select {
-		case <-ctx.Done():
-			cause := context.Cause(ctx)
-			if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
-				m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
-			}
-		case <-m.link.Done():
+	// A revoked credential ends the link from outside.
+	revoked := make(chan struct{})
+	spared := context.AfterFunc(ctx, func() {
+		defer close(revoked)
+		if cause := context.Cause(ctx); errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
+			m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
 		}
 	})
-	err := h.listen(ctx, s, m, in, heard)
+	pace := newPacer(m)
+	err := h.listen(ctx, s, m, in, pace)
+	if !spared() {
+		<-revoked
+	}
+	pace.stop()
 	if cause := m.link.Err(); cause != nil {
 		err = cause
 	}
 	cancel(err)
 	_ = m.link.Close(err)
+	m.queue.close()
 	return err
 }
 
-// pace sends pings, and ends a link on which nothing was heard for too long.
-func (h *Hub) pace(ctx context.Context, m *member, heard <-chan struct{}) {
-	tick := time.NewTicker(pingInterval)
-	defer tick.Stop()
-	dead := time.NewTimer(silence)
-	defer dead.Stop()
-	var id uint64
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-heard:
-			dead.Reset(silence)
-		case <-dead.C:
-			_ = m.link.Close(fmt.Errorf("nothing heard of the agent for %s", silence))
-			return
-		case now := <-tick.C:
-			id++
-			m.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: now.UnixNano()}})
-		}
-	}
-}
-
 // listen reads the agent's messages until the control stream ends.
-func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, heard chan<- struct{}) error {
+func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
 	for {
 		msg, err := in.Read()
 		if err != nil {
 			return err
 		}
-		select {
-		case heard <- struct{}{}:
-		default:
-		}
+		pace.heard()
 		switch {
 		case msg.Type == wire.TypePing && msg.Ping != nil:
 			m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
@@ -423,25 +384,22 @@ func knownReason(r string) string {
 }
 
 // acceptGate serves the streams that the agent opens: calls to its own gate, HTTP
-// over the stream, one connection each.
+// over the stream, one connection each. Most agents never call.
 func (h *Hub) acceptGate(ctx context.Context, s *session, m *member) {
-	conns := newConnListener(m.link)
-	server := &http.Server{
-		Handler:           h.cfg.GateHTTP(s.principal.BoundTo(s.key.Agent)),
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { _ = server.Serve(conns) }) // ends with the listener
-	defer server.Close()
-	slots := make(chan struct{}, maxGateStreams)
+	var conns *connListener
+	var slots chan struct{}
 	for {
 		st, err := m.link.Accept(ctx)
 		if err != nil {
 			return
+		}
+		if conns == nil {
+			conns, slots = newConnListener(m.link), make(chan struct{}, maxGateStreams)
+			server := h.gateServer(ctx, s)
+			wg.Go(func() { _ = server.Serve(conns) }) // ends with the listener
+			defer server.Close()
 		}
 		select {
 		case slots <- struct{}{}:
@@ -453,6 +411,16 @@ func (h *Hub) acceptGate(ctx context.Context, s *session, m *member) {
 			defer func() { <-slots }()
 			conns.greet(ctx, st)
 		})
+	}
+}
+
+func (h *Hub) gateServer(ctx context.Context, s *session) *http.Server {
+	return &http.Server{
+		Handler:           h.cfg.GateHTTP(s.principal.BoundTo(s.key.Agent)),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 }
 

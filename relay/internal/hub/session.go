@@ -45,7 +45,7 @@ type session struct {
 type member struct {
 	link  *link.Link
 	out   *wire.Encoder
-	queue *outbox // to the writer; full: the link is stuck and ends
+	queue *outbox // full: the link is stuck and ends
 	index int
 }
 
