@@ -131,7 +131,8 @@ func New(conf Config, opts Options) (*Agent, error) {
 		Allowed: a.desk.Allowed,
 		Dial:    func(ctx context.Context, port uint16) (net.Conn, error) { return dialPort(ctx, port) },
 	})
-	hooks := queueHooks(reg)
+	unread := link.NewBudget(unreadBudget)
+	hooks := linkHooks(reg, unread)
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, ExtraLinks: conf.ExtraLinks, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,
 		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels, Capabilities: capabilities,
@@ -141,7 +142,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read credential: %w", err)
 			}
-			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Logger: log, Hooks: hooks}})
+			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Budget: unread, Logger: log, Hooks: hooks}})
 		},
 		Machine: a.board, Desk: a.desk, Probe: prober.Probe, Tunnels: a.tunnels,
 		StopGrace: conf.StopGrace.D(), Kill: opts.Kill, Notify: opts.Notify, Logger: log, Registerer: reg,

@@ -1,22 +1,47 @@
 package agent
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
 )
 
-// queueHooks measures how long frames wait on the links of this machine: when that
-// grows while round trips do not, the machine's way out is full.
-func queueHooks(reg prometheus.Registerer) link.Hooks {
+// unreadBudget bounds the memory for data that waits for slow programs, over all
+// links of this machine.
+const unreadBudget = 256 << 20
+
+// linkHooks measure what the links of this machine carry, and how long frames wait:
+// when that grows while round trips do not, the machine's way out is full.
+func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "adit_agent_link_" + name, Help: help})
+		if reg != nil {
+			reg.MustRegister(c)
+		}
+		return c
+	}
 	wait := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "adit_agent_link_queue_seconds", Help: "How long the oldest frame of each write to a link had waited.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
 	})
 	if reg != nil {
-		reg.MustRegister(wait)
+		reg.MustRegister(wait, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "adit_agent_link_unread_bytes", Help: "Bytes received on links that wait for slow programs.",
+		}, func() float64 { return float64(unread.Used()) }))
 	}
-	return link.Hooks{Sent: func(_, _ int, queued time.Duration) { wait.Observe(queued.Seconds()) }}
+	sent := counter("sent_bytes_total", "Bytes written to links, frame headers included.")
+	received := counter("received_bytes_total", "Bytes read from links, frame headers included.")
+	frames := counter("frames_total", "Frames written to links.")
+	writes := counter("writes_total", "Writes that these frames were combined into.")
+	stalled := counter("write_seconds_total", "Time that writes to links took: more than a little is time in which the line took nothing.")
+	return link.Hooks{
+		Sent: func(w link.Written) {
+			wait.Observe(w.Queued.Seconds())
+			sent.Add(float64(w.Bytes))
+			frames.Add(float64(w.Frames))
+			writes.Inc()
+			stalled.Add(w.Stalled.Seconds())
+		},
+		Received: func(n int) { received.Add(float64(n)) },
+	}
 }

@@ -132,12 +132,12 @@ func TestBrokenProtocolIsTheCause(t *testing.T) {
 func TestHooksAndStats(t *testing.T) {
 	var sent, frames, received atomic.Int64
 	cfg := link.Config{Hooks: link.Hooks{
-		Sent: func(n, f int, queued time.Duration) {
-			if queued < 0 || queued > time.Minute {
-				t.Errorf("a frame waited %s", queued)
+		Sent: func(w link.Written) {
+			if w.Queued < 0 || w.Queued > time.Minute {
+				t.Errorf("a frame waited %s", w.Queued)
 			}
-			sent.Add(int64(n))
-			frames.Add(int64(f))
+			sent.Add(int64(w.Bytes))
+			frames.Add(int64(w.Frames))
 		},
 		Received: func(n int) { received.Add(int64(n)) },
 	}}

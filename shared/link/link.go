@@ -73,11 +73,17 @@ type Config struct {
 // Hooks let the owner of a link count. They run on the data path, must not block
 // and may be nil. Links of one process may share them.
 type Hooks struct {
-	// Sent is called after each write to the socket: its size in bytes, the frames
-	// that were completed by it, and how long the oldest of them had waited.
-	Sent func(bytes, frames int, queued time.Duration)
+	// Sent is called after each write to the socket.
+	Sent func(Written)
 	// Received is called after each read from the connection.
 	Received func(bytes int)
+}
+
+// Written is one write to the socket.
+type Written struct {
+	Bytes, Frames int           // Frames: those completed by it
+	Queued        time.Duration // how long the oldest of them had waited when it was done
+	Stalled       time.Duration // how long the socket took
 }
 
 // Stats are totals of a link since it began.

@@ -268,6 +268,7 @@ func (m *mux) writeOnce(body []byte) {
 		first = *batch
 	}
 	n := len(first) + len(body)
+	began := m.now()
 	err := m.c.write(first, body)
 	if err == nil {
 		now := m.now()
@@ -278,7 +279,7 @@ func (m *mux) writeOnce(body []byte) {
 		m.batches.Add(1)
 		m.queued.Add(int64(queued))
 		if m.hooks.Sent != nil {
-			m.hooks.Sent(n, frames, queued)
+			m.hooks.Sent(Written{Bytes: n, Frames: frames, Queued: queued, Stalled: now - began})
 		}
 	}
 	if batch != nil {

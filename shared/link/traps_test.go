@@ -225,7 +225,8 @@ func TestTrapOpenOnAStuckSocket(t *testing.T) {
 	})
 }
 
-// yamux: the window of 256 KiB gives 5 MB/s at 50 ms.
+// yamux: the window of 256 KiB gives 5 MB/s at 50 ms. Ours is more even where the line
+// has no delay; TestWindowFollowsTheRoundTrip has those that do.
 func TestTrapWindow(t *testing.T) {
 	client, server := tcpPair(t, link.Config{})
 	near, _ := streams(t, client, server)
@@ -240,7 +241,7 @@ func TestTrapWindow(t *testing.T) {
 			}
 		}
 	})
-	eventually(t, "4 MiB are on their way to a reader that does not read", func() bool { return sent.Load() == 4<<20 })
+	eventually(t, "512 KiB are on their way to a reader that does not read", func() bool { return sent.Load() >= 512<<10 })
 	_ = near.Close()
 	wg.Wait()
 }

@@ -84,7 +84,7 @@ type Config struct {
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
 	Window     uint32        // of each stream, in bytes; 0: the link's default
-	Budget     *link.Budget  // of unread data over all links; nil: each link has its own
+	Budget     *link.Budget  // of unread data over all links; default 1 GiB
 	MaxStreams int           // per agent
 	MaxAgents  int           // on this relay
 	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
@@ -151,6 +151,9 @@ func New(cfg Config) (*Hub, error) {
 	if cfg.MaxAgents == 0 {
 		cfg.MaxAgents = 20000
 	}
+	if cfg.Budget == nil {
+		cfg.Budget = link.NewBudget(1 << 30)
+	}
 	if cfg.Event == nil {
 		cfg.Event = func(Event) {}
 	}
@@ -158,7 +161,7 @@ func New(cfg Config) (*Hub, error) {
 		cfg.Relays = func() []string { return nil }
 	}
 	return &Hub{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer),
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer, cfg.Budget),
 		sessions: make(map[ident.AgentKey]*session),
 		arrivals: make(map[ident.AgentKey]*arrival),
 		joining:  make(map[ident.AgentKey]int),

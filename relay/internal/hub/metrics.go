@@ -1,8 +1,6 @@
 package hub
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
@@ -15,9 +13,14 @@ type metrics struct {
 	opens       *prometheus.CounterVec // outcome: ok, away, cut, limit, error
 	rtt         prometheus.Histogram
 	queue       prometheus.Histogram
+	sent        prometheus.Counter
+	received    prometheus.Counter
+	frames      prometheus.Counter
+	writes      prometheus.Counter
+	stalled     prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 	m := &metrics{
 		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "adit_relay_agent_sessions", Help: "Agents linked to this relay.",
@@ -39,15 +42,42 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "adit_relay_link_queue_seconds", Help: "How long the oldest frame of each write to an agent's link had waited.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
 		}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_sent_bytes_total", Help: "Bytes written to agents' links, frame headers included.",
+		}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_received_bytes_total", Help: "Bytes read from agents' links, frame headers included.",
+		}),
+		frames: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_frames_total", Help: "Frames written to agents' links.",
+		}),
+		writes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_writes_total", Help: "Writes that these frames were combined into.",
+		}),
+		stalled: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_write_seconds_total", Help: "Time that writes to agents' links took: more than a little is time in which the line took nothing.",
+		}),
 	}
 	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled)
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "adit_relay_link_unread_bytes", Help: "Bytes received on agents' links that wait for slow readers.",
+		}, func() float64 { return float64(unread.Used()) }))
 	}
 	return m
 }
 
 // hooks measure what links do with frames.
 func (m *metrics) hooks() link.Hooks {
-	return link.Hooks{Sent: func(_, _ int, queued time.Duration) { m.queue.Observe(queued.Seconds()) }}
+	return link.Hooks{
+		Sent: func(w link.Written) {
+			m.queue.Observe(w.Queued.Seconds())
+			m.sent.Add(float64(w.Bytes))
+			m.frames.Add(float64(w.Frames))
+			m.writes.Inc()
+			m.stalled.Add(w.Stalled.Seconds())
+		},
+		Received: func(n int) { m.received.Add(float64(n)) },
+	}
 }
