@@ -231,8 +231,9 @@ func (h *Hub) join(key ident.AgentKey, hello wire.AgentHello, m *member) *sessio
 	return s
 }
 
-// maxLinks bounds the parallel links of one session.
-const maxLinks = 16
+// maxLinks bounds the parallel links of one session: eight links with eight extra
+// ones each are the most that an agent's configuration allows.
+const maxLinks = 8 * (1 + 8)
 
 // live says whether some session of the agent is alive: here, or on another relay.
 func (h *Hub) live(key ident.AgentKey) bool {
