@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // this is where it is taken over
 	"log/slog"
 	"os"
 	"strings"

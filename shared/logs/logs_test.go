@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // what libraries call
 	"log/slog"
 	"net/http"
 	"net/url"

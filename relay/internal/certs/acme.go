@@ -206,8 +206,7 @@ const checkEvery = 10 * time.Minute
 // asked again soon; one that said no counts refusals, a handful an hour.
 func pauseAfter(err error, failures int) time.Duration {
 	first, last := 5*time.Second, 2*time.Minute
-	var refusal acme.Problem
-	if errors.As(err, &refusal) {
+	if _, refused := errors.AsType[acme.Problem](err); refused {
 		first, last = time.Minute, time.Hour
 	}
 	d := min(first<<min(failures-1, 10), last)

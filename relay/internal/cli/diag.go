@@ -56,8 +56,7 @@ func diagBody(cmd *cobra.Command) (io.ReadCloser, error) {
 	if err == nil {
 		return body, nil
 	}
-	var p *api.Problem
-	if errors.As(err, &p) {
+	if _, answered := errors.AsType[*api.Problem](err); answered {
 		return nil, fmt.Errorf("make a bundle: %w", err)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it\n", err)
