@@ -34,6 +34,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/logs"
 	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/traces"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -75,6 +76,7 @@ type Agent struct {
 	gate     *gate.Gate
 	hooks    *gate.Hooks
 	terms    *terminal.Terminals // nil: terminals are off
+	traces   *traces.Traces      // nil: none
 
 	mu       sync.Mutex
 	ownPorts []uint16
@@ -120,9 +122,19 @@ func New(conf Config, opts Options) (*Agent, error) {
 		capabilities = append(capabilities, wire.CapTerminal)
 		serveTerminal = func(ctx context.Context, s *link.Stream, h wire.Hello) error { return a.terms.Serve(ctx, s, h) }
 	}
+	var dialing func(context.Context, wire.Hello) (context.Context, func(error))
+	a.traces, err = traces.New(traces.Config{
+		Endpoint: conf.Trace.Endpoint, Ratio: conf.Trace.Ratio, Service: "adit-agent", Version: opts.Version, Instance: conf.AgentID, Logger: log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("trace.endpoint: %w", err)
+	}
+	if a.traces != nil {
+		dialing = a.traceDial
+	}
 	a.desk = desk.New(desk.Config{
-		Terminal: serveTerminal,
-		Ports:    ports, OwnPorts: a.own, Paused: a.board.Paused, Closed: a.tunnels.Closed,
+		Terminal: serveTerminal, Dialing: dialing,
+		Ports: ports, OwnPorts: a.own, Paused: a.board.Paused, Closed: a.tunnels.Closed,
 		Epoch:  func() uint64 { return a.uplink.Epoch() },
 		Dial:   func(ctx context.Context, port uint16) (splice.Conn, error) { return dialPort(ctx, port) },
 		Logger: log, Registerer: reg,
@@ -216,6 +228,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		part(s)
 	}
 	part(a.observer.Run)
+	if a.traces != nil {
+		part(a.traces.Run)
+	}
 	part(a.hooks.Run)
 	if a.terms != nil {
 		part(a.terms.Run)
@@ -332,4 +347,11 @@ func (a *Agent) operator() http.Handler {
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// traceDial is the span of one dial, below that of the relay which asked for it.
+func (a *Agent) traceDial(ctx context.Context, h wire.Hello) (context.Context, func(error)) {
+	ctx, span := a.traces.Start(traces.FromWire(ctx, h.Trace), "dial", traces.Int("server.port", int(h.Port)),
+		traces.String("adit.session_id", string(h.Session)), traces.String("adit.request_id", string(h.Request)))
+	return ctx, span.End
 }

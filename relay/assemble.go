@@ -32,6 +32,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/traces"
 )
 
 // parts are a relay's, from the bottom up.
@@ -54,7 +55,8 @@ type parts struct {
 	certs    *certs.Certs // nil: the public listener speaks plain HTTP
 	terminal *terminal.Terminal
 	install  *install.Files
-	metrics  http.Handler // nil: no metrics listener
+	metrics  http.Handler   // nil: no metrics listener
+	traces   *traces.Traces // nil: none
 }
 
 // feedStore is the store with its subscriptions as the interface that gate and
@@ -162,12 +164,19 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	own := front.NewOwn(front.Routes{
 		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
 	})
+	if p.traces, err = r.tracing(); err != nil {
+		return err
+	}
+	var dial edge.Dialer = dialer{p}
+	if p.traces != nil {
+		dial = tracedDialer{dial, p.traces}
+	}
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dialer{p}, Meter: p.meter, Links: p.links, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Prober: prober{p}, Next: own, Owns: own.Owns,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,
@@ -181,6 +190,9 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	public := front.Config{
 		Listen: r.cfg.Listen, ConnsPerAddress: r.cfg.Limits.ConnsPerAddress, Exempt: r.trusted, Handler: p.edge,
 		Logger: r.log.With("part", "front"),
+	}
+	if p.traces != nil {
+		public.Handler = p.traces.Handler(r.describe, p.edge)
 	}
 	if p.certs != nil {
 		public.TLS = p.certs.TLS()

@@ -93,6 +93,9 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	rules.run("edge", r.p.edge.Run)
 	rules.run("api", r.p.api.Run)
 	rules.run("admin", r.p.admin.Run)
+	if r.p.traces != nil {
+		rules.run("traces", r.p.traces.Run)
+	}
 	if r.p.certs != nil {
 		rules.run("certs", r.p.certs.Run)
 	}

@@ -57,7 +57,19 @@ type Hello struct {
 	Session ident.SessionID // the tunnel; empty where there is none
 	Request ident.RequestID // for logs at both ends; may be empty
 	Payload []byte          // kind's own parameters (JSON), at most MaxHelloPayload bytes
+	Trace   Trace           // the opener's span, where it is traced; else zero
 }
+
+// Trace is a span at the other end, of which this stream is a part (W3C trace
+// context). Zero is none, and is not sent.
+type Trace struct {
+	ID    [16]byte
+	Span  [8]byte
+	Flags byte
+}
+
+// traceLength is a Trace on the wire.
+const traceLength = 16 + 8 + 1
 
 // MaxHelloPayload bounds Hello.Payload in bytes.
 const MaxHelloPayload = 4096
@@ -76,7 +88,7 @@ var ErrMalformed = errors.New("malformed")
 
 // AppendHello appends the encoded hello:
 //
-//	version(1) kind(1) length(2) | port(2) epoch(8) session(16) n(1) request(n) m(2) payload(m)
+//	version(1) kind(1) length(2) | port(2) epoch(8) session(16) n(1) request(n) m(2) payload(m) [trace(25)]
 //
 // Integers are big-endian; length counts what follows it.
 func AppendHello(b []byte, h Hello) ([]byte, error) {
@@ -99,14 +111,22 @@ func AppendHello(b []byte, h Hello) ([]byte, error) {
 		}
 	}
 	b = append(b, helloVersion, byte(h.Kind))
-	b = binary.BigEndian.AppendUint16(b, uint16(helloFixed+len(h.Request)+2+len(h.Payload)))
+	length := helloFixed + len(h.Request) + 2 + len(h.Payload)
+	if h.Trace != (Trace{}) {
+		length += traceLength
+	}
+	b = binary.BigEndian.AppendUint16(b, uint16(length))
 	b = binary.BigEndian.AppendUint16(b, h.Port)
 	b = binary.BigEndian.AppendUint64(b, h.Epoch)
 	b = append(b, session[:]...)
 	b = append(b, byte(len(h.Request)))
 	b = append(b, h.Request...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(h.Payload)))
-	return append(b, h.Payload...), nil
+	b = append(b, h.Payload...)
+	if h.Trace != (Trace{}) {
+		b = append(append(append(b, h.Trace.ID[:]...), h.Trace.Span[:]...), h.Trace.Flags)
+	}
+	return b, nil
 }
 
 // ReadHello reads one hello and not a byte more.
@@ -148,6 +168,11 @@ func ReadHello(r io.Reader) (Hello, error) {
 		}
 		if m > 0 {
 			h.Payload = rest[2 : 2+m]
+		}
+		if rest = rest[2+m:]; len(rest) >= traceLength {
+			copy(h.Trace.ID[:], rest)
+			copy(h.Trace.Span[:], rest[16:])
+			h.Trace.Flags = rest[24]
 		}
 	}
 	return h, nil

@@ -239,3 +239,32 @@ func BenchmarkHello(b *testing.B) {
 		}
 	}
 }
+
+// A trace is an addition behind the payload: a reader of before skips it, and a hello
+// without one is as it was.
+func TestHelloTrace(t *testing.T) {
+	plain := wire.Hello{Kind: wire.KindTCP, Port: 8188, Epoch: 7, Payload: []byte(`{"a":1}`)}
+	traced := plain
+	traced.Trace = wire.Trace{ID: [16]byte{1, 2, 3}, Span: [8]byte{4, 5}, Flags: 1}
+	a, err := wire.AppendHello(nil, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := wire.AppendHello(nil, traced)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) != len(a)+25 || !bytes.Equal(a[4:], b[4:len(a)]) {
+		t.Errorf("a trace is 25 bytes behind all else: %x %x", a, b)
+	}
+	for raw, want := range map[string]wire.Trace{string(a): {}, string(b): traced.Trace} {
+		got, err := wire.ReadHello(strings.NewReader(raw))
+		if err != nil || got.Trace != want || string(got.Payload) != string(plain.Payload) {
+			t.Errorf("it reads as %+v, %v; want %+v", got, err, want)
+		}
+	}
+	buf := make([]byte, 0, 256)
+	if n := testing.AllocsPerRun(100, func() { _, _ = wire.AppendHello(buf, plain) }); n != 0 {
+		t.Errorf("a hello without a trace costs %v allocations", n)
+	}
+}

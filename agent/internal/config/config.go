@@ -32,7 +32,14 @@ type Config struct {
 	Hooks          Hooks             `conf:"hooks"`
 	Terminal       Terminal          `conf:"terminal"`
 	TLS            TLS               `conf:"tls"`
+	Trace          Trace             `conf:"trace"`
 	Log            Log               `conf:"log"`
+}
+
+// Trace says where OpenTelemetry traces go.
+type Trace struct {
+	Endpoint string  `conf:"endpoint" help:"base URL of an OpenTelemetry collector (OTLP over HTTP), as http://127.0.0.1:4318; empty: what OTEL_EXPORTER_OTLP_ENDPOINT says, else no traces"`
+	Ratio    float64 `conf:"ratio" help:"share of the traces that begin here that are sent, 0 to 1; those of a relay are as it decided"`
 }
 
 // Local is the interface for programs on this machine.
@@ -93,6 +100,7 @@ func New() Config {
 		StateDir:   defaultStateDir(),
 		Links:      1,
 		ExtraLinks: 4,
+		Trace:      Trace{Ratio: 1},
 		AllowPorts: "1-65535",
 		StopGrace:  api.Duration(defaultStopGrace),
 		Metrics:    Metrics{Listen: "127.0.0.1:9465"},

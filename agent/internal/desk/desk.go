@@ -44,6 +44,8 @@ type Config struct {
 	Closed   func(ident.SessionID) bool                                  // whether a tunnel is known to be closed
 	Dial     func(ctx context.Context, port uint16) (splice.Conn, error) // forward.Dial
 	Terminal Terminal                                                    // nil: terminals are not enabled
+	// Dialing is told when a port is dialled for a hello, and what came of it; nil: nobody is.
+	Dialing func(ctx context.Context, h wire.Hello) (context.Context, func(error))
 
 	MaxStreams   int           // at once, over all links; default 4096
 	HelloTimeout time.Duration // default 10 s
@@ -252,7 +254,12 @@ func (d *Desk) serve(ctx context.Context, st *stream, s *link.Stream) {
 
 // tcp connects a stream to its port and copies until both sides are done.
 func (d *Desk) tcp(ctx context.Context, st *stream, s *link.Stream, h wire.Hello) string {
-	app, err := d.conf.Dial(ctx, h.Port)
+	dialing, done := ctx, func(error) {}
+	if d.conf.Dialing != nil {
+		dialing, done = d.conf.Dialing(ctx, h)
+	}
+	app, err := d.conf.Dial(dialing, h.Port)
+	done(err)
 	if err != nil {
 		var refusal interface{ Verdict() wire.Verdict }
 		if errors.As(err, &refusal) {

@@ -39,7 +39,14 @@ type Relay struct {
 	Tunnel  Tunnel  `conf:"tunnel"`
 	Limits  Limits  `conf:"limits"`
 	Drain   Drain   `conf:"drain"`
+	Trace   Trace   `conf:"trace"`
 	Log     Log     `conf:"log"`
+}
+
+// Trace says where OpenTelemetry traces go.
+type Trace struct {
+	Endpoint string  `conf:"endpoint" help:"base URL of an OpenTelemetry collector (OTLP over HTTP), as http://127.0.0.1:4318; empty: what OTEL_EXPORTER_OTLP_ENDPOINT says, else no traces"`
+	Ratio    float64 `conf:"ratio" help:"share of requests whose trace is sent, 0 to 1"`
 }
 
 // TLS is the certificate of the public listener.
@@ -166,6 +173,7 @@ func Default() Relay {
 			OpensPerMinute: 60, ConnsPerAddress: 2048,
 		},
 		Drain: Drain{Timeout: api.Duration(20 * time.Second)},
+		Trace: Trace{Ratio: 1},
 		Log:   Log{Level: "info", Format: "auto"},
 	}
 }
@@ -307,6 +315,12 @@ func (c *Relay) Validate() error {
 		fault("drain.delay", "it must not be negative")
 	}
 	c.validatePeer(fault, address)
+	if u, err := url.Parse(c.Trace.Endpoint); c.Trace.Endpoint != "" && (err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "") {
+		fault("trace.endpoint", "it is no URL; write it as http://127.0.0.1:4318")
+	}
+	if c.Trace.Ratio < 0 || c.Trace.Ratio > 1 {
+		fault("trace.ratio", "%v is not within 0 to 1", c.Trace.Ratio)
+	}
 	return conf.Join(faults...)
 }
 

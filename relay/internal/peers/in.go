@@ -212,7 +212,7 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 	passage, leave := p.enter(h.Session)
 	defer leave()
 	key := ident.AgentKey{Team: r.Team, Agent: r.Agent}
-	inner, err := p.cfg.Open(ctx, key, h.Epoch, wire.Hello{Kind: r.Kind, Port: h.Port, Session: h.Session, Request: h.Request, Payload: r.Payload})
+	inner, err := p.cfg.Open(ctx, key, h.Epoch, wire.Hello{Kind: r.Kind, Port: h.Port, Session: h.Session, Request: h.Request, Payload: r.Payload, Trace: h.Trace})
 	switch {
 	case errors.Is(err, ErrCut):
 		refuse(st, wire.CodeUnknownTunnel, err.Error())
