@@ -46,9 +46,7 @@ func (m *mux) fetch(p []byte) (int, error) {
 		}
 	}
 	if err != nil {
-		m.mu.Lock()
-		m.fail(err)
-		m.mu.Unlock()
+		m.hungUp(err)
 		if n == 0 && !errors.Is(err, net.ErrClosed) {
 			err = io.EOF // yamux is silent about this one, and the reason is kept
 		}

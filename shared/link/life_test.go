@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,6 +104,70 @@ func TestCloseCause(t *testing.T) {
 			t.Errorf("at the peer the link ended with %v; want the reason", err)
 		}
 	})
+}
+
+// mute is a connection that takes nothing more once it is cut, as one whose peer
+// hung up, and that holds back what the peer said until it is heard.
+type mute struct {
+	net.Conn
+	cut, held, closed atomic.Bool
+	heard             chan struct{} // closed when reads go on
+}
+
+func (m *mute) Write(p []byte) (int, error) {
+	if m.cut.Load() {
+		return 0, syscall.EPIPE
+	}
+	return m.Conn.Write(p)
+}
+
+func (m *mute) Read(p []byte) (int, error) {
+	n, err := m.Conn.Read(p)
+	if m.held.Load() {
+		<-m.heard
+		if m.closed.Load() {
+			return 0, net.ErrClosed
+		}
+	}
+	return n, err
+}
+
+func (m *mute) Close() error {
+	m.closed.Store(true)
+	return m.Conn.Close()
+}
+
+// Who cannot speak any more still listens: what the peer said before it hung up is
+// there to be read.
+func TestUnreadOutlivesBrokenWrite(t *testing.T) {
+	c, s := testkit.TCP(t)
+	conn := &mute{Conn: c, heard: make(chan struct{})}
+	client, server := connPair(t, conn, s, link.Config{})
+	near, far := streams(t, client, server)
+	conn.held.Store(true)
+	mustWrite(t, near, "goodbye")
+	_ = server.Close(errTest)
+	conn.cut.Store(true)
+	if _, err := far.Write([]byte("anyone?")); err != nil {
+		t.Errorf("writing gives %v before the peer's end was read", err)
+	}
+	close(conn.heard)
+	mustRead(t, far, "goodbye")
+	<-client.Done()
+}
+
+// A connection that takes nothing and says nothing is over, for the first reason.
+func TestBrokenWriteEndsLink(t *testing.T) {
+	c, s := testkit.TCP(t)
+	conn := &mute{Conn: c}
+	client, server := connPair(t, conn, s, link.Config{})
+	_, far := streams(t, client, server)
+	conn.cut.Store(true)
+	_, _ = far.Write([]byte("anyone?")) // it may be gone already
+	within(t, 10*time.Second, "the end of a link that cannot write", func() { <-client.Done() })
+	if err := client.Err(); !errors.Is(err, link.ErrClosed) || !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("the link ended with %v; want why it could not write", err)
+	}
 }
 
 func TestCloseWithEOFIsNoCleanEnd(t *testing.T) {

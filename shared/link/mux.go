@@ -32,6 +32,9 @@ const (
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
+	// lastWords is how long the carrier is still read when it takes no more: what a
+	// peer said before it hung up, and why, is there to be heard.
+	lastWords = time.Second
 )
 
 type header = [headerSize]byte
@@ -74,7 +77,8 @@ type mux struct {
 	closed  bool
 	expired bool // drain waited long enough
 	err     error
-	flush   func() // flusher as a value, so that starting it allocates nothing
+	deaf    *time.Timer // the carrier takes no more, and is closed when this fires
+	flush   func()      // flusher as a value, so that starting it allocates nothing
 	wg      sync.WaitGroup
 
 	smu     sync.Mutex // of what follows, and of the plain fields of marks
@@ -129,7 +133,7 @@ func (m *mux) Write(p []byte) (int, error) {
 		}
 	}
 	if m.err != nil {
-		return 0, m.err
+		return m.discard(p)
 	}
 	switch {
 	case m.need == 0 && len(p) == headerSize:
@@ -142,7 +146,7 @@ func (m *mux) Write(p []byte) (int, error) {
 		m.need = 0
 		m.writeOnce(p)
 		if m.err != nil {
-			return 0, m.err
+			return m.discard(p)
 		}
 	default:
 		m.add(p)
@@ -285,15 +289,35 @@ func (m *mux) writeOnce(body []byte) {
 	if batch != nil {
 		putBuffer(batch)
 	}
-	if err != nil {
-		_ = m.c.Close() // so that yamux's reader learns of it too
-	}
 	m.mu.Lock()
 	m.writing = false
 	if err != nil {
 		m.fail(err)
+		if m.deaf == nil && !m.closed {
+			m.deaf = time.AfterFunc(lastWords, func() { _ = m.c.Close() }) // then yamux's reader learns of it
+		}
 	}
 	m.room.Broadcast()
+}
+
+// discard is Write when the carrier takes no more. An error would make yamux end
+// the session, and lose what still lies unread in the carrier. The lock is held.
+func (m *mux) discard(p []byte) (int, error) {
+	if m.deaf == nil || m.closed {
+		return 0, m.err
+	}
+	return len(p), nil
+}
+
+// hungUp records how reading the carrier ended. Where writing had failed before,
+// that was a consequence, and this may be a reason.
+func (m *mux) hungUp(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.deaf != nil && !m.closed && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		m.err = err
+	}
+	m.fail(err)
 }
 
 // fail records the first thing that went wrong with the carrier. The lock is held.
@@ -355,6 +379,9 @@ func (m *mux) Close() error {
 	m.mu.Lock()
 	m.closed = true
 	m.fail(net.ErrClosed)
+	if m.deaf != nil {
+		m.deaf.Stop()
+	}
 	m.mu.Unlock()
 	return m.c.Close()
 }
