@@ -9,9 +9,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,7 +228,7 @@ func (e *Edge) Drain(ctx context.Context) error {
 	defer goodbyes.Wait()
 	var cut error
 	for _, u := range all {
-		goodbyes.Go(func() { u.end(closeServiceRestart, "the relay restarts; connect again") })
+		goodbyes.Go(func() { u.end(closeServiceRestart, restarting) })
 	}
 	for _, u := range all {
 		select {
@@ -238,6 +240,29 @@ func (e *Edge) Drain(ctx context.Context) error {
 		}
 	}
 	return cut
+}
+
+// Yield gives up what goes a way that ends now and can begin anew on another: idle
+// streams, and upgraded connections, whose users are told to connect again (1012).
+// Requests that have no answer yet go on. It returns when the goodbyes are said.
+func (e *Edge) Yield() {
+	e.mu.Lock()
+	pools := slices.Collect(maps.Values(e.pools))
+	var leaving []*upgraded
+	for u := range e.upgraded {
+		if u.leaving() {
+			leaving = append(leaving, u)
+		}
+	}
+	e.mu.Unlock()
+	for _, p := range pools {
+		p.dropStale()
+	}
+	var goodbyes sync.WaitGroup
+	for _, u := range leaving {
+		goodbyes.Go(func() { u.end(closeServiceRestart, restarting) })
+	}
+	goodbyes.Wait()
 }
 
 // pool returns the streams of a tunnel.

@@ -102,6 +102,13 @@ func (u *upstream) stale() bool {
 	return ok && s.Stale()
 }
 
+// leaving says that the stream's way ends now, if it can tell: who can should begin
+// anew.
+func (u *upstream) leaving() bool {
+	s, ok := u.Stream.(interface{ Leaving() bool })
+	return ok && s.Leaving()
+}
+
 // Write counts what the user sent.
 func (u *upstream) Write(p []byte) (int, error) {
 	n, err := u.Stream.Write(p)
@@ -243,6 +250,23 @@ func (p *pool) evict(now time.Time) bool {
 		_ = u.Close()
 	}
 	return useless
+}
+
+// dropStale closes idle streams whose way is about to end.
+func (p *pool) dropStale() {
+	p.mu.Lock()
+	var stale []*upstream
+	p.idle = slices.DeleteFunc(p.idle, func(u *upstream) bool {
+		if !u.stale() && !u.leaving() {
+			return false
+		}
+		stale = append(stale, u)
+		return true
+	})
+	p.mu.Unlock()
+	for _, u := range stale {
+		_ = u.Close()
+	}
 }
 
 // close closes the idle streams and keeps none from now on.

@@ -91,6 +91,8 @@ func (x *exchange) problemOf(err error) *api.Problem {
 	case errors.Is(err, errHeaderTooLarge):
 		return api.Problemf(http.StatusBadGateway, "app_header_too_large", api.HopApp,
 			"the app on port %d sent a response header of more than 1 MiB", port).WithCause(err)
+	case errors.Is(err, link.ErrClosed): // also where its connection ended as an app's would
+		return errLinkLost().WithCause(err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, link.ErrReset), errors.Is(err, syscall.ECONNRESET):
 		return api.Problemf(http.StatusBadGateway, "app_closed", api.HopApp,
 			"the app on port %d closed the connection without an answer; its log may say why", port).WithCause(err)
@@ -98,8 +100,12 @@ func (x *exchange) problemOf(err error) *api.Problem {
 		return api.Problemf(http.StatusBadGateway, "app_not_http", api.HopApp,
 			"what listens on port %d does not answer in plain HTTP/1.1; for ssh, VNC, a database or TLS open a tunnel with tunnel_protocol tcp", port).WithCause(err)
 	}
+	return errLinkLost().WithCause(err)
+}
+
+func errLinkLost() *api.Problem {
 	return api.NewProblem(http.StatusBadGateway, "link_lost", api.HopLink,
-		"the connection to the machine was lost while the request was under way; it may have been carried out").WithRetry(2 * time.Second).WithCause(err)
+		"the connection to the machine was lost while the request was under way; it may have been carried out").WithRetry(2 * time.Second)
 }
 
 func errOffline() *api.Problem {

@@ -46,10 +46,13 @@ func validSwitch(x *exchange, resp *http.Response) error {
 	return nil
 }
 
+const restarting = "the relay restarts; connect again"
+
 // upgraded is one connection that net/http no longer knows.
 type upgraded struct {
 	// goodbye says to the user that it ends, and why, if that can be said.
 	goodbye func(code uint16, reason string)
+	leaving func() bool        // its way to the app ends now
 	cancel  context.CancelFunc // ends the copying
 	done    chan struct{}      // closed when it is over
 	once    sync.Once
@@ -79,18 +82,18 @@ func (u *upgraded) endBecause(cause error, draining bool) {
 	case errors.Is(cause, usage.ErrRevoked):
 		u.end(closeGoingAway, "the link is over")
 	case draining:
-		u.end(closeServiceRestart, "the relay restarts; connect again")
+		u.end(closeServiceRestart, restarting)
 	default:
 		u.end(closeGoingAway, "the tunnel is closed")
 	}
 }
 
 // join copies between the user and the app until both are done, or it is cut.
-func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), options splice.Options) {
+func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, string), options splice.Options) {
 	// Not the use's context: its end is first said to the user.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(x.r.Context()))
 	defer cancel()
-	u := &upgraded{goodbye: goodbye, cancel: cancel, done: make(chan struct{})}
+	u := &upgraded{goodbye: goodbye, leaving: app.leaving, cancel: cancel, done: make(chan struct{})}
 	x.e.register(u)
 	defer x.e.unregister(u)
 	fired := make(chan struct{})
@@ -99,8 +102,8 @@ func (x *exchange) join(user, app splice.Conn, goodbye func(uint16, string), opt
 		u.endBecause(context.Cause(x.use.Context()), x.e.draining.Load())
 	})
 	var late sync.WaitGroup
-	if x.e.draining.Load() { // Drain looked before it was registered
-		late.Go(func() { u.end(closeServiceRestart, "the relay restarts; connect again") })
+	if x.e.draining.Load() || app.leaving() { // Drain or Yield looked before it was registered
+		late.Go(func() { u.end(closeServiceRestart, restarting) })
 	}
 	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func() {
 		u.end(closeServiceRestart, "the way to the app was lost; connect again")

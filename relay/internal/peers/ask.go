@@ -30,7 +30,7 @@ func (p *Peers) Ask(ctx context.Context, id ident.RelayID, question string, in, 
 	if err != nil {
 		return fmt.Errorf("ask relay %s: %w", id, err)
 	}
-	st, err := p.request(ctx, l, wire.Hello{}, request{Op: opAsk, Question: question})
+	st, err := p.request(ctx, l.Link, wire.Hello{}, request{Op: opAsk, Question: question})
 	if err != nil {
 		return fmt.Errorf("ask relay %s: %w", id, err)
 	}

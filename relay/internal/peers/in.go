@@ -23,6 +23,7 @@ const (
 	opHello  = "hello"  // first on every link: who is there
 	opStream = "stream" // a stream to an agent
 	opAsk    = "ask"    // a question, by name
+	opLeave  = "leave"  // none: the asker ends what still passes there
 )
 
 // request is the payload of a stream's hello. Port, session and request id of the
@@ -192,6 +193,10 @@ func (p *Peers) answer(ctx context.Context, st *link.Stream, from ident.RelayID)
 		p.pass(ctx, st, h, r, from)
 	case r.Op == opAsk && p.cfg.Answers[r.Question] != nil:
 		p.reply(ctx, st, p.cfg.Answers[r.Question])
+	case r.Op == opLeave:
+		_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{})) // it goes on without, too
+		_ = st.Close()
+		p.left(from)
 	default:
 		refuse(st, wire.CodeBadHello, "this relay knows no such request")
 	}
@@ -209,7 +214,7 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 		refuse(st, wire.CodeBadHello, err.Error())
 		return
 	}
-	passage, leave := p.enter(h.Session)
+	passage, leave := p.enter(h.Session, from)
 	defer leave()
 	key := ident.AgentKey{Team: r.Team, Agent: r.Agent}
 	inner, err := p.cfg.Open(ctx, key, h.Epoch, wire.Hello{Kind: r.Kind, Port: h.Port, Session: h.Session, Request: h.Request, Payload: r.Payload, Trace: h.Trace})

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -40,19 +41,25 @@ type peer struct {
 	stop context.CancelCauseFunc
 
 	mu    sync.Mutex
-	link  *link.Link
+	link  *way
 	err   error
 	known chan struct{} // closed when the last try has an outcome, which stays until the link dies
 }
 
+// way is a link to another relay.
+type way struct {
+	*link.Link
+	leaving atomic.Bool // the other relay said that it ends what still passes there
+}
+
 // now returns the link or why there is none; neither while a try goes on.
-func (x *peer) now() (*link.Link, error) {
+func (x *peer) now() (*way, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.link, x.err
 }
 
-func (x *peer) set(l *link.Link, err error) {
+func (x *peer) set(l *way, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.link, x.err = l, err
@@ -72,7 +79,7 @@ func (x *peer) unset() {
 }
 
 // wait returns the link, waiting for a try under way.
-func (x *peer) wait(ctx context.Context) (*link.Link, error) {
+func (x *peer) wait(ctx context.Context) (*way, error) {
 	x.mu.Lock()
 	known := x.known
 	x.mu.Unlock()
@@ -89,7 +96,7 @@ func (x *peer) wait(ctx context.Context) (*link.Link, error) {
 }
 
 // to returns the link to a relay, dialling it when this is the first use.
-func (p *Peers) to(ctx context.Context, id ident.RelayID) (*link.Link, error) {
+func (p *Peers) to(ctx context.Context, id ident.RelayID) (*way, error) {
 	rec, ok := p.cfg.Pool.Relay(id)
 	switch {
 	case !ok:
@@ -159,7 +166,7 @@ func (p *Peers) keep(ctx context.Context, x *peer) {
 }
 
 // dial makes one link. Both ends know each other when it returns.
-func (p *Peers) dial(ctx context.Context, id ident.RelayID) (*link.Link, error) {
+func (p *Peers) dial(ctx context.Context, id ident.RelayID) (*way, error) {
 	rec, ok := p.cfg.Pool.Relay(id)
 	if !ok {
 		return nil, errGone
@@ -193,7 +200,7 @@ func (p *Peers) dial(ctx context.Context, id ident.RelayID) (*link.Link, error) 
 		_ = l.Close(err)
 		return nil, fmt.Errorf("dial relay %s: %w", id, err)
 	}
-	return l, nil
+	return &way{Link: l}, nil
 }
 
 func (p *Peers) linkConfig() link.Config {
@@ -272,10 +279,10 @@ func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*St
 	ids, epoch := p.carriers(key)
 	var errs []error
 	for _, id := range ids {
-		st, err := p.openAt(ctx, id, key, epoch, h)
+		st, w, err := p.openAt(ctx, id, key, epoch, h)
 		if err == nil {
 			p.metrics.opens.WithLabelValues("ok").Inc()
-			return &Stream{Stream: st, stale: func() bool {
+			return &Stream{Stream: st, way: w, stale: func() bool {
 				rec, alive := p.cfg.Pool.Relay(id)
 				return !alive || rec.Draining
 			}}, nil
@@ -293,28 +300,28 @@ func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*St
 	return nil, fmt.Errorf("%w: %w", ErrAway, errors.Join(errs...))
 }
 
-func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey, epoch uint64, h wire.Hello) (*link.Stream, error) {
+func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey, epoch uint64, h wire.Hello) (*link.Stream, *way, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
-	l, err := p.to(ctx, id)
+	w, err := p.to(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r := request{Op: opStream, Team: key.Team, Agent: key.Agent, Kind: h.Kind, Payload: h.Payload}
 	h.Epoch = epoch
-	st, err := p.request(ctx, l, h, r)
+	st, err := p.request(ctx, w.Link, h, r)
 	if v, ok := errors.AsType[wire.Verdict](err); ok {
 		switch v.Code {
 		case wire.CodeOverloaded:
-			return nil, fmt.Errorf("relay %s: %w", id, link.ErrTooManyStreams)
+			return nil, nil, fmt.Errorf("relay %s: %w", id, link.ErrTooManyStreams)
 		case wire.CodeUnknownTunnel:
-			return nil, fmt.Errorf("relay %s: %w", id, ErrCut)
+			return nil, nil, fmt.Errorf("relay %s: %w", id, ErrCut)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("relay %s: %w", id, err)
+		return nil, nil, fmt.Errorf("relay %s: %w", id, err)
 	}
-	return st, nil
+	return st, w, nil
 }
 
 // Wait returns when another relay seems to have the agent, or with ctx.

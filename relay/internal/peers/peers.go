@@ -65,7 +65,7 @@ var (
 	ErrCut     = errors.New("the tunnel is closed")
 )
 
-// Config is what Peers are made of. All but Answers and Registerer is required.
+// Config is what Peers are made of. All but Leaving, Answers and Registerer is required.
 type Config struct {
 	Relay  ident.RelayID
 	Listen string // address for the other relays
@@ -76,6 +76,10 @@ type Config struct {
 	// Open opens a stream to an agent over this relay's own links, for another
 	// relay that knows the agent's session of that generation or a later one.
 	Open func(ctx context.Context, key ident.AgentKey, epoch uint64, h wire.Hello) (Inner, error)
+	// Leaving is called when another relay ends what still passes there: Streams
+	// that say Leaving and can begin anew another way should. nil: they are cut when
+	// that relay's time is over.
+	Leaving func()
 	// Answers are the questions that other relays may ask. What an answer returns
 	// is sent as JSON.
 	Answers    map[string]func(ctx context.Context, question []byte) (any, error)

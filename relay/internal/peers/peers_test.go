@@ -146,9 +146,19 @@ func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(con
 	return func(ctx context.Context, h wire.Hello) (peers.Inner, error) { return link.OpenHello(ctx, relay, h) }
 }
 
+// duo is relays a and b. b's address is addr, and left names who was told that the
+// other one leaves.
+type duo struct {
+	a, b *peers.Peers
+	addr string
+	left chan ident.RelayID
+}
+
 // two starts relays a and b; b opens streams as it is told.
-func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error)) (first *peers.Peers, addr string) {
+func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error)) duo {
 	t.Helper()
+	var addr string
+	left := make(chan ident.RelayID, 8)
 	pl := &pool{relays: map[ident.RelayID]store.RelayRecord{}, fenced: make(chan struct{})}
 	made := map[ident.RelayID]*peers.Peers{}
 	for _, id := range []ident.RelayID{"a", "b"} {
@@ -157,6 +167,7 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 		p, err := peers.New(peers.Config{
 			Relay: id, Listen: addr, TLS: a.files(string(id)), Pool: pl, Open: open, Logger: slog.New(slog.DiscardHandler),
 			Subscribe: func(int) peers.Changes { return silent{make(chan store.Change)} },
+			Leaving:   func() { left <- id },
 			Answers: map[string]func(context.Context, []byte) (any, error){"name": func(_ context.Context, q []byte) (any, error) {
 				return string(id) + " got " + string(q), nil
 			}},
@@ -185,7 +196,7 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 		}
 		return true
 	})
-	return made["a"], addr
+	return duo{made["a"], made["b"], addr, left}
 }
 
 func TestStreamTakesOneHop(t *testing.T) {
@@ -198,7 +209,7 @@ func TestStreamTakesOneHop(t *testing.T) {
 		_, _ = io.Copy(st, st)
 		_ = st.CloseWrite()
 	})
-	a, _ := two(t, newAuthority(t), func(ctx context.Context, k ident.AgentKey, epoch uint64, h wire.Hello) (peers.Inner, error) {
+	relays := two(t, newAuthority(t), func(ctx context.Context, k ident.AgentKey, epoch uint64, h wire.Hello) (peers.Inner, error) {
 		switch {
 		case k != key || epoch != 7 || h.Kind != wire.KindTCP:
 			return nil, fmt.Errorf("%w: %v %d %s", peers.ErrNotHere, k, epoch, h.Kind)
@@ -209,6 +220,7 @@ func TestStreamTakesOneHop(t *testing.T) {
 		}
 		return toAgent(ctx, h)
 	})
+	a := relays.a
 	st, err := a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: 9})
 	if err != nil {
 		t.Fatal(err)
@@ -254,11 +266,71 @@ func TestStreamTakesOneHop(t *testing.T) {
 	}
 }
 
+// TestDrainWaitsForAnswers shows that a relay that stops waits for a request on
+// which nothing moves, where another relay's idle streams do not keep it.
+func TestDrainWaitsForAnswers(t *testing.T) {
+	answer := make(chan struct{})
+	toAgent := agentSide(t, func(st *link.Stream, _ wire.Hello) {
+		_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{}))
+		var one [1]byte
+		if _, err := st.Read(one[:]); err != nil {
+			return // an idle stream that was given up
+		}
+		<-answer
+		_, _ = st.Write([]byte("at last"))
+		_ = st.CloseWrite()
+	})
+	relays := two(t, newAuthority(t), func(ctx context.Context, _ ident.AgentKey, _ uint64, h wire.Hello) (peers.Inner, error) {
+		return toAgent(ctx, h)
+	})
+	open := func() *peers.Stream {
+		st, err := relays.a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: 9, Session: ident.NewSessionID()})
+		if err == nil {
+			err = st.Verdict(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	idle, asked := open(), open()
+	if _, err := asked.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	if idle.Leaving() {
+		t.Error("nobody leaves yet")
+	}
+	drained := make(chan struct{})
+	go func() {
+		relays.b.Drain(t.Context())
+		close(drained)
+	}()
+	if id := <-relays.left; id != "a" || !idle.Leaving() {
+		t.Errorf("relay %s was told; its streams are leaving: %v", id, idle.Leaving())
+	}
+	_ = idle.Close()
+	select {
+	case <-drained:
+		t.Fatal("the drain did not wait for a request without an answer")
+	case <-time.After(3 * time.Second): // longer than a quiet stream is waited for
+	}
+	close(answer)
+	if b, err := io.ReadAll(asked); err != nil || string(b) != "at last" {
+		t.Errorf("the answer is %q, %v", b, err)
+	}
+	_ = asked.Close()
+	select {
+	case <-drained:
+	case <-time.After(10 * time.Second):
+		t.Error("the drain goes on though all is over")
+	}
+}
+
 // TestOnlyRelaysGetIn shows that the authority's signature alone admits nobody: the
 // certificate must name the relay that is said to come.
 func TestOnlyRelaysGetIn(t *testing.T) {
 	ca := newAuthority(t)
-	_, addr := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
+	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
 		return nil, peers.ErrNotHere
 	})
 	other := newAuthority(t)
@@ -277,7 +349,7 @@ func TestOnlyRelaysGetIn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			conn, err := tls.Dial("tcp", addr, &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, NextProtos: []string{"adit.peer.v1"}})
+			conn, err := tls.Dial("tcp", relays.addr, &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, NextProtos: []string{"adit.peer.v1"}})
 			if err != nil {
 				return // refused in the handshake
 			}

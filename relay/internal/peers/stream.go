@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -19,6 +18,7 @@ import (
 // already; the agent's own verdict is what comes first on the stream.
 type Stream struct {
 	*link.Stream
+	way   *way
 	stale func() bool // the other relay stops or is gone
 
 	done atomic.Bool // the verdict was read
@@ -46,6 +46,10 @@ func (s *Stream) Read(p []byte) (int, error) {
 // Stale says that the other relay stops or is gone: what begins anew should take
 // another way.
 func (s *Stream) Stale() bool { return s.stale() }
+
+// Leaving says that the other relay ends what still passes there: what can begin
+// anew another way should do so now.
+func (s *Stream) Leaving() bool { return s.way.leaving.Load() }
 
 // Verdict waits for the agent's answer to the hello.
 func (s *Stream) Verdict(ctx context.Context) error {
@@ -195,85 +199,4 @@ func (a *agentEnd) Done() <-chan struct{} {
 		return d.Done()
 	}
 	return nil
-}
-
-// passages are the streams that pass here for one tunnel.
-type passages struct {
-	all  map[*passage]struct{}
-	none chan struct{} // closed when the last one ended
-}
-
-// passage is one of them.
-type passage struct{ moved atomic.Int64 } // Unix nanoseconds of the last byte
-
-func (x *passage) move(int) { x.moved.Store(time.Now().UnixNano()) }
-
-func (p *Peers) enter(id ident.SessionID) (x *passage, leave func()) {
-	x = &passage{}
-	x.move(0)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := p.served[id]
-	if s == nil {
-		s = &passages{all: map[*passage]struct{}{}, none: make(chan struct{})}
-		p.served[id] = s
-	}
-	s.all[x] = struct{}{}
-	return x, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if delete(s.all, x); len(s.all) == 0 {
-			close(s.none)
-			delete(p.served, id)
-		}
-	}
-}
-
-// quietFor is how long nothing moved on a stream that a stopping relay does not
-// wait for: most are kept idle by the other relay for its next request.
-const quietFor = 2 * time.Second
-
-// Drain waits until what passes here for other relays is over or quiet, for as
-// long as ctx lasts.
-func (p *Peers) Drain(ctx context.Context) {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for p.busy(time.Now()) {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-func (p *Peers) busy(now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.served {
-		for x := range s.all {
-			if now.Sub(time.Unix(0, x.moved.Load())) < quietFor {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// Yield waits until no other relay uses a tunnel through this one, for so long at
-// most: a relay whose user is on a closing tunnel ends that with a goodbye, which
-// a stream cut in the middle would not leave time for.
-func (p *Peers) Yield(id ident.SessionID, limit time.Duration) {
-	p.mu.Lock()
-	s := p.served[id]
-	p.mu.Unlock()
-	if s == nil {
-		return
-	}
-	t := time.NewTimer(limit)
-	defer t.Stop()
-	select {
-	case <-s.none:
-	case <-t.C:
-	}
 }

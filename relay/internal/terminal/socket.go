@@ -53,6 +53,7 @@ type socket struct {
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
 	conn    net.Conn        // below it
 	counted bool            // it no longer counts as unauthenticated; guarded by t.mu
+	stream  edge.Stream     // to the machine, once there is one; guarded by t.mu
 
 	in, out atomic.Int64 // bytes typed and printed
 	ended   sync.Once
@@ -132,6 +133,9 @@ func (s *socket) converse(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
+	s.t.mu.Lock()
+	s.stream = stream
+	s.t.mu.Unlock()
 	return s.attached(ctx, use, stream, first)
 }
 

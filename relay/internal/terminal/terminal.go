@@ -247,6 +247,23 @@ func (t *Terminal) Drain(ctx context.Context) error {
 	}
 }
 
+// Yield sends viewers elsewhere whose way to the machine ends now.
+func (t *Terminal) Yield() {
+	t.mu.Lock()
+	var all []*socket
+	for s := range t.sockets {
+		if l, ok := s.stream.(interface{ Leaving() bool }); ok && l.Leaving() {
+			all = append(all, s)
+		}
+	}
+	t.mu.Unlock()
+	var goodbyes sync.WaitGroup
+	for _, s := range all {
+		goodbyes.Go(func() { s.end(websocket.StatusServiceRestart, restarting) })
+	}
+	goodbyes.Wait()
+}
+
 // note writes a record. Who is refused at any rate is not waited for.
 func (t *Terminal) note(ctx context.Context, s *socket, event audit.Event, actor, detail string) {
 	if err := t.append(ctx, s, event, actor, detail); err != nil {
