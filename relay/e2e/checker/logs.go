@@ -10,8 +10,11 @@ import (
 )
 
 // inFlight is how long before a relay's death a change may have landed whose record
-// it did not write any more: as long as the gate waits for the audit.
-const inFlight = 5 * time.Second
+// it did not write any more. A change takes 5 s at most (store.UpdateAgent); if its
+// answer was lost in a change of etcd's leader it is looked for after that, each
+// half second and 2 s for each look; and the gate waits 5 s for the audit. A relay
+// that lived for longer than all of these has written its record.
+const inFlight = 15 * time.Second
 
 // crash is a relay's run that ended without a stop.
 type crash struct {

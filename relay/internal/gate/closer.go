@@ -67,6 +67,8 @@ func (g *Gate) Run(ctx context.Context) error {
 			if feed.Lost() {
 				c.resync(true)
 			}
+		case d := <-c.doubts:
+			c.wg.Go(func() { c.settle(ctx, d) })
 		case t := <-c.results:
 			again := c.busy[t.key]
 			delete(c.busy, t.key)

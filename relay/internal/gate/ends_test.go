@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 )
 
@@ -125,5 +126,25 @@ func TestExtendMovesTheEnd(t *testing.T) {
 		}
 		_, err = a.Extend(t.Context(), "x", box, id, time.Hour)
 		wantCode(t, err, "tunnel_not_found")
+	})
+}
+
+// A change that landed although the store did not answer is in the audit all the
+// same, once it is known.
+func TestAChangeWithoutAnAnswerIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t)
+		a := p.relay("a", 0, gate.Limits{})
+		p.connect(a, "a", 1)
+		p.store.SetMute(true)
+		_, err := a.Open(t.Context(), user, box, gate.OpenSpec{Port: 1, ExpiresIn: time.Hour, IdleTimeout: time.Hour})
+		if code(err) != "store_unavailable" {
+			t.Errorf("the caller is told %v, expected that the store does not answer", err)
+		}
+		p.store.SetMute(false)
+		synctest.Wait()
+		if !slices.Contains(a.audit.Events(), audit.TunnelOpened) {
+			t.Errorf("the opening landed, and the audit has only %v", a.audit.Events())
+		}
 	})
 }

@@ -143,6 +143,7 @@ type Gate struct {
 	metrics *metrics
 	opens   *throttle
 	book    *book
+	doubts  chan doubt // to Run
 
 	mu      sync.Mutex
 	started time.Time // of Run; use before is not known
@@ -175,7 +176,7 @@ func New(cfg Config) (*Gate, error) {
 		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
 		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, now: cfg.Now, log: cfg.Logger,
 		metrics: newMetrics(cfg.Registerer), opens: newThrottle(limits.OpensPerSecond, limits.OpensBurst),
-		book: newBook(), started: cfg.Now(), missing: make(map[ident.RelayID]time.Time),
+		book: newBook(), doubts: make(chan doubt, maxDoubts), started: cfg.Now(), missing: make(map[ident.RelayID]time.Time),
 		waiting: make(map[ident.AgentKey]chan struct{}), hearers: make(map[int]func(Notice)),
 	}, nil
 }
@@ -218,6 +219,7 @@ func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once
 		return s.Effects, nil
 	})
 	if err != nil {
+		g.inDoubt(ctx, key, by, tries, err)
 		return rec, answer(err)
 	}
 	if s := tries[rec.N]; s != nil {

@@ -26,7 +26,7 @@ var errUnknown = errors.New("the outcome of a change could not be read back")
 // record as it was; ErrUnchanged means success without a write.
 //
 // A change that cannot be brought to an end within 5 s or ctx returns
-// ErrUnavailable; it may have landed. A write whose answer was lost is looked for,
+// ErrUnavailable; if it may have landed, as a DoubtError. A write whose answer was lost is looked for,
 // also behind later changes of others: it is never done twice.
 func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func(now time.Time, r *AgentRecord) (Effects, error)) (AgentRecord, error) {
 	defer s.metrics.took(opUpdateAgent)()
@@ -43,7 +43,8 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 	defer l.release()
 	u := &agentUpdate{s: s, key: agentKey(key), doing: doing, change: change, mine: map[string]AgentRecord{}}
 	defer u.cleanUp(ctx)
-	return u.run(ctx)
+	rec, err := u.run(ctx)
+	return rec, u.inDoubt(err)
 }
 
 // agentUpdate is one call of UpdateAgent.

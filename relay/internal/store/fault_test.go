@@ -234,3 +234,33 @@ func TestLostAnswersElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// A change whose answer never came is found later, if it landed, and not if it did
+// not.
+func TestDoubtIsSettled(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		opt, plan := faults()
+		s := w.relay(opt)
+		other := w.relay()
+		for _, land := range []bool{true, false} {
+			ctx, cancel := context.WithCancel(t.Context())
+			plan(fault{land: land, after: cancel})
+			_, err := s.UpdateAgent(ctx, gpu1, add)
+			doubt, ok := errors.AsType[*store.DoubtError](err)
+			if !ok || !errors.Is(err, store.ErrUnavailable) {
+				t.Fatalf("a write without an answer: %v, expected a doubt", err)
+			}
+			cancel()
+			if _, err := other.UpdateAgent(t.Context(), gpu1, add); err != nil { // what overtakes it settles it
+				t.Fatal(err)
+			}
+			rec, landed, err := doubt.Settle(t.Context())
+			if err != nil || landed != land {
+				t.Errorf("it landed: %v; found: %v, %v", land, landed, err)
+			}
+			if land && rec.Fencing != 1 {
+				t.Errorf("the record as the change made it has %d, expected 1", rec.Fencing)
+			}
+		}
+	})
+}

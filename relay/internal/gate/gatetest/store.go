@@ -28,6 +28,7 @@ type Store struct {
 	once      map[string]onceValue
 	feeds     map[*feed]struct{}
 	down      bool
+	mute      bool
 	writes    int
 }
 
@@ -50,6 +51,25 @@ type View struct {
 	*Store
 	Off time.Duration
 }
+
+// SetMute makes changes of agents' records land without an answer.
+func (s *Store) SetMute(mute bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute = mute
+}
+
+// Unanswered is the error for a change that landed without an answer.
+type Unanswered struct{ rec store.AgentRecord }
+
+// Error implements error.
+func (Unanswered) Error() string { return "no answer came" }
+
+// Unwrap makes it the error of a store that is away.
+func (Unanswered) Unwrap() error { return store.ErrUnavailable }
+
+// Settle says that it landed.
+func (u Unanswered) Settle(context.Context) (store.AgentRecord, bool, error) { return u.rec, true, nil }
 
 // SetDown makes every access to the store fail, or work again; what is read from
 // memory stays.
@@ -133,7 +153,11 @@ func (s *Store) updateAgent(key ident.AgentKey, now time.Time, change func(time.
 			s.once[o.Key] = onceValue{o.Value, now.Add(o.TTL)}
 		}
 		s.publish(changes...)
+		mute := s.mute
 		s.mu.Unlock()
+		if mute {
+			return store.AgentRecord{}, Unanswered{next.Clone()}
+		}
 		return next, nil
 	}
 }
