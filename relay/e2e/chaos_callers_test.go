@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,9 +26,12 @@ const season = 3 * time.Second
 
 // callers are everybody who uses a pool, and what they were told.
 type callers struct {
-	p     *pool
-	http  *http.Client
-	began time.Time
+	relays []*world.Relay
+	agents []box
+	secret string
+	http   *http.Client
+	began  time.Time
+	told   func(relay *world.Relay, got checker.Call) // hears of every call to a relay; may be nil
 
 	mu      sync.Mutex
 	journal []checker.Call
@@ -44,8 +48,15 @@ type madeCredential struct {
 	unsure  bool // asked to be revoked, no answer
 }
 
-func newCallers(p *pool) *callers {
-	return &callers{p: p, began: time.Now(), codes: map[string]int{}, http: &http.Client{
+// box is an agent, and where it can be asked itself, if anywhere.
+type box struct{ id, local string }
+
+func (b box) key() ident.AgentKey {
+	return ident.AgentKey{Team: world.Team, Agent: ident.AgentID(b.id)}
+}
+
+func newCallers(relays []*world.Relay, agents []box, secret string) *callers {
+	return &callers{relays: relays, agents: agents, secret: secret, began: time.Now(), codes: map[string]int{}, http: &http.Client{
 		Timeout:   30 * time.Second, // more than a relay takes for anything asked here
 		Transport: &http.Transport{MaxIdleConnsPerHost: 64},
 	}}
@@ -75,7 +86,7 @@ func (c *callers) call(base, method, path string, body any, note checker.Call, h
 		panic(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Authorization", "Bearer "+c.p.secret)
+	req.Header.Set("Authorization", "Bearer "+c.secret)
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
@@ -99,6 +110,13 @@ func (c *callers) call(base, method, path string, body any, note checker.Call, h
 		}
 		note.Expires = out.ExpiresAt
 	}
+	if c.told != nil {
+		for _, r := range c.relays {
+			if strings.HasPrefix(base, "http://"+r.Addr()+"/") {
+				c.told(r, note)
+			}
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.journal = append(c.journal, note)
@@ -116,33 +134,29 @@ func pause(rnd *rand.Rand, most time.Duration) {
 func (c *callers) run(ctx context.Context, n int) {
 	rnd := rand.New(rand.NewPCG(uint64(n), 42))
 	for ctx.Err() == nil {
-		i := rnd.IntN(len(c.p.agents))
+		i := rnd.IntN(len(c.agents))
 		people := (int(time.Since(c.began)/season)+i)%2 == 0
 		if rnd.IntN(10) == 0 {
 			people = !people
 		}
 		if people {
-			c.tunnel(rnd, c.p.agents[i])
+			c.tunnel(rnd, c.agents[i])
 		} else {
-			c.task(rnd, c.p.agents[i])
+			c.task(rnd, c.agents[i])
 		}
 		pause(rnd, 150*time.Millisecond)
 	}
 }
 
 func (c *callers) relay(rnd *rand.Rand) string {
-	return fmt.Sprintf("http://127.0.0.1:%d%s", c.p.relays[rnd.IntN(len(c.p.relays))].Port, api.Base)
-}
-
-func keyOf(a *world.Agent) ident.AgentKey {
-	return ident.AgentKey{Team: world.Team, Agent: ident.AgentID(a.ID)}
+	return "http://" + c.relays[rnd.IntN(len(c.relays))].Addr() + api.Base
 }
 
 // tunnel is somebody who opens a tunnel, may extend it, and closes it, each through
 // any relay.
-func (c *callers) tunnel(rnd *rand.Rand, a *world.Agent) {
-	path := "/agents/" + a.ID + "/tunnel"
-	note := checker.Call{Op: checker.OpOpen, Key: keyOf(a)}
+func (c *callers) tunnel(rnd *rand.Rand, a box) {
+	path := "/agents/" + a.id + "/tunnel"
+	note := checker.Call{Op: checker.OpOpen, Key: a.key()}
 	ask := map[string]any{"target_port": 8188, "expires_in": "1h", "when_busy": []string{"allow", "allow", "reject", "wait", "wait"}[rnd.IntN(5)], "wait_timeout": "3s"}
 	if rnd.IntN(10) == 0 {
 		ask["expires_in"] = fmt.Sprint(1+rnd.IntN(3), "s")
@@ -190,18 +204,18 @@ func (c *callers) tunnel(rnd *rand.Rand, a *world.Agent) {
 
 // task is a worker that asks a relay, or the box, for a lease, renews it, and gives
 // it back or forgets it.
-func (c *callers) task(rnd *rand.Rand, a *world.Agent) {
-	remote := func() (string, string) { return c.relay(rnd), "/agents/" + a.ID + "/tasks" }
+func (c *callers) task(rnd *rand.Rand, a box) {
+	remote := func() (string, string) { return c.relay(rnd), "/agents/" + a.id + "/tasks" }
 	where := remote
-	if rnd.IntN(4) == 0 {
-		where = func() (string, string) { return fmt.Sprintf("http://127.0.0.1:%d", a.Local), "/v1/tasks" }
+	if a.local != "" && rnd.IntN(4) == 0 {
+		where = func() (string, string) { return "http://" + a.local, "/v1/tasks" }
 	}
 	base, path := where()
-	note := checker.Call{Op: checker.OpAdmit, Key: keyOf(a), Task: ident.NewTaskID()}
+	note := checker.Call{Op: checker.OpAdmit, Key: a.key(), Task: ident.NewTaskID()}
 	out, got := c.call(base, http.MethodPost, path, map[string]any{"task_id": note.Task, "ttl": "5s"}, note)
 	if got.Code == "agent_in_tunnel" && rnd.IntN(15) == 0 { // an operator clears the machine
 		base, _ := remote()
-		c.call(base, http.MethodDelete, "/agents/"+a.ID+"/tunnel", nil, checker.Call{Op: checker.OpClose, Key: note.Key})
+		c.call(base, http.MethodDelete, "/agents/"+a.id+"/tunnel", nil, checker.Call{Op: checker.OpClose, Key: note.Key})
 	}
 	if !got.OK() {
 		return
@@ -231,7 +245,7 @@ func (c *callers) operator(ctx context.Context) {
 	rnd := rand.New(rand.NewPCG(7, 7))
 	for n := 0; ctx.Err() == nil; n++ {
 		pause(rnd, 800*time.Millisecond)
-		r := c.p.relays[rnd.IntN(len(c.p.relays))]
+		r := c.relays[rnd.IntN(len(c.relays))]
 		socket := admin.Dial(r.DataDir + "/admin.sock")
 		callCtx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		if i := rnd.IntN(max(1, 3*len(c.made))); i < len(c.made) && !c.made[i].revoked {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,22 +47,37 @@ type member struct {
 type etcd struct {
 	w       *world.World
 	program string
+	on      []string // the beginning of a command line that reaches the members
 	members []*member
 }
 
 func startEtcd(w *world.World, n int) *etcd {
 	w.T.Helper()
+	return startEtcdOn(w, n, nil)
+}
+
+// startEtcdOn starts one member on each host of a network, or all on loopback.
+func startEtcdOn(w *world.World, n int, net *world.Net) *etcd {
+	w.T.Helper()
 	e := &etcd{w: w, program: testProgram(w, "etcdmember", "github.com/adit-tunnel/adit/relay/e2e/etcdmember")}
+	at := func(int) (addr string, on []string) { return "127.0.0.1", nil }
+	if net != nil {
+		at = func(i int) (string, []string) { return net.Back(i), net.On(i) }
+		e.on = net.On(n - 1)
+	}
 	var cluster []string
 	var peers []string
 	for i := range n {
-		peers = append(peers, fmt.Sprintf("http://127.0.0.1:%d", w.FreePort()))
+		addr, _ := at(i)
+		peers = append(peers, fmt.Sprintf("http://%s:%d", addr, w.FreePort()))
 		cluster = append(cluster, fmt.Sprintf("etcd-%d=%s", i, peers[i]))
 	}
 	for i := range n {
-		m := &member{name: fmt.Sprintf("etcd-%d", i), client: fmt.Sprintf("http://127.0.0.1:%d", w.FreePort())}
+		addr, on := at(i)
+		m := &member{name: fmt.Sprintf("etcd-%d", i), client: fmt.Sprintf("http://%s:%d", addr, w.FreePort())}
 		m.start = func() *world.Process {
-			return w.Start(m.name, nil, e.program, "run", m.name, filepath.Join(w.Dir, m.name), m.client, peers[i], strings.Join(cluster, ","))
+			line := append(slices.Clone(on), e.program, "run", m.name, filepath.Join(w.Dir, m.name), m.client, peers[i], strings.Join(cluster, ","))
+			return w.Start(m.name, nil, line[0], line[1:]...)
 		}
 		m.Process = m.start()
 		e.members = append(e.members, m)
@@ -80,7 +96,8 @@ func (e *etcd) endpoints() string {
 
 // leader returns nil while there is none.
 func (e *etcd) leader() *member {
-	out, err := e.w.Try(nil, e.program, "leader", e.endpoints())
+	line := append(slices.Clone(e.on), e.program, "leader", e.endpoints())
+	out, err := e.w.Try(nil, line[0], line[1:]...)
 	if err != nil {
 		return nil
 	}
@@ -117,7 +134,8 @@ type past struct {
 // past reads the whole history.
 func (e *etcd) past(t *testing.T) past {
 	t.Helper()
-	out := e.w.Run(nil, e.program, "history", e.endpoints(), "/adit/v1/")
+	line := append(slices.Clone(e.on), e.program, "history", e.endpoints(), "/adit/v1/")
+	out := e.w.Run(nil, line[0], line[1:]...)
 	p := past{agents: map[ident.AgentKey]store.AgentRecord{}, labels: map[string]map[ident.SessionID]bool{}}
 	lines := bufio.NewScanner(strings.NewReader(out))
 	lines.Buffer(nil, 4<<20)

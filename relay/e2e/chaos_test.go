@@ -30,7 +30,11 @@ func TestTheGateHoldsThroughChaos(t *testing.T) {
 	}
 	w := world.New(t)
 	p := startPool(w, 3)
-	c := newCallers(p)
+	var boxes []box
+	for _, a := range p.agents {
+		boxes = append(boxes, box{a.ID, fmt.Sprintf("127.0.0.1:%d", a.Local)})
+	}
+	c := newCallers(p.relays, boxes, p.secret)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
@@ -122,7 +126,7 @@ func (p *pool) compareLists(t *testing.T, left past) {
 	t.Helper()
 	for _, a := range p.agents {
 		want := map[ident.SessionID]bool{}
-		for id, tun := range left.agents[keyOf(a)].Tunnels {
+		for id, tun := range left.agents[box{id: a.ID}.key()].Tunnels {
 			if tun.State == store.TunnelOpen {
 				want[id] = true
 			}

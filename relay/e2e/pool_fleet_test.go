@@ -15,7 +15,6 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -39,69 +38,59 @@ import (
 type fleet struct {
 	t      *testing.T
 	w      *world.World
+	net    *world.Net // nil: all is on loopback
 	etcd   *etcd
 	relays []*world.Relay
 	names  []string
 	lb     *balancer
 	secret string
 	app    *url.URL
+	echo   int // the port of an app that echoes TCP
 
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	agent ident.Secret
 }
 
-// ownApp answers who asks, echoes WebSockets, and is slow where it is asked to be.
-func ownApp(t *testing.T) *url.URL {
-	t.Helper()
-	mux := http.NewServeMux()
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "the app") })
-	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
-		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
-		if err != nil {
-			return
-		}
-		defer c.CloseNow()
-		for {
-			kind, data, err := c.Read(r.Context())
-			if err != nil || c.Write(r.Context(), kind, data) != nil {
-				return
-			}
-		}
-	})
-	srv := httptest.NewServer(mux)
-	t.Cleanup(srv.CloseClientConnections)
-	u, err := url.Parse(srv.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
-}
-
 // newFleet starts relays; more may give one of them further settings.
 func newFleet(t *testing.T, relays int, more func(f *fleet, i int) []string) *fleet {
 	t.Helper()
+	return newFleetOn(t, relays, nil, more)
+}
+
+// newFleetOn starts each relay, and a member of etcd, on a host of the network that
+// make returns, or all on loopback.
+func newFleetOn(t *testing.T, relays int, network func(w *world.World) *world.Net, more func(f *fleet, i int) []string) *fleet {
+	t.Helper()
 	w := world.New(t)
-	f := &fleet{t: t, w: w, etcd: startEtcd(w, 3), app: ownApp(t)}
+	f := &fleet{t: t, w: w, app: ownApp(t), echo: tcpEcho(t)}
+	if network != nil {
+		f.net = network(w)
+	}
+	f.etcd = startEtcdOn(w, 3, f.net)
 	f.lb = newBalancer(t)
 	key := w.WriteFile("cluster.key", strings.Repeat("5a", 32)+"\n")
 	ca := newPoolCA(t)
 	for i := range relays {
 		name := fmt.Sprintf("relay-%c", 'a'+i)
 		cert, certKey := ca.issue(t, name)
-		port := w.FreePort()
+		port, back := w.FreePort(), "127.0.0.1"
 		r := w.NewRelay(
 			"ADIT_STORE_ENDPOINTS="+f.etcd.endpoints(), "ADIT_RELAY_ID="+name, "ADIT_CLUSTER_KEY_FILE="+key,
-			fmt.Sprintf("ADIT_PEER_LISTEN=127.0.0.1:%d", port), fmt.Sprintf("ADIT_PEER_URL=https://127.0.0.1:%d", port),
 			"ADIT_PEER_TLS_CA_FILE="+ca.file, "ADIT_PEER_TLS_CERT_FILE="+cert, "ADIT_PEER_TLS_KEY_FILE="+certKey,
 			"ADIT_LIMITS_OPENS_PER_MINUTE=1000000", "ADIT_TRUSTED_PROXIES=127.0.0.1",
 			"ADIT_LIMITS_TUNNELS_PER_TEAM=20000", "ADIT_DRAIN_DELAY=500ms",
 		)
-		r.Env = append(r.Env, "ADIT_PUBLIC_URL="+f.lb.url, fmt.Sprintf("ADIT_AGENT_URL=http://127.0.0.1:%d", r.Port), "ADIT_LOG_LEVEL=info")
+		if f.net != nil {
+			r.Host, r.On, back = f.net.Users(i), f.net.On(i), f.net.Back(i)
+			r.Env = append(r.Env, "ADIT_LISTEN="+r.Addr(), fmt.Sprintf("ADIT_METRICS_LISTEN=%s:%d", r.Host, r.Metrics))
+		}
+		r.Env = append(r.Env, fmt.Sprintf("ADIT_PEER_LISTEN=%s:%d", back, port), fmt.Sprintf("ADIT_PEER_URL=https://%s:%d", back, port),
+			"ADIT_PUBLIC_URL="+f.lb.url, "ADIT_AGENT_URL=http://"+r.Addr(), "ADIT_LOG_LEVEL=info")
 		if more != nil {
 			r.Env = append(r.Env, more(f, i)...)
 		}
-		r.Process = w.Start(name, r.Env, filepath.Join(w.Bin, "adit-relay"), "serve")
+		r.StartAs(name)
 		f.relays, f.names = append(f.relays, r), append(f.names, name)
 	}
 	for _, r := range f.relays {
@@ -116,8 +105,7 @@ func newFleet(t *testing.T, relays int, more func(f *fleet, i int) []string) *fl
 // start starts a relay again.
 func (f *fleet) start(i int) {
 	f.t.Helper()
-	r := f.relays[i]
-	r.Process = f.w.Start(f.names[i], r.Env, filepath.Join(f.w.Bin, "adit-relay"), "serve")
+	f.relays[i].StartAs(f.names[i])
 }
 
 func agentName(i int) string { return fmt.Sprintf("gpu-%03d", i) }
@@ -141,9 +129,9 @@ func (f *fleet) run(n, links int) {
 		c := agent.DefaultConfig()
 		c.AgentID, c.Credential, c.StateDir = agentName(i), f.agent, filepath.Join(dir, agentName(i))
 		c.Local.Socket, c.Metrics.Listen, c.Facts.ComfyUI = filepath.Join(c.StateDir, "s"), "", nil
-		c.Links, c.StopGrace, c.RelayURL = links, 0, nil
+		c.Links, c.StopGrace, c.RelayURL, c.Tasks.Capacity = links, 0, nil, 1000
 		for k := range f.relays {
-			c.RelayURL = append(c.RelayURL, fmt.Sprintf("http://127.0.0.1:%d", f.relays[(i+k)%len(f.relays)].Port))
+			c.RelayURL = append(c.RelayURL, "http://"+f.relays[(i+k)%len(f.relays)].Addr())
 		}
 		a, err := agent.New(c, agent.Options{Version: "fleet", Logger: slog.New(slog.DiscardHandler), Proxy: func(*http.Request) (*url.URL, error) { return nil, nil }})
 		if err != nil {
@@ -167,9 +155,13 @@ func (f *fleet) run(n, links int) {
 // open opens one tunnel to the app on each of n agents, each through another relay.
 func (f *fleet) open(n int, protocol string) []api.Tunnel {
 	f.t.Helper()
+	port := f.port()
+	if protocol == "tcp" {
+		port = f.echo
+	}
 	var out []api.Tunnel
 	for i := range n {
-		out = append(out, f.relays[i%len(f.relays)].Open(f.secret, agentName(i), map[string]any{"target_port": f.port(), "tunnel_protocol": protocol}))
+		out = append(out, f.relays[i%len(f.relays)].Open(f.secret, agentName(i), map[string]any{"target_port": port, "tunnel_protocol": protocol}))
 	}
 	return out
 }
@@ -188,7 +180,7 @@ func (f *fleet) through(r *world.Relay, t api.Tunnel, rest string) string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return fmt.Sprintf("http://127.0.0.1:%d%s%s", r.Port, u.Path, rest)
+	return "http://" + r.Addr() + u.Path + rest
 }
 
 // holder is the relay that an agent's presence names.
@@ -270,7 +262,7 @@ func (b *balancer) start(relays []*world.Relay) {
 	check := func() {
 		var now []*url.URL
 		for _, r := range relays {
-			u := &url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", r.Port)}
+			u := &url.URL{Scheme: "http", Host: r.Addr()}
 			c := &http.Client{Timeout: 300 * time.Millisecond, Transport: b.tr}
 			if resp, err := c.Get(u.String() + "/readyz"); err == nil {
 				_ = resp.Body.Close()
@@ -320,63 +312,6 @@ func (b *balancer) start(relays []*world.Relay) {
 		b.tr.CloseIdleConnections()
 		wg.Wait()
 	})
-}
-
-// load asks for pages all the time and remembers what went wrong.
-type load struct {
-	asked, failed atomic.Int64
-	mu            sync.Mutex
-	worst         time.Duration
-	longest       time.Duration // without a success, of one tunnel
-	faults        []string
-	stop          context.CancelFunc
-	wg            sync.WaitGroup
-}
-
-// load keeps one request after the other under way on each address.
-func (f *fleet) load(addresses []string, every time.Duration) *load {
-	ctx, cancel := context.WithCancel(f.t.Context())
-	l := &load{stop: cancel}
-	tr := &http.Transport{MaxIdleConnsPerHost: 256, Proxy: nil}
-	c := &http.Client{Timeout: 30 * time.Second, Transport: tr}
-	f.t.Cleanup(func() { l.end(); tr.CloseIdleConnections() })
-	for _, a := range addresses {
-		l.wg.Go(func() {
-			good := time.Now()
-			tick := time.NewTicker(every)
-			defer tick.Stop()
-			for ctx.Err() == nil {
-				began := time.Now()
-				status, body := f.get(c, a)
-				l.asked.Add(1)
-				l.mu.Lock()
-				l.worst = max(l.worst, time.Since(began))
-				if status == http.StatusOK {
-					l.longest = max(l.longest, time.Since(good))
-					good = time.Now()
-				} else {
-					l.failed.Add(1)
-					if len(l.faults) < 8 {
-						l.faults = append(l.faults, fmt.Sprintf("%s %d %.300s", began.Format("05.000"), status, body))
-					}
-				}
-				l.mu.Unlock()
-				select {
-				case <-ctx.Done():
-				case <-tick.C:
-				}
-			}
-		})
-	}
-	return l
-}
-
-func (l *load) end() { l.stop(); l.wg.Wait() }
-
-func (l *load) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return fmt.Sprintf("%d requests, %d failed, slowest %s, longest time without a success %s", l.asked.Load(), l.failed.Load(), l.worst.Round(time.Millisecond), l.longest.Round(time.Millisecond))
 }
 
 // poolCA is the authority of a pool's certificates.

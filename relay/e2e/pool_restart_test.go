@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"context"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,13 +17,12 @@ func TestPoolRollingRestart(t *testing.T) {
 	f := newFleet(t, 3, nil)
 	n := agents(18)
 	f.run(n, 1)
-	tunnels := f.open(n, "http")
-	var addresses []string
-	for _, tun := range tunnels {
-		addresses = append(addresses, f.relays[0].PathURL(tun))
-	}
-	sockets := f.sockets(tunnels[:6])
-	l := f.load(addresses, 40*time.Millisecond)
+	tr := f.traffic(n, 40*time.Millisecond, func(tunnels []api.Tunnel) (at []string) {
+		for _, tun := range tunnels {
+			at = append(at, f.relays[0].PathURL(tun))
+		}
+		return at
+	})
 	began := time.Now()
 	for i, r := range f.relays {
 		if err := r.Stop(30 * time.Second); err != nil {
@@ -36,72 +33,17 @@ func TestPoolRollingRestart(t *testing.T) {
 		<-time.After(300 * time.Millisecond) // the balancer finds it again
 	}
 	took := time.Since(began)
-	l.end()
-	sockets.end()
-	if l.failed.Load() > 0 {
-		t.Errorf("a rolling restart should fail no request: %s\n%s", l, strings.Join(l.faults, "\n"))
+	tr.end()
+	if tr.http.failed.Load()+tr.posts.failed.Load() > 0 {
+		t.Errorf("a rolling restart should fail no request: %s\n%s", tr, tr.faults())
 	}
-	for code, count := range sockets.codes {
-		if code != websocket.StatusServiceRestart {
-			t.Errorf("%d WebSockets ended with code %d, want 1012", count, code)
-		}
+	tr.ws.check(t, "WebSockets", websocket.StatusServiceRestart, 2*time.Second)
+	tr.tcp.check(t, "TCP", websocket.StatusServiceRestart, 2*time.Second)
+	if tr.ws.ended == 0 {
+		t.Error("no WebSocket was on a relay that stopped: nothing was shown")
 	}
-	if sockets.ended == 0 || sockets.worst > 2*time.Second {
-		t.Errorf("WebSockets: %d ended, the slowest was back after %s", sockets.ended, sockets.worst)
-	}
-	t.Logf("rolling restart of three relays with %d agents in %s: %s; WebSockets: %d ended, codes %v, the slowest back after %s",
-		n, took.Round(time.Millisecond), l, sockets.ended, sockets.codes, sockets.worst.Round(time.Millisecond))
+	t.Logf("rolling restart of three relays with %d agents in %s: %s", n, took.Round(time.Millisecond), tr)
 }
-
-// sockets keeps one WebSocket open on each tunnel, through the balancer.
-type sockets struct {
-	stop  context.CancelFunc
-	wg    sync.WaitGroup
-	mu    sync.Mutex
-	ended int
-	codes map[websocket.StatusCode]int
-	worst time.Duration
-}
-
-func (f *fleet) sockets(tunnels []api.Tunnel) *sockets {
-	ctx, cancel := context.WithCancel(f.t.Context())
-	s := &sockets{stop: cancel, codes: map[websocket.StatusCode]int{}}
-	f.t.Cleanup(s.end)
-	for _, tun := range tunnels {
-		address := f.relays[0].PathURL(tun) + "ws"
-		s.wg.Go(func() {
-			var lost time.Time
-			for ctx.Err() == nil {
-				c, err := f.socket(ctx, address)
-				if err != nil {
-					select {
-					case <-ctx.Done():
-					case <-time.After(20 * time.Millisecond):
-					}
-					continue
-				}
-				s.mu.Lock()
-				if !lost.IsZero() {
-					s.worst = max(s.worst, time.Since(lost))
-				}
-				s.mu.Unlock()
-				_, _, err = c.Read(ctx)
-				_ = c.CloseNow()
-				if ctx.Err() != nil {
-					return
-				}
-				lost = time.Now()
-				s.mu.Lock()
-				s.ended++
-				s.codes[websocket.CloseStatus(err)]++
-				s.mu.Unlock()
-			}
-		})
-	}
-	return s
-}
-
-func (s *sockets) end() { s.stop(); s.wg.Wait() }
 
 // TestPoolTwoLinks shows that an agent with links to two relays loses nothing with
 // one of them, whichever it is, and that a close waits for both.
@@ -139,7 +81,7 @@ func TestPoolTwoLinks(t *testing.T) {
 	other := (victim + 1) % 3
 	began := time.Now()
 	for _, tun := range tunnels {
-		f.relays[other].Raw(f.secret, "DELETE", "/agents/"+agentOf(tunnels, tun)+"/tunnel?session_id="+string(tun.SessionID), nil)
+		f.relays[other].Raw(f.secret, "DELETE", "/agents/"+agentOf(tunnels, tun, n)+"/tunnel?session_id="+string(tun.SessionID), nil)
 	}
 	f.w.Eventually(30*time.Second, "every agent is idle again", func() bool {
 		for i := range n {
@@ -156,6 +98,7 @@ func TestPoolTwoLinks(t *testing.T) {
 	f.relays[victim].WaitReady(60 * time.Second)
 }
 
-func agentOf(tunnels []api.Tunnel, t api.Tunnel) string {
-	return agentName(slices.IndexFunc(tunnels, func(x api.Tunnel) bool { return x.SessionID == t.SessionID }))
+// agentOf names the agent of a tunnel that is one of several rounds over the first n.
+func agentOf(tunnels []api.Tunnel, t api.Tunnel, n int) string {
+	return agentName(slices.IndexFunc(tunnels, func(x api.Tunnel) bool { return x.SessionID == t.SessionID }) % n)
 }

@@ -182,7 +182,7 @@ func TestPoolRelayCutOff(t *testing.T) {
 	if served < 2*time.Second || served > 10*time.Second {
 		t.Errorf("the relay that was cut off served its tunnel for %s, then answered %d; its lease is 10s", served, last)
 	}
-	resp, body := world.Get(c, fmt.Sprintf("http://127.0.0.1:%d/readyz", cut.Port))
+	resp, body := world.Get(c, "http://"+cut.Addr()+"/readyz")
 	if resp != http.StatusServiceUnavailable || !strings.Contains(body, "store") {
 		t.Errorf("readyz does not say why: %d %s", resp, body)
 	}

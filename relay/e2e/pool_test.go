@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -177,7 +176,7 @@ func (f *fleet) closeAndRevoke(t *testing.T) {
 	secret := f.relays[1].Credential("integration", world.Team, "--name", "short-lived")
 	gone := make(chan time.Time, len(f.relays))
 	for _, r := range f.relays {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s/agents/watch", r.Port, api.Base), nil)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.Addr()+api.Base+"/agents/watch", nil)
 		req.Header.Set("Authorization", "Bearer "+secret)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil || resp.StatusCode != http.StatusOK {
@@ -242,8 +241,7 @@ func (f *fleet) addresses(tunnels []api.Tunnel, but int) []string {
 // leaderKilled shows that tunnels do not notice and that opens wait or are refused
 // for a short time.
 func (f *fleet) leaderKilled(t *testing.T, n int) {
-	tunnels := f.open(min(n, 24), "http")
-	l := f.load(f.addresses(tunnels, -1), 50*time.Millisecond)
+	tr := f.traffic(min(n, 24), 50*time.Millisecond, func(tunnels []api.Tunnel) []string { return f.addresses(tunnels, -1) })
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var refused, opened int
@@ -272,15 +270,17 @@ func (f *fleet) leaderKilled(t *testing.T, n int) {
 	<-time.After(3 * time.Second) // the load goes on over the whole change
 	stop()
 	wg.Wait()
-	l.end()
-	if l.failed.Load() > 0 {
-		t.Errorf("existing tunnels noticed: %s\n%s", l, strings.Join(l.faults, "\n"))
+	tr.end()
+	if tr.http.failed.Load()+tr.posts.failed.Load() > 0 || tr.ws.ended+tr.tcp.ended > 0 {
+		t.Errorf("existing tunnels noticed: %s\n%s", tr, tr.faults())
 	}
+	tr.ws.check(t, "WebSockets", 0, 0)
+	tr.tcp.check(t, "TCP", 0, 0)
 	if longest > 5*time.Second {
 		t.Errorf("no tunnel could be opened for %s", longest)
 	}
-	t.Logf("etcd's leader %s; tunnels: %s; opens: %d done, %d refused with 503, slowest %s, none for %s at most", what, l, opened, refused, slowest.Round(time.Millisecond), longest.Round(time.Millisecond))
-	f.closeAll(t, tunnels)
+	t.Logf("etcd's leader %s; opens: %d done, %d refused with 503, slowest %s, none for %s at most; tunnels: %s", what, opened, refused, slowest.Round(time.Millisecond), longest.Round(time.Millisecond), tr)
+	f.closeAll(t, tr.tunnels[:min(n, 24)])
 }
 
 func (f *fleet) closeAll(t *testing.T, tunnels []api.Tunnel) {
@@ -292,18 +292,22 @@ func (f *fleet) closeAll(t *testing.T, tunnels []api.Tunnel) {
 	}
 }
 
-// relayKilled kills a relay that holds links and times when requests through the
-// others work again.
+// relayKilled kills a relay that holds links, under load of all kinds and while
+// everything that has a record is made and ended through it too. It times when the
+// others serve again, and wants all that was acknowledged to be there.
 func (f *fleet) relayKilled(t *testing.T, n int) {
-	tunnels := f.open(n, "http")
+	used := n * 3 / 4 // the others are for tasks
 	victim := f.holder(agentName(0))
-	l := f.load(f.addresses(tunnels, victim), 50*time.Millisecond)
-	<-time.After(500 * time.Millisecond)
+	tr := f.traffic(used, 50*time.Millisecond, func(tunnels []api.Tunnel) []string { return f.addresses(tunnels, victim) })
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	b, wait := f.keepBooks(ctx, used, n-used)
+	<-time.After(1500 * time.Millisecond)
 	began := time.Now()
 	f.relays[victim].Kill()
 	// All are back when every agent is at a living relay and its tunnel answers.
 	c := f.w.HTTP()
-	for i, a := range f.addresses(tunnels, victim) {
+	for i, a := range f.addresses(tr.tunnels[:used], victim) {
 		f.w.Eventually(15*time.Second, "the tunnel of "+agentName(i)+" works again", func() bool {
 			status, _ := f.get(c, a)
 			return status == http.StatusOK
@@ -311,27 +315,33 @@ func (f *fleet) relayKilled(t *testing.T, n int) {
 	}
 	back := time.Since(began)
 	<-time.After(time.Second)
-	l.end()
-	if l.longest > 5*time.Second {
-		t.Errorf("after a kill -9 requests were back only after %s", l.longest)
-	}
-	lost := 0
-	for i, tun := range tunnels {
-		var st api.TunnelStatus
-		f.relays[(victim+1)%3].API(f.secret, http.MethodGet, "/agents/"+agentName(i)+"/tunnel", nil, &st)
-		if !slices.ContainsFunc(st.Sessions, func(s api.Session) bool { return s.SessionID == tun.SessionID }) {
-			lost++
+	stop()
+	wait()
+	tr.end()
+	for kind, longest := range map[string]time.Duration{"GET": tr.http.longest, "POST": tr.posts.longest} {
+		if longest > 5*time.Second {
+			t.Errorf("after a kill -9 a tunnel served no %s for %s", kind, longest)
 		}
 	}
-	if lost > 0 {
-		t.Errorf("%d of %d acknowledged tunnels are lost", lost, len(tunnels))
+	tr.ws.check(t, "WebSockets", websocket.StatusServiceRestart, 5*time.Second)
+	tr.tcp.check(t, "TCP", websocket.StatusServiceRestart, 5*time.Second)
+	b.check(t)
+	for _, tun := range tr.tunnels { // were acknowledged, too
+		b.tunnels = append(b.tunnels, &entry{agent: agentOf(tr.tunnels, tun, used), id: string(tun.SessionID)})
 	}
-	t.Logf("kill -9 of %s, which held a third of %d agents: all back after %s; %s; acknowledged records lost: %d of %d",
-		f.names[victim], n, back.Round(time.Millisecond), l, lost, len(tunnels))
-	if len(l.faults) > 0 {
-		t.Logf("failed meanwhile: %s", strings.Join(l.faults, "\n"))
+	for i, r := range f.relays {
+		if i != victim {
+			b.audit(t, r, f.names[i])
+		}
 	}
 	f.start(victim)
 	f.relays[victim].WaitReady(60 * time.Second)
-	f.closeAll(t, tunnels)
+	b.audit(t, f.relays[victim], f.names[victim]+", started again")
+	records := b.recorded(t)
+	t.Logf("kill -9 of %s, which held a third of %d agents: all back after %s; through the others: %s\n\t%s; lost: none, on no relay; %d audit records of it, all there",
+		f.names[victim], n, back.Round(time.Millisecond), tr, b, records)
+	if faults := tr.faults(); faults != "" {
+		t.Logf("failed meanwhile: %s", faults)
+	}
+	b.end(f.relays[victim])
 }

@@ -2,12 +2,16 @@ package world
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,11 +24,13 @@ import (
 type Relay struct {
 	*Process
 	W       *World
+	Host    string // where it listens, if not on loopback
 	Port    int
 	Metrics int
 	DataDir string
 	URL     string
 	Env     []string
+	On      []string // the beginning of its command line, if it runs on another host
 
 	once   sync.Once
 	client *http.Client // compares every answer of the API with its description
@@ -59,7 +65,19 @@ func (w *World) NewRelay(env ...string) *Relay {
 // Start starts the relay's process, also again after Kill or Stop.
 func (r *Relay) Start() {
 	r.W.T.Helper()
-	r.Process = r.W.Start("relay", r.Env, filepath.Join(r.W.Bin, "adit-relay"), "serve")
+	r.StartAs("relay")
+}
+
+// StartAs is Start under another name in what the test prints.
+func (r *Relay) StartAs(name string) {
+	r.W.T.Helper()
+	line := append(slices.Clone(r.On), filepath.Join(r.W.Bin, "adit-relay"), "serve")
+	r.Process = r.W.Start(name, r.Env, line[0], line[1:]...)
+}
+
+// Addr is where it listens.
+func (r *Relay) Addr() string {
+	return net.JoinHostPort(cmp.Or(r.Host, "127.0.0.1"), strconv.Itoa(r.Port))
 }
 
 // WaitReady waits for /readyz.
@@ -73,7 +91,7 @@ func (r *Relay) WaitReady(limit time.Duration) {
 			r.W.T.Fatalf("the relay ended: %v", r.err)
 		default:
 		}
-		status, _ := Get(c, fmt.Sprintf("http://127.0.0.1:%d/readyz", r.Port))
+		status, _ := Get(c, "http://"+r.Addr()+"/readyz")
 		return status == http.StatusOK
 	})
 }
@@ -116,7 +134,7 @@ func (r *Relay) Raw(secret, method, path string, body any, header ...string) (in
 		}
 		rd = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(r.W.T.Context(), method, fmt.Sprintf("http://127.0.0.1:%d%s", r.Port, api.Base+path), rd)
+	req, err := http.NewRequestWithContext(r.W.T.Context(), method, "http://"+r.Addr()+api.Base+path, rd)
 	if err != nil {
 		r.W.T.Fatal(err)
 	}
@@ -149,7 +167,7 @@ func (r *Relay) checked() *http.Client {
 		tr := &http.Transport{}
 		r.W.T.Cleanup(tr.CloseIdleConnections)
 		r.client = &http.Client{Transport: tr}
-		status, spec := Get(r.client, fmt.Sprintf("http://127.0.0.1:%d%s/openapi.json", r.Port, api.Base))
+		status, spec := Get(r.client, "http://"+r.Addr()+api.Base+"/openapi.json")
 		if status != http.StatusOK {
 			r.client = nil
 			r.W.T.Fatalf("the API's description answers %d: %s", status, spec)
