@@ -59,12 +59,6 @@ type parts struct {
 	traces   *traces.Traces // nil: none
 }
 
-// feedStore is the store with its subscriptions as the interface that gate and
-// rest share.
-type feedStore struct{ *store.Store }
-
-func (f feedStore) Subscribe(buffer int) gate.Feed { return f.Store.Subscribe(buffer) }
-
 // assemble makes every part and connects them. The order is that of the layers:
 // what a part needs is made before it, but for the gate's view of what carries
 // tunnels, which leans on the gate itself and is reached through parts.
@@ -115,7 +109,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.meter = usage.New(usage.Config{Logger: r.log.With("part", "usage"), Registerer: reg})
 	p.gate, err = gate.New(gate.Config{
-		Store: feedStore{p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
+		Store: gate.Shared{Store: p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
 		Limits: gate.Limits{
 			IdleTimeout: t.IdleTimeout.D(), MaxIdleTimeout: t.MaxIdleTimeout.D(), ExpiresIn: t.ExpiresIn.D(), MaxExpiresIn: t.MaxExpiresIn.D(),
 			PerAgent: l.TunnelsPerAgent, PerTeam: l.TunnelsPerTeam, OpensPerSecond: l.OpensPerMinute / 60, OpensBurst: max(1, int(l.OpensPerMinute)),
@@ -141,13 +135,13 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.links, err = namedlinks.New(namedlinks.Config{
-		Store: feedStore{p.store}, Usage: p.meter, Audit: p.audit, Key: p.key, Logger: r.log.With("part", "links"), Registerer: reg,
+		Store: gate.Shared{Store: p.store}, Usage: p.meter, Audit: p.audit, Key: p.key, Logger: r.log.With("part", "links"), Registerer: reg,
 	})
 	if err != nil {
 		return err
 	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Gate: p.gate, Store: feedStore{p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links,
+		Auth: p.creds, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links,
 		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
