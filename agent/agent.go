@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -30,6 +29,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/terminal"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
+	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/logs"
@@ -340,11 +340,7 @@ func (a *Agent) operator() http.Handler {
 		_, _ = w.Write([]byte("ok\n")) // the peer may be gone
 	})
 	if a.conf.Metrics.Pprof {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		diag.Profiles(mux)
 	}
 	return mux
 }
