@@ -152,10 +152,7 @@ func (f *fleet) watchSocket(address string) func(limit time.Duration) time.Durat
 	go func() {
 		defer func() { _ = ws.CloseNow() }()
 		last := began
-		for {
-			if ws.Write(ctx, websocket.MessageText, []byte("still there?")) != nil {
-				break
-			}
+		for ws.Write(ctx, websocket.MessageText, []byte("still there?")) == nil {
 			if _, _, err := ws.Read(ctx); err != nil {
 				break
 			}
