@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,15 +132,19 @@ func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(con
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		var serving sync.WaitGroup
+		defer serving.Wait()
 		for {
 			st, err := agent.Accept(context.Background())
 			if err != nil {
 				return
 			}
-			if h, err := wire.ReadHello(st); err == nil {
-				serve(st, h)
-			}
-			_ = st.Close()
+			serving.Go(func() {
+				defer func() { _ = st.Close() }()
+				if h, err := wire.ReadHello(st); err == nil {
+					serve(st, h)
+				}
+			})
 		}
 	}()
 	t.Cleanup(func() { _ = relay.Close(nil); _ = agent.Close(nil); <-done })
