@@ -230,7 +230,7 @@ func TestUnitsSuitOldSystemd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range []string{"\nType=notify\n", "\nExecReload=/bin/kill -HUP $MAINPID\n"} {
+		for _, line := range []string{"\nType=notify\n", "\nExecReload=/bin/sh -c 'kill -HUP ${MAINPID}'\n"} {
 			if !strings.Contains(string(b), line) {
 				t.Errorf("%s has no line %s", name, strings.TrimSpace(line))
 			}
