@@ -155,7 +155,6 @@ func gpuBox(w *world.World, labels string) []string {
 }
 
 func TestConsole(t *testing.T) {
-	t.Parallel()
 	w := world.New(t)
 	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost")
 	sk := r.Credential("integration", world.Team, "--name", "console")
@@ -246,7 +245,7 @@ func TestConsole(t *testing.T) {
 	if a := call(r, "DELETE", "/api/v1/agents/gpu-12/tasks/train-7", fmt.Sprintf(`{"lease_token":%q}`, lease.LeaseToken), "Authorization", "Bearer "+sk); a.Status != 204 {
 		t.Fatalf("release: %s", a)
 	}
-	c.do("and opens when it has ended", text("Tunnel to gpu-12 is open"), press("Done"))
+	c.do("and opens when it has ended", text("Tunnel to gpu-12 is open"), press("Done"), world.Until(`!document.querySelector("dialog[open]")`))
 
 	c.do("filtering by a label", chromedp.KeyEvent("/"), world.Until(`document.activeElement.type === "search"`), fill("input[type=search]", "render"), world.Until(`document.querySelectorAll(".agent-card").length === 1`), text("1 shown"))
 	c.do("no match is said", fill("input[type=search]", "renderxyz"), text("No machine matches"), press("Clear the filter"), world.Until(`document.querySelectorAll(".agent-card").length === 2`))
