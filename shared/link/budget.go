@@ -24,80 +24,44 @@ func NewBudget(limit int64) *Budget { return &Budget{limit: limit} }
 // Used is how many bytes wait for their readers.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
-// received counts a frame's body for its stream, and makes room when there is none.
-func (m *mux) received(id uint32, n int) {
+// relieve gives up the stream with the most unread data.
+func (m *mux) relieve() {
 	m.smu.Lock()
-	k := m.streams[id]
-	if k == nil || k.settled {
-		m.smu.Unlock()
-		return // yamux discards it
-	}
-	k.unread += int64(n)
-	k.room -= int64(n)
-	k.tell(true)
-	over := m.budget.used.Add(int64(n)) > m.budget.limit
-	var worst *mark
-	var worstID uint32
-	if over {
-		for id, k := range m.streams {
-			if !k.settled && (worst == nil || k.unread > worst.unread) {
-				worst, worstID = k, id
-			}
+	var worst *flow
+	for _, f := range m.flows {
+		if worst == nil || f.weighs() > worst.weighs() {
+			worst = f
 		}
-		m.settle(worst)
 	}
 	m.smu.Unlock()
-	if !over {
+	if worst == nil {
 		return
 	}
+	worst.settle(m.budget)
 	if s := worst.stream.Load(); s != nil {
 		s.abort(ErrMemory)
 	} else {
-		m.reset(worstID) // nobody has accepted it yet
+		m.reset(worst.id) // nobody has accepted it yet
 	}
 }
 
-// settle takes a stream out of the budget. The lock is held.
-func (m *mux) settle(k *mark) {
-	if !k.settled {
-		k.settled = true
-		m.budget.used.Add(-k.unread)
+// weighs is what the flow has in the budget.
+func (f *flow) weighs() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.settled {
+		return 0
 	}
+	return f.unread.Load()
 }
 
-// settleAll takes the link out of the budget.
+// settleAll takes the link, which has ended, out of the budget, and frees whoever
+// waits at its streams.
 func (m *mux) settleAll() {
 	m.smu.Lock()
 	defer m.smu.Unlock()
-	for _, k := range m.streams {
-		m.settle(k)
-		k.speak()
-	}
-}
-
-// How recently a stream was read, for shrink.
-const (
-	readNever = iota // or not since it was shrunk
-	readLately
-	readBefore // but not since the last look
-)
-
-// shrink frees the buffers of streams from which nothing was read for an interval.
-func (m *mux) shrink() {
-	m.smu.Lock()
-	defer m.smu.Unlock()
-	for _, k := range m.streams {
-		s := k.stream.Load()
-		if s == nil {
-			continue
-		}
-		switch s.used.Load() {
-		case readLately:
-			s.used.CompareAndSwap(readLately, readBefore)
-		case readBefore:
-			if s.used.CompareAndSwap(readBefore, readNever) {
-				s.ys.Shrink()
-			}
-		}
+	m.over = true
+	for _, f := range m.flows {
+		f.died(m.budget)
 	}
 }

@@ -52,23 +52,28 @@ func (r *raw) write(first, second []byte) error {
 	return err
 }
 
-// Buffers come in two sizes, so that what is idle holds little.
+// Buffers come in sizes, so that what is idle, or small and unread, holds little.
 const (
 	smallBuffer = 4 << 10
 	bigBuffer   = 128 << 10
 )
 
 var (
-	smallBuffers = sync.Pool{New: func() any { b := make([]byte, 0, smallBuffer); return &b }}
-	bigBuffers   = sync.Pool{New: func() any { b := make([]byte, 0, bigBuffer); return &b }}
+	bufferSizes = [...]int{smallBuffer, 16 << 10, 64 << 10, bigBuffer}
+	buffers     [len(bufferSizes)]sync.Pool
 )
 
 // getBuffer returns an empty buffer, with room for n bytes if that is possible.
 func getBuffer(n int) *[]byte {
-	if n <= smallBuffer {
-		return smallBuffers.Get().(*[]byte)
+	i := 0
+	for i < len(bufferSizes)-1 && n > bufferSizes[i] {
+		i++
 	}
-	return bigBuffers.Get().(*[]byte)
+	if b, ok := buffers[i].Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, 0, bufferSizes[i])
+	return &b
 }
 
 // putBuffer takes a buffer back; the caller must not touch it again. Outgrown
@@ -76,11 +81,11 @@ func getBuffer(n int) *[]byte {
 func putBuffer(b *[]byte) {
 	c := cap(*b)
 	*b = (*b)[:0]
-	switch {
-	case c == smallBuffer:
-		smallBuffers.Put(b)
-	case c >= bigBuffer && c <= 4*bigBuffer:
-		bigBuffers.Put(b)
+	for i, size := range bufferSizes {
+		if c == size || i == len(bufferSizes)-1 && c > size && c <= 4*size {
+			buffers[i].Put(b)
+			return
+		}
 	}
 }
 

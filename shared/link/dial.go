@@ -190,6 +190,9 @@ func (u *upgrader) holds() []*bufConn {
 	return []*bufConn{u.top, u.low}
 }
 
+// aLongTimeAgo as a deadline interrupts at once.
+var aLongTimeAgo = time.Unix(1, 0)
+
 // RoundTrip implements http.RoundTripper.
 func (u *upgrader) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()

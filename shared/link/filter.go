@@ -3,35 +3,36 @@ package link
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"time"
 )
 
-// Read gives yamux the peer's frames, one header or one piece of a body at a time.
+var errWindow = errors.New("the peer sent more than it was allowed")
+
+// Read gives yamux the peer's frames that concern a stream's life. Data, windows and
+// pings are dealt with here.
 func (m *mux) Read(p []byte) (int, error) {
-	for {
-		switch {
-		case m.give > 0:
-			n := copy(p, m.head[headerSize-m.give:])
-			m.give -= n
-			return n, nil
-		case m.body > 0:
-			n, err := m.fetch(p[:min(len(p), m.body)])
-			m.body -= n
-			return n, err
-		case m.have == 0 && m.hasInject.Load():
+	for m.give == 0 {
+		if m.have == 0 && m.hasInject.Load() {
 			m.head, m.give = m.takeInjected(), headerSize
-		default:
-			n, err := m.fetch(m.head[m.have:])
-			if m.have += n; m.have == headerSize {
-				m.have, m.give = 0, headerSize
-				m.incoming()
-			} else if err != nil {
+			break
+		}
+		n, err := m.fetch(m.head[m.have:])
+		switch m.have += n; {
+		case m.have == headerSize:
+			m.have = 0
+			if err := m.incoming(); err != nil {
 				return 0, err
 			}
+		case err != nil:
+			return 0, err
 		}
 	}
+	n := copy(p, m.head[headerSize-m.give:])
+	m.give -= n
+	return n, nil
 }
 
 func (m *mux) fetch(p []byte) (int, error) {
@@ -54,92 +55,102 @@ func (m *mux) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-// incoming looks at the header in m.head, and changes it where yamux would do harm.
-func (m *mux) incoming() {
-	flags := binary.BigEndian.Uint16(m.head[2:])
-	switch m.head[1] {
-	case typePing:
-		if flags&flagACK != 0 && binary.BigEndian.Uint32(m.head[8:]) == m.pingID.Load() {
-			if sent := m.pingSent.Swap(0); sent != 0 {
-				m.measured(max(1, m.now()+1-time.Duration(sent)))
-			}
-		}
-		return
-	case typeData:
-		m.body = int(binary.BigEndian.Uint32(m.head[8:]))
-		if m.body > 0 && flags&flagSYN == 0 {
-			m.received(binary.BigEndian.Uint32(m.head[4:]), m.body)
-		}
-	case typeWindow:
-	default:
-		return
-	}
-	if flags&(flagSYN|flagFIN|flagRST) == 0 {
-		return
-	}
-	id := binary.BigEndian.Uint32(m.head[4:])
-	if flags&flagSYN != 0 {
-		m.track(id)
-	}
-	k := m.mark(id)
-	if k == nil {
-		return // forgotten: yamux discards the frame
-	}
-	if flags&flagRST != 0 {
-		// yamux would throw away what was received and not yet read, and with it a
-		// verdict. So it sees an end instead, and the stream tells the difference.
-		shown := flags &^ flagRST
-		if !k.ended {
-			shown |= flagFIN
-		}
-		binary.BigEndian.PutUint16(m.head[2:], shown)
-		k.ended = true
-		if !k.rst.Swap(true) {
-			close(k.gone)
-			if s := k.stream.Load(); s != nil {
-				s.interruptWrites()
-			}
-		}
-	}
-	if flags&flagFIN != 0 {
-		k.ended = true
-		k.fin.Store(true)
-	}
-	if k.ended {
-		m.tell(k, false)
-	}
-}
-
-// leave says what becomes of a stream that was closed here: true when the peer
-// sends more or had sent what was not read, false when it ends too.
-func (m *mux) leave(k *mark) <-chan bool {
-	m.smu.Lock()
-	defer m.smu.Unlock()
-	k.left = make(chan bool, 1)
+// incoming deals with the frame whose header is in m.head, and says in m.give
+// whether yamux is to see it.
+func (m *mux) incoming() error {
+	h := &m.head
+	flags := binary.BigEndian.Uint16(h[2:])
+	id, length := binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
 	switch {
-	case k.fin.Load() || k.rst.Load():
-		k.left <- false
-	case k.unread > 0:
-		k.left <- true
+	case h[0] != 0:
+		m.give = headerSize // yamux knows what to say
+		return nil
+	case h[1] == typePing:
+		m.pinged(flags, length)
+		return nil
+	case h[1] != typeData && h[1] != typeWindow:
+		m.give = headerSize
+		return nil
 	}
-	return k.left
+	f := m.flow(id)
+	if f == nil && flags&flagSYN != 0 {
+		f = m.track(id)
+	}
+	if h[1] == typeData {
+		if err := m.receive(f, int(length)); err != nil {
+			return err
+		}
+	} else if f != nil && length > 0 {
+		f.credited(length)
+	}
+	if flags&(flagSYN|flagACK|flagFIN|flagRST) == 0 {
+		return nil
+	}
+	if f != nil && flags&flagRST != 0 {
+		f.reset()
+	} else if f != nil && flags&flagFIN != 0 {
+		f.finished()
+	}
+	binary.BigEndian.PutUint32(h[8:], 0) // whatever it carried was taken
+	m.give = headerSize
+	return nil
 }
 
-// tell answers leave, if it was called and has no answer yet.
-func (m *mux) tell(k *mark, talks bool) {
-	m.smu.Lock()
-	defer m.smu.Unlock()
-	k.tell(talks)
-}
-
-func (k *mark) tell(talks bool) {
-	k.speak()
-	if k.left != nil {
-		select {
-		case k.left <- talks:
-		default:
+// pinged answers a ping, or takes the answer to one.
+func (m *mux) pinged(flags uint16, id uint32) {
+	if flags&flagACK == 0 {
+		m.reply(makeHeader(typePing, flagACK, 0, id))
+		return
+	}
+	if id == m.pingID.Load() {
+		if sent := m.pingSent.Swap(0); sent != 0 {
+			m.measured(max(1, m.now()+1-time.Duration(sent)))
 		}
 	}
+}
+
+// receive takes a frame's body to its stream, as it comes; f may be nil.
+func (m *mux) receive(f *flow, n int) error {
+	keep := false
+	if f != nil && n > 0 {
+		allowed := false
+		if allowed, keep = f.announce(n); !allowed {
+			err := fmt.Errorf("%w: %d bytes on stream %d", errWindow, n, f.id)
+			m.hungUp(err)
+			return err
+		}
+	}
+	if keep && m.budget.used.Add(int64(n)) > m.budget.limit {
+		m.relieve()
+	}
+	for n > 0 {
+		var space []byte
+		if keep {
+			space = f.space(n)
+		}
+		if space == nil {
+			return m.skip(n)
+		}
+		k, err := m.fetch(space)
+		f.arrived(k)
+		if n -= k; err != nil && n > 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+// skip reads over what nobody wants.
+func (m *mux) skip(n int) error {
+	box := getBuffer(min(n, bigBuffer))
+	defer putBuffer(box)
+	for n > 0 {
+		k, err := m.fetch((*box)[:min(n, cap(*box))])
+		if n -= k; err != nil && n > 0 {
+			return err
+		}
+	}
+	return nil
 }
 
 // inject has yamux read a frame that the peer did not send, before the next one
@@ -163,30 +174,33 @@ func (m *mux) takeInjected() header {
 	return h
 }
 
-// track begins a stream's mark.
-func (m *mux) track(id uint32) *mark {
+// track begins a stream's flow, if it has none.
+func (m *mux) track(id uint32) *flow {
 	m.smu.Lock()
 	defer m.smu.Unlock()
-	k := m.streams[id]
-	if k == nil {
-		k = &mark{gone: make(chan struct{}), room: yamuxWindow}
-		m.streams[id] = k
+	f := m.flows[id]
+	if f == nil {
+		f = newFlow(id)
+		f.dead = m.over
+		m.flows[id] = f
 	}
-	return k
+	return f
 }
 
-func (m *mux) mark(id uint32) *mark {
+// flow returns a stream's flow; nil when it was forgotten, or never was.
+func (m *mux) flow(id uint32) *flow {
 	m.smu.Lock()
 	defer m.smu.Unlock()
-	return m.streams[id]
+	return m.flows[id]
 }
 
 func (m *mux) forget(id uint32) {
 	m.smu.Lock()
-	defer m.smu.Unlock()
-	if k := m.streams[id]; k != nil {
-		m.settle(k)
-		delete(m.streams, id)
+	f := m.flows[id]
+	delete(m.flows, id)
+	m.smu.Unlock()
+	if f != nil {
+		f.forget(m.budget)
 	}
 }
 

@@ -178,9 +178,9 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		// A congested link is not a dead one: whether the peer lives is decided by
 		// watch alone, and its verdict frees whoever waits here.
 		ConnectionWriteTimeout: 24 * time.Hour,
-		MaxStreamWindowSize:    2 * cfg.Window, // twice, so that what is held back never runs out: see window.go
-		StreamOpenTimeout:      0,              // else one stream that is not accepted kills the session
-		StreamCloseTimeout:     0,              // else it fires while data still flows
+		MaxStreamWindowSize:    yamuxWindow, // it sees no data: see flow.go
+		StreamOpenTimeout:      0,           // else one stream that is not accepted kills the session
+		StreamCloseTimeout:     0,           // else it fires while data still flows
 		Logger:                 yamuxLog{cfg.Logger},
 	}
 	open := yamux.Server
@@ -225,7 +225,6 @@ func (l *Link) watch() {
 				grace = 0
 			}
 			l.mux.ping()
-			l.mux.shrink()
 			next := min(l.cfg.KeepAlive, max(l.cfg.DeadAfter+grace-silent, time.Millisecond))
 			timer.Reset(next)
 			wake = time.Now().Add(next)

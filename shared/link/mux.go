@@ -3,8 +3,6 @@ package link
 import (
 	"encoding/binary"
 	"errors"
-	"io"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +26,7 @@ const (
 
 const (
 	// maxPending is how much may wait to be written; beyond it the writer waits.
-	maxPending = 128 << 10
+	maxPending = 64 << 10
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
@@ -36,6 +34,9 @@ const (
 	// peer said before it hung up, and why, is there to be heard.
 	lastWords = time.Second
 )
+
+// errNoHeader would be a yamux that sends data.
+var errNoHeader = errors.New("a write of yamux is no frame's header")
 
 type header = [headerSize]byte
 
@@ -47,12 +48,11 @@ func makeHeader(typ byte, flags uint16, stream, length uint32) (h header) {
 	return h
 }
 
-// mux sits between yamux and the carrier. Towards the carrier it combines frames
-// into batches: a header with its body, and whatever else is ready while the
-// socket is busy; nothing waits for a timer. Towards yamux it watches the headers
-// pass: it notes which streams the peer finished (yamux itself cannot tell a
-// finished stream from a dead session), adds the reset that yamux lacks, and
-// answers its own pings.
+// mux carries frames between the streams, yamux and the carrier. Towards the carrier
+// it combines frames into batches: a header with its body, and whatever else is ready
+// while the socket is busy; nothing waits for a timer. From the carrier it takes what
+// is a stream's data, and leaves yamux what concerns a stream's life. It adds the
+// reset that yamux lacks, and answers pings.
 type mux struct {
 	c     carrier
 	hooks Hooks
@@ -69,10 +69,7 @@ type mux struct {
 	room    sync.Cond
 	pending *[]byte
 	since   time.Duration // when the oldest pending frame came
-	frames  int           // completed in pending
-	need    int           // bytes of the present frame's body that are still to come
-	defers  bool          // the present frame needs no flush of its own
-	control []byte        // own frames that wait for the present one to be complete
+	frames  int           // in pending
 	writing bool          // somebody writes to the carrier
 	closed  bool
 	expired bool // drain waited long enough
@@ -81,9 +78,10 @@ type mux struct {
 	flush   func()      // flusher as a value, so that starting it allocates nothing
 	wg      sync.WaitGroup
 
-	smu     sync.Mutex // of what follows, and of the plain fields of marks
-	streams map[uint32]*mark
-	budget  *Budget
+	smu    sync.Mutex // of the flows there are; never taken with a flow's lock held
+	flows  map[uint32]*flow
+	over   bool // the link has ended
+	budget *Budget
 
 	maxWindow int64
 	window    atomic.Int64 // of each stream now: see window.go
@@ -91,28 +89,13 @@ type mux struct {
 	// The reading side belongs to yamux's one reader.
 	head       header
 	have, give int // bytes of head that were read; that yamux still has to get
-	body       int // bytes of the present frame's body still to be read
 	leastRTT   time.Duration
 	injected   []header
 	hasInject  atomic.Bool
 }
 
-// mark is what is known of a stream from its headers, from its first to its last.
-type mark struct {
-	fin, rst atomic.Bool   // the peer ended its direction; reset the stream
-	ended    bool          // yamux was shown an end; only the reader knows
-	gone     chan struct{} // closed when the peer reset the stream
-	stream   atomic.Pointer[Stream]
-	unread   int64     // bytes received and not read, guarded by smu
-	room     int64     // bytes the peer may send, guarded by smu
-	held     int64     // that yamux would let it send in addition, guarded by smu
-	settled  bool      // they count no more, guarded by smu
-	left     chan bool // of a stream that was closed here: see leave; guarded by smu
-	spoken   func()    // called when the peer says something: see Stream.Watch; guarded by smu
-}
-
 func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
-	m := &mux{c: c, hooks: hooks, base: time.Now(), streams: make(map[uint32]*mark), budget: budget, maxWindow: int64(window)}
+	m := &mux{c: c, hooks: hooks, base: time.Now(), flows: make(map[uint32]*flow), budget: budget, maxWindow: int64(window)}
 	m.window.Store(m.maxWindow) // until the line is known
 	m.room.L = &m.mu
 	m.flush = m.flusher
@@ -121,10 +104,92 @@ func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
 
 func (m *mux) now() time.Duration { return time.Since(m.base) }
 
-// Write takes yamux's frames: a header in one call, its body in the next.
+// Write takes yamux's frames, which are a header each.
 func (m *mux) Write(p []byte) (int, error) {
+	if len(p) != headerSize {
+		return 0, errNoHeader
+	}
+	h := header(p)
+	flush := m.outgoing(&h)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.makeRoom(); err != nil {
+		return m.discard(p)
+	}
+	m.add(h[:])
+	m.frames++
+	if flush {
+		m.kick()
+	}
+	return len(p), nil
+}
+
+// outgoing looks at a header that yamux sends. It returns false for one that needs
+// no flush of its own.
+func (m *mux) outgoing(h *header) bool {
+	flags, id := binary.BigEndian.Uint16(h[2:]), binary.BigEndian.Uint32(h[4:])
+	switch {
+	case h[1] != typeWindow:
+		return true
+	case flags&flagRST != 0:
+		m.forget(id) // yamux refused a stream that nobody accepted
+		return true
+	case flags&(flagSYN|flagACK) == 0:
+		return true
+	}
+	f := m.flow(id)
+	if flags&flagSYN != 0 {
+		f = m.track(id)
+	}
+	more := int64(0)
+	if f != nil {
+		f.mu.Lock()
+		more = f.grant(m.window.Load(), true)
+		f.mu.Unlock()
+	}
+	binary.BigEndian.PutUint32(h[8:], uint32(more))
+	// Whoever opens or accepts a stream flushes when it has added what belongs
+	// to it, so that a hello travels with its SYN.
+	return false
+}
+
+// send sends one frame of a stream's data. It returns when the data was written, or
+// waits for its turn in a copy.
+func (m *mux) send(id uint32, body []byte) error {
+	h := makeHeader(typeData, 0, id, uint32(len(body)))
+	m.writers.Add(1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.writers.Add(-1)
+	if err := m.makeRoom(); err != nil {
+		_, err := m.discard(body)
+		return err
+	}
+	m.add(h[:])
+	m.frames++
+	if len(body) >= directMin && !m.writing {
+		m.writeOnce(body)
+		if m.err != nil {
+			_, err := m.discard(body)
+			return err
+		}
+	} else {
+		m.add(body)
+	}
+	m.kick()
+	return nil
+}
+
+// breathe waits until not too much is pending, so that a peer that makes this side
+// talk and does not listen cannot go on.
+func (m *mux) breathe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_ = m.makeRoom()
+}
+
+// makeRoom waits until not too much is pending. The lock is held.
+func (m *mux) makeRoom() error {
 	for m.err == nil && len(m.waiting()) > maxPending {
 		if m.writing {
 			m.room.Wait()
@@ -132,61 +197,7 @@ func (m *mux) Write(p []byte) (int, error) {
 			m.writeOut()
 		}
 	}
-	if m.err != nil {
-		return m.discard(p)
-	}
-	switch {
-	case m.need == 0 && len(p) == headerSize:
-		h := header(p)
-		if m.outgoing(&h) {
-			m.add(h[:])
-			m.frames++
-		}
-	case len(p) == m.need && len(p) >= directMin && !m.writing:
-		m.need = 0
-		m.writeOnce(p)
-		if m.err != nil {
-			return m.discard(p)
-		}
-	default:
-		m.add(p)
-		m.need -= min(m.need, len(p))
-	}
-	if m.need > 0 {
-		return len(p), nil
-	}
-	if len(m.control) > 0 {
-		m.add(m.control)
-		m.frames += len(m.control) / headerSize
-		m.control = m.control[:0]
-		m.defers = false
-	}
-	if !m.defers {
-		m.kick()
-	}
-	m.defers = false
-	return len(p), nil
-}
-
-// outgoing looks at a header that yamux sends, and changes a window update. It
-// returns false for a frame that is not to be sent.
-func (m *mux) outgoing(h *header) bool {
-	flags := binary.BigEndian.Uint16(h[2:])
-	if h[1] == typeData {
-		m.need = int(binary.BigEndian.Uint32(h[8:]))
-	}
-	if flags&(flagSYN|flagRST) != 0 && h[1] <= typeWindow {
-		id := binary.BigEndian.Uint32(h[4:])
-		if flags&flagSYN != 0 {
-			m.track(id)
-		} else {
-			m.forget(id) // yamux refused a stream that nobody accepted
-		}
-	}
-	// Whoever opens or accepts a stream flushes when it has added what belongs
-	// to it, so that a hello travels with its SYN.
-	m.defers = h[1] == typeWindow && flags&(flagSYN|flagACK) != 0
-	return h[1] != typeWindow || flags&flagRST != 0 || m.allow(h, flags)
+	return m.err
 }
 
 func (m *mux) waiting() []byte {
@@ -247,7 +258,7 @@ func (m *mux) nudge(later bool) {
 	defer m.mu.Unlock()
 	if later {
 		m.kickLater()
-	} else if m.need == 0 {
+	} else {
 		m.kick()
 	}
 }
@@ -300,101 +311,27 @@ func (m *mux) writeOnce(body []byte) {
 	m.room.Broadcast()
 }
 
-// discard is Write when the carrier takes no more. An error would make yamux end
-// the session, and lose what still lies unread in the carrier. The lock is held.
-func (m *mux) discard(p []byte) (int, error) {
-	if m.deaf == nil || m.closed {
-		return 0, m.err
-	}
-	return len(p), nil
-}
-
-// hungUp records how reading the carrier ended. Where writing had failed before,
-// that was a consequence, and this may be a reason.
-func (m *mux) hungUp(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.deaf != nil && !m.closed && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		m.err = err
-	}
-	m.fail(err)
-}
-
-// fail records the first thing that went wrong with the carrier. The lock is held.
-func (m *mux) fail(err error) {
-	if m.err == nil {
-		if errors.Is(err, io.EOF) {
-			err = errPeerClosed
-		}
-		m.err = err
-		m.room.Broadcast()
-	}
-}
-
-// reason is what went wrong with the carrier, nil when that was not the cause.
-func (m *mux) reason() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if errors.Is(m.err, net.ErrClosed) {
-		return nil
-	}
-	return m.err
-}
-
 // post sends a frame of this package's own.
 func (m *mux) post(h header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch {
-	case m.err != nil:
-	case m.need > 0:
-		m.control = append(m.control, h[:]...)
-	default:
+	m.postLocked(h)
+}
+
+func (m *mux) postLocked(h header) {
+	if m.err == nil {
 		m.add(h[:])
 		m.frames++
 		m.kickLater()
 	}
 }
 
-// drain waits until all is written, and says whether it is.
-func (m *mux) drain(limit time.Duration) bool {
-	timer := time.AfterFunc(limit, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.expired = true
-		m.room.Broadcast()
-	})
-	defer timer.Stop()
+// reply is post for what the peer asked for: one that asks and does not listen gets
+// no answer.
+func (m *mux) reply(h header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.kickLater()
-	for m.err == nil && !m.expired && (m.writing || len(m.waiting()) > 0) {
-		m.room.Wait()
-	}
-	return m.err == nil && !m.expired
-}
-
-// Close ends the carrier. It never waits: yamux spins meanwhile.
-func (m *mux) Close() error {
-	m.mu.Lock()
-	m.closed = true
-	m.fail(net.ErrClosed)
-	if m.deaf != nil {
-		m.deaf.Stop()
-	}
-	m.mu.Unlock()
-	return m.c.Close()
-}
-
-// ping asks the peer for a sign of life and starts measuring the round trip,
-// unless an answer is outstanding.
-func (m *mux) ping() {
-	if m.pingSent.CompareAndSwap(0, int64(m.now())+1) {
-		m.post(makeHeader(typePing, flagSYN, 0, m.pingID.Add(1)))
-	} else {
-		m.post(makeHeader(typePing, flagSYN, 0, 0)) // proves life, measures nothing
+	if len(m.waiting()) <= 2*maxPending {
+		m.postLocked(h)
 	}
 }
-
-// silence is how long nothing has come from the peer.
-func (m *mux) silence() time.Duration { return m.now() - time.Duration(m.lastIn.Load()) }

@@ -122,6 +122,7 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 		l.mux.nudge(true)
 		if n > int32(l.cfg.MaxIncoming) {
 			_ = s.Reset()
+			l.mux.breathe()
 			continue
 		}
 		return s, nil

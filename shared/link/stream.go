@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +24,6 @@ const (
 	finWait = 60 * time.Second
 )
 
-var aLongTimeAgo = time.Unix(1, 0)
-
 // Stream is one byte pipe in a link. It is a net.Conn with the semantics of TCP:
 // CloseWrite ends one direction; Close gives up both, and a peer that goes on
 // sending is reset. When the link dies, reads and writes fail with an error that
@@ -35,16 +32,12 @@ var aLongTimeAgo = time.Unix(1, 0)
 type Stream struct {
 	link    *Link
 	ys      *yamux.Stream
-	mark    *mark
+	flow    *flow
 	opened  bool // by this side
 	closed  atomic.Bool
 	aborted atomic.Bool
 	wrote   atomic.Bool // CloseWrite was called
-
-	used  atomic.Int32 // how recently it was read
-	cause atomic.Pointer[error]
-
-	deadlines sync.Mutex
+	cause   atomic.Pointer[error]
 
 	// Of a stream opened with a hello: the verdict is read before the first data.
 	waits   atomic.Bool // for the verdict
@@ -60,11 +53,8 @@ var _ interface {
 
 // newStream wraps a stream of yamux and counts it.
 func (l *Link) newStream(ys *yamux.Stream, opened bool) *Stream {
-	s := &Stream{link: l, ys: ys, mark: l.mux.track(ys.StreamID()), opened: opened}
-	s.mark.stream.Store(s)
-	if s.mark.rst.Load() {
-		s.interruptWrites()
-	}
+	s := &Stream{link: l, ys: ys, flow: l.mux.track(ys.StreamID()), opened: opened}
+	s.flow.stream.Store(s)
 	return s
 }
 
@@ -88,88 +78,65 @@ func (s *Stream) Read(p []byte) (int, error) {
 }
 
 func (s *Stream) read(p []byte) (int, error) {
-	n, err := s.ys.Read(p)
-	if n > 0 {
-		s.link.mux.consumed(s.ys.StreamID(), s.mark, n)
-		if s.used.Load() != readLately {
-			s.used.Store(readLately)
-		}
+	n, err := s.flow.read(s.link.mux, p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("read stream: %w", s.flowError(err))
 	}
-	if err == nil {
-		return n, nil
-	}
-	switch {
-	case s.closed.Load():
-		err = s.closeCause()
-	case errors.Is(err, yamux.ErrTimeout):
-		err = os.ErrDeadlineExceeded
-	case errors.Is(err, io.EOF) && s.mark.fin.Load():
-		return n, io.EOF // all was received, whatever came after
-	case s.mark.rst.Load():
-		err = ErrReset
-	case errors.Is(err, io.EOF), errors.Is(err, yamux.ErrSessionShutdown), s.link.session.IsClosed():
-		err = s.link.dead()
-	}
-	return n, fmt.Errorf("read stream: %w", err)
+	return n, err
 }
 
 // Write implements net.Conn. It returns when the data is on its way to the socket.
 func (s *Stream) Write(p []byte) (int, error) {
-	if s.refusal.Load() != nil || s.closed.Load() || s.mark.rst.Load() {
-		return 0, s.writeError(nil)
+	if v, ok := s.refused(); ok {
+		return 0, v
 	}
-	s.link.mux.writers.Add(1)
-	defer s.link.mux.writers.Add(-1)
+	s.flow.sending.Lock()
+	defer s.flow.sending.Unlock()
 	total := 0
 	for len(p) > 0 {
-		n, err := s.ys.Write(p[:min(len(p), maxFrame)])
-		total += n
+		n, err := s.flow.take(min(len(p), maxFrame))
 		if err != nil {
 			return total, s.writeError(err)
 		}
+		if err := s.link.mux.send(s.flow.id, p[:n]); err != nil {
+			return total, s.writeError(errFlowDead)
+		}
+		total += n
 		p = p[n:]
 	}
 	return total, nil
 }
 
 func (s *Stream) writeError(err error) error {
-	switch {
-	case s.closed.Load():
-		err = s.closeCause()
-	case s.refusal.Load() != nil:
-		return *s.refusal.Load()
-	case s.mark.rst.Load():
-		err = ErrReset
-		// A peer that refuses may reset before its verdict was asked for; it has
-		// arrived then, and says more.
-		if s.waits.Load() {
-			if verr := s.verdict(); errors.As(verr, new(wire.Verdict)) {
-				return verr
-			}
+	// A peer that refuses may reset before its verdict was asked for; it has arrived
+	// then, and says more.
+	if errors.Is(err, ErrReset) && s.waits.Load() {
+		if verr := s.verdict(); errors.As(verr, new(wire.Verdict)) {
+			return verr
 		}
-	case errors.Is(err, yamux.ErrTimeout):
-		err = os.ErrDeadlineExceeded
-	case s.link.session.IsClosed():
-		err = s.link.dead()
-	case errors.Is(err, yamux.ErrStreamClosed):
-		err = net.ErrClosed // after CloseWrite
 	}
-	return fmt.Errorf("write stream: %w", err)
+	if v, ok := s.refused(); ok {
+		return v
+	}
+	return fmt.Errorf("write stream: %w", s.flowError(err))
 }
 
 // CloseWrite says that no more data will come from this side. Reading goes on.
 func (s *Stream) CloseWrite() error {
-	if s.closed.Load() || s.mark.rst.Load() {
-		return s.writeError(nil)
-	}
-	if s.wrote.Swap(true) {
+	switch {
+	case s.closed.Load():
+		return s.writeError(errFlowClosed)
+	case s.flow.rst.Load():
+		return s.writeError(ErrReset)
+	case s.wrote.Swap(true):
 		return nil
 	}
+	s.flow.endWrites()
 	if err := s.ys.Close(); err != nil {
 		return s.writeError(err)
 	}
 	if s.link.session.IsClosed() {
-		return s.writeError(yamux.ErrSessionShutdown)
+		return s.writeError(errFlowDead)
 	}
 	return nil
 }
@@ -181,7 +148,7 @@ func (s *Stream) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	s.interrupt()
+	s.flow.close()
 	if !s.link.spawn(s.depart) {
 		s.forget()
 	}
@@ -193,7 +160,7 @@ func (s *Stream) Close() error {
 func (s *Stream) Reset() error {
 	s.aborted.Store(true)
 	if s.closed.Load() {
-		s.link.mux.tell(s.mark, true) // Close waits for the peer's end: no longer
+		s.flow.talk() // Close waits for the peer's end: no longer
 	}
 	return s.Close()
 }
@@ -218,12 +185,11 @@ func (s *Stream) depart() {
 		s.link.mux.reset(s.ys.StreamID())
 		return
 	}
+	s.flow.endWrites()
 	_ = s.ys.Close()
 	timer := time.NewTimer(finWait)
 	defer timer.Stop()
-	// Nothing is read here, not even with a deadline: moving the deadline would
-	// block again the readers that Close has just freed.
-	left := s.link.mux.leave(s.mark)
+	left := s.flow.leave()
 	talks := s.aborted.Load()
 	if !talks {
 		select {
@@ -248,23 +214,9 @@ func (s *Stream) forget() {
 	}
 }
 
-// interrupt frees blocked readers and writers: yamux's own Close leaves them.
-func (s *Stream) interrupt() {
-	s.deadlines.Lock()
-	defer s.deadlines.Unlock()
-	_ = s.ys.SetDeadline(aLongTimeAgo)
-}
-
-// interruptWrites frees blocked writers: the peer will not make room any more.
-func (s *Stream) interruptWrites() {
-	s.deadlines.Lock()
-	defer s.deadlines.Unlock()
-	_ = s.ys.SetWriteDeadline(aLongTimeAgo)
-}
-
 // Done is closed when the peer has reset the stream, and so takes no more data.
 // It says nothing about an orderly end, nor about the link.
-func (s *Stream) Done() <-chan struct{} { return s.mark.gone }
+func (s *Stream) Done() <-chan struct{} { return s.flow.gone }
 
 // SetDeadline implements net.Conn.
 func (s *Stream) SetDeadline(t time.Time) error {
@@ -273,25 +225,20 @@ func (s *Stream) SetDeadline(t time.Time) error {
 
 // SetReadDeadline implements net.Conn.
 func (s *Stream) SetReadDeadline(t time.Time) error {
-	s.deadlines.Lock()
-	defer s.deadlines.Unlock()
 	if s.closed.Load() {
 		return net.ErrClosed
 	}
-	return s.ys.SetReadDeadline(t)
+	s.flow.setDeadline(&s.flow.readBy, &s.flow.readable, t)
+	return nil
 }
 
 // SetWriteDeadline implements net.Conn.
 func (s *Stream) SetWriteDeadline(t time.Time) error {
-	s.deadlines.Lock()
-	defer s.deadlines.Unlock()
 	if s.closed.Load() {
 		return net.ErrClosed
 	}
-	if s.mark.rst.Load() {
-		return nil // writes fail already
-	}
-	return s.ys.SetWriteDeadline(t)
+	s.flow.setDeadline(&s.flow.writeBy, &s.flow.writable, t)
+	return nil
 }
 
 // LocalAddr implements net.Conn: the link's own.

@@ -85,8 +85,9 @@ func program(name, pkg string) (string, error) {
 	return path, nil
 }
 
-// nginx is a reverse proxy as its manual describes it: kept connections to the
-// upstream, WebSockets, and bodies that are passed on instead of stored.
+// nginx is a reverse proxy as its manual and the manuals of such apps describe it:
+// kept connections to the upstream, WebSockets, and bodies that are passed on as they
+// come, both ways (with proxy_buffering an event would wait for the next ones).
 func (l *Lab) nginx(name string, secure bool) (*Target, error) {
 	bin, err := program("nginx", "nginx-light")
 	if err != nil {
@@ -123,7 +124,7 @@ http {
   server {
     listen 127.0.0.1:%[5]s; %[6]s
     location / {
-      proxy_pass http://origin; proxy_http_version 1.1; proxy_request_buffering off; proxy_max_temp_file_size 0;
+      proxy_pass http://origin; proxy_http_version 1.1; proxy_buffering off; proxy_request_buffering off;
       proxy_set_header Host $http_host; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
       proxy_set_header X-Forwarded-For $remote_addr; proxy_read_timeout 1h; proxy_send_timeout 1h;
     }
