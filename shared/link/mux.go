@@ -3,6 +3,7 @@ package link
 import (
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ const (
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
+	// busy is how soon after a batch the next one waits for others to join it.
+	busy = 100 * time.Microsecond
 	// lastWords is how long the carrier is still read when it takes no more: what a
 	// peer said before it hung up, and why, is there to be heard.
 	lastWords = time.Second
@@ -63,12 +66,12 @@ type mux struct {
 	load                                  load
 	pingSent                              atomic.Int64  // 0: answered
 	pingID                                atomic.Uint32 // of the last ping
-	writers                               atomic.Int32  // streams that are about to write a frame
 
 	mu      sync.Mutex
 	room    sync.Cond
 	pending *[]byte
 	since   time.Duration // when the oldest pending frame came
+	lastOut time.Duration // when the last batch was written
 	frames  int           // in pending
 	writing bool          // somebody writes to the carrier
 	closed  bool
@@ -157,10 +160,8 @@ func (m *mux) outgoing(h *header) bool {
 // waits for its turn in a copy.
 func (m *mux) send(id uint32, body []byte) error {
 	h := makeHeader(typeData, 0, id, uint32(len(body)))
-	m.writers.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	defer m.writers.Add(-1)
 	if err := m.makeRoom(); err != nil {
 		_, err := m.discard(body)
 		return err
@@ -227,9 +228,12 @@ func (m *mux) kick() {
 	if m.writing || m.err != nil || len(m.waiting()) == 0 {
 		return // whoever is writing looks again when it is done
 	}
-	if m.writers.Load() > 1 {
-		m.kickLater() // more is about to come: let it join
-		return
+	if m.since-m.lastOut < busy && len(m.waiting()) < directMin {
+		// Others are about to send something, too: let them go first, and join.
+		m.writing = true
+		m.mu.Unlock()
+		runtime.Gosched()
+		m.mu.Lock()
 	}
 	m.writeOut()
 }
@@ -275,6 +279,7 @@ func (m *mux) writeOut() {
 // writeOnce writes what is pending, and body behind it.
 func (m *mux) writeOnce(body []byte) {
 	batch, frames, since := m.pending, m.frames, m.since
+	m.lastOut = m.now()
 	m.pending, m.frames = nil, 0
 	m.writing = true
 	m.mu.Unlock()
