@@ -55,7 +55,7 @@ func (r *raw) write(first, second []byte) error {
 // Buffers come in sizes, so that what is idle, or small and unread, holds little.
 const (
 	smallBuffer = 4 << 10
-	bigBuffer   = 128 << 10
+	bigBuffer   = 256 << 10
 )
 
 var (

@@ -31,6 +31,15 @@ const (
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
+	// firstFrame, leastFrame and mostFrame are how long a stream's frame is: large ones
+	// cost less, but whatever else has to be sent waits for them. One that took longer
+	// than slowFrame to be written has the next ones be shorter, one that took less than
+	// fastFrame longer.
+	firstFrame = 64 << 10
+	leastFrame = 16 << 10
+	mostFrame  = 256 << 10
+	slowFrame  = 4 * time.Millisecond
+	fastFrame  = time.Millisecond
 	// busy is how soon after a batch the next one waits for others to join it.
 	busy = 100 * time.Microsecond
 	// lastWords is how long the carrier is still read when it takes no more: what a
@@ -64,6 +73,7 @@ type mux struct {
 	bytesIn, bytesOut, framesOut, batches atomic.Uint64
 	queued, lastIn, rtt                   atomic.Int64
 	load                                  load
+	frame                                 atomic.Int64  // how long a frame of bulk may be
 	pingSent                              atomic.Int64  // 0: answered
 	pingID                                atomic.Uint32 // of the last ping
 
@@ -99,6 +109,7 @@ type mux struct {
 
 func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
 	m := &mux{c: c, hooks: hooks, base: time.Now(), flows: make(map[uint32]*flow), budget: budget, maxWindow: int64(window)}
+	m.frame.Store(firstFrame)
 	m.window.Store(m.maxWindow) // until the line is known
 	m.room.L = &m.mu
 	m.flush = m.flusher
@@ -165,6 +176,9 @@ func (m *mux) send(id uint32, body []byte) error {
 	if err := m.makeRoom(); err != nil {
 		_, err := m.discard(body)
 		return err
+	}
+	for len(body) >= directMin && m.writing && m.err == nil {
+		m.room.Wait() // what is small goes first
 	}
 	m.add(h[:])
 	m.frames++
@@ -276,6 +290,17 @@ func (m *mux) writeOut() {
 	m.room.Broadcast()
 }
 
+// fit has the next frames be as long as the line can take in time.
+func (m *mux) fit(n int, took time.Duration) {
+	switch frame := m.frame.Load(); {
+	case n < int(frame):
+	case took > slowFrame && frame > leastFrame:
+		m.frame.Store(frame / 2)
+	case took < fastFrame && frame < mostFrame:
+		m.frame.Store(frame * 2)
+	}
+}
+
 // writeOnce writes what is pending, and body behind it.
 func (m *mux) writeOnce(body []byte) {
 	batch, frames, since := m.pending, m.frames, m.since
@@ -293,6 +318,7 @@ func (m *mux) writeOnce(body []byte) {
 	if err == nil {
 		now := m.now()
 		queued := now - since
+		m.fit(len(body), now-began)
 		m.bytesOut.Add(uint64(n))
 		m.load.add(now, n)
 		m.framesOut.Add(uint64(frames))

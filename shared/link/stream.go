@@ -17,8 +17,6 @@ import (
 )
 
 const (
-	// maxFrame bounds what one stream sends before others get their turn.
-	maxFrame = 64 << 10
 	// finWait is how long a stream that was closed here waits for the peer to
 	// finish too, as TCP does, before it is reset.
 	finWait = 60 * time.Second
@@ -94,7 +92,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	defer s.flow.sending.Unlock()
 	total := 0
 	for len(p) > 0 {
-		n, err := s.flow.take(min(len(p), maxFrame))
+		n, err := s.flow.take(min(len(p), int(s.link.mux.frame.Load())))
 		if err != nil {
 			return total, s.writeError(err)
 		}

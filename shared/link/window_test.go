@@ -1,6 +1,8 @@
 package link_test
 
 import (
+	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +37,43 @@ func TestWindowFollowsTheRoundTrip(t *testing.T) {
 			}
 			_ = near.Close()
 			<-done
+		})
+	}
+}
+
+// A frame takes only so much of the line's time: small frames of others wait for it.
+func TestFramesFollowTheLine(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		delay       time.Duration // of each write
+		least, most int64         // bytes of the largest writes, in the end
+	}{
+		{"a fast line", 0, 128 << 10, 512 << 10},
+		{"a slow line", 8 * time.Millisecond, 16 << 10, 64 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := testkit.TCP(t)
+			var largest, writes atomic.Int64
+			hooks := link.Hooks{Sent: func(w link.Written) {
+				if writes.Add(1) > 20 {
+					largest.Store(max(largest.Load(), int64(w.Bytes)))
+				}
+			}}
+			client, server := connPair(t, a, &slowConn{Conn: b, delay: c.delay}, link.Config{Hooks: hooks})
+			near, far := streams(t, client, server)
+			go func() {
+				for {
+					if _, err := near.Write(make([]byte, 256<<10)); err != nil {
+						return
+					}
+				}
+			}()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			eventually(t, "many writes", func() bool { return writes.Load() > 200 })
+			if n := largest.Load(); n < c.least || n > c.most {
+				t.Errorf("the largest write has %d bytes; want %d to %d", n, c.least, c.most)
+			}
+			_ = near.Close()
 		})
 	}
 }

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	smallBuffer = 4 << 10  // of a direction that carries little: thousands are idle
-	bigBuffer   = 64 << 10 // of a bulk transfer
+	smallBuffer = 4 << 10   // of a direction that carries little: thousands are idle
+	bigBuffer   = 256 << 10 // of a bulk transfer
 )
 
 var (

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	smallBuffer = 4 << 10  // of a body that is small or comes in small pieces: streams of events wait in one
-	bigBuffer   = 64 << 10 // of bulk
+	smallBuffer = 4 << 10   // of a body that is small or comes in small pieces: streams of events wait in one
+	bigBuffer   = 256 << 10 // of bulk
 	// continueWait is how long an app may think about Expect: 100-continue before
 	// the body is sent anyway (RFC 9110, section 10.1.1: not for ever).
 	continueWait = time.Second
