@@ -258,11 +258,12 @@ func (f *flow) speak() {
 	}
 }
 
-// grant says how much more the peer may send now, and notes it. Less than half a
-// window is not worth a frame, unless one is sent anyway. The lock is held.
+// grant says how much more the peer may send now, and notes it. A small part of a
+// window is not worth a frame, unless one is sent anyway; a large part would have
+// the peer wait for it. The lock is held.
 func (f *flow) grant(window int64, anyway bool) int64 {
 	n := window - f.room - f.unread.Load()
-	if n <= 0 || !anyway && n < window/2 {
+	if n <= 0 || !anyway && n < max(window/4, leastWindow/2) {
 		return 0
 	}
 	f.room += n

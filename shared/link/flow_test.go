@@ -210,7 +210,7 @@ func TestEndMeetsWriter(t *testing.T) {
 		near, far := streams(t, client, server)
 		failed := make(chan error, 1)
 		go func() { // more than any window, and nobody reads
-			_, err := near.Write(make([]byte, 16<<20))
+			_, err := near.Write(make([]byte, 32<<20))
 			failed <- err
 		}()
 		stalled(t, server)

@@ -42,7 +42,7 @@ type Config struct {
 	// Window is how many bytes of one stream may be on their way or unread at most,
 	// per direction; it bounds a stream's throughput to Window per round trip, and
 	// its memory. Lines with short round trips get less, as much as they can use.
-	// Default 4 MiB, least 256 KiB.
+	// Default 8 MiB, least 256 KiB.
 	Window uint32
 	// AcceptBacklog is how many streams may wait for Accept. Both ends must use
 	// the same value: the opener waits instead of exceeding it. Default 512.
@@ -95,7 +95,7 @@ type Stats struct {
 
 func (c Config) withDefaults() Config {
 	if c.Window == 0 {
-		c.Window = 4 << 20
+		c.Window = 8 << 20
 	}
 	c.Window = min(max(c.Window, yamuxWindow), 1<<30)
 	if c.AcceptBacklog <= 0 {

@@ -59,7 +59,7 @@ func TestTrapCloseFreesBlockedWriters(t *testing.T) {
 		near, _ := streams(t, client, server)
 		got := make(chan error, 1)
 		go func() {
-			_, err := near.Write(make([]byte, 8<<20)) // more than a window, and nobody reads
+			_, err := near.Write(make([]byte, 32<<20)) // more than a window, and nobody reads
 			got <- err
 		}()
 		stalled(t, server)

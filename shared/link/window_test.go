@@ -19,7 +19,7 @@ func TestWindowFollowsTheRoundTrip(t *testing.T) {
 		least, most uint64
 	}{
 		{"no delay", 0, 512 << 10, 4 << 20}, // less where the machine has time for it
-		{"10 ms each way", 10 * time.Millisecond, 4 << 20, 5 << 20},
+		{"10 ms each way", 10 * time.Millisecond, 8 << 20, 9 << 20},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := testkit.TCP(t)
@@ -29,7 +29,7 @@ func TestWindowFollowsTheRoundTrip(t *testing.T) {
 			done := make(chan struct{})
 			go func() { // more than any window, and nobody reads
 				defer close(done)
-				_, _ = near.Write(make([]byte, 16<<20))
+				_, _ = near.Write(make([]byte, 32<<20))
 			}()
 			stalled(t, server)
 			if n := server.Stats().BytesOut; n < c.least || n > c.most {
