@@ -84,12 +84,15 @@ type mux struct {
 	lastOut time.Duration // when the last batch was written
 	frames  int           // in pending
 	writing bool          // somebody writes to the carrier
-	closed  bool
-	expired bool // drain waited long enough
-	err     error
-	deaf    *time.Timer // the carrier takes no more, and is closed when this fires
-	flush   func()      // flusher as a value, so that starting it allocates nothing
-	wg      sync.WaitGroup
+	bulk    sync.Mutex    // held by who has bulk to send; never taken with mu held
+	// bulkWaits says that somebody with bulk writes next.
+	bulkWaits bool
+	closed    bool
+	expired   bool // drain waited long enough
+	err       error
+	deaf      *time.Timer // the carrier takes no more, and is closed when this fires
+	flush     func()      // flusher as a value, so that starting it allocates nothing
+	wg        sync.WaitGroup
 
 	smu    sync.Mutex // of the flows there are; never taken with a flow's lock held
 	flows  map[uint32]*flow
@@ -171,25 +174,42 @@ func (m *mux) outgoing(h *header) bool {
 // waits for its turn in a copy.
 func (m *mux) send(id uint32, body []byte) error {
 	h := makeHeader(typeData, 0, id, uint32(len(body)))
+	if len(body) >= directMin {
+		return m.sendBulk(h, body)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.makeRoom(); err != nil {
 		_, err := m.discard(body)
 		return err
 	}
-	for len(body) >= directMin && m.writing && m.err == nil {
-		m.room.Wait() // what is small goes first
-	}
 	m.add(h[:])
+	m.add(body)
 	m.frames++
-	if len(body) >= directMin && !m.writing {
+	m.kick()
+	return nil
+}
+
+// sendBulk is send for a body that is not worth a copy. What is small goes first, and
+// bulk takes turns.
+func (m *mux) sendBulk(h header, body []byte) error {
+	m.bulk.Lock()
+	defer m.bulk.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.bulkWaits = true
+	for m.writing && m.err == nil {
+		m.room.Wait()
+	}
+	m.bulkWaits = false
+	if m.err == nil {
+		m.add(h[:])
+		m.frames++
 		m.writeOnce(body)
-		if m.err != nil {
-			_, err := m.discard(body)
-			return err
-		}
-	} else {
-		m.add(body)
+	}
+	if m.err != nil {
+		_, err := m.discard(body)
+		return err
 	}
 	m.kick()
 	return nil
@@ -239,8 +259,8 @@ func (m *mux) add(p []byte) {
 
 // kick sees to it that what is pending gets written. The lock is held.
 func (m *mux) kick() {
-	if m.writing || m.err != nil || len(m.waiting()) == 0 {
-		return // whoever is writing looks again when it is done
+	if m.writing || m.bulkWaits || m.err != nil || len(m.waiting()) == 0 {
+		return // whoever is writing, or about to, looks again when it is done
 	}
 	if m.since-m.lastOut < busy && len(m.waiting()) < directMin {
 		// Others are about to send something, too: let them go first, and join.
@@ -254,7 +274,7 @@ func (m *mux) kick() {
 
 // kickLater has another goroutine write, once the present one paused.
 func (m *mux) kickLater() {
-	if m.writing || m.closed || m.err != nil || len(m.waiting()) == 0 {
+	if m.writing || m.bulkWaits || m.closed || m.err != nil || len(m.waiting()) == 0 {
 		return
 	}
 	m.writing = true
@@ -285,6 +305,9 @@ func (m *mux) nudge(later bool) {
 func (m *mux) writeOut() {
 	for m.err == nil && len(m.waiting()) > 0 {
 		m.writeOnce(nil)
+		if m.bulkWaits {
+			break // it takes along what is pending
+		}
 	}
 	m.writing = false
 	m.room.Broadcast()

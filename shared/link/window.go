@@ -2,9 +2,10 @@ package link
 
 import "time"
 
-// How much of a stream may be on its way or unread follows the line's round trip. A window that is larger than the line can use does not make it faster;
-// it fills socket buffers, behind which small frames of other streams wait, and it
-// moves data out of the processor's caches before it is read.
+// How much of a stream may be on its way or unread follows the line's round trip. A
+// window that is larger than the line can use does not make it faster; it fills socket
+// buffers, behind which small frames of other streams wait, and it moves data out of
+// the processor's caches before it is read.
 
 const (
 	// yamuxWindow is what a stream's peer may send before any window update.
