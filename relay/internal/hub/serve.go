@@ -27,8 +27,10 @@ const (
 	silence      = 13 * time.Second
 )
 
-// ServeLink serves GET /agent/v1/link for an authenticated principal: it blocks
-// for as long as the link lives. Refusals are problems over HTTP.
+// ServeLink serves GET /agent/v1/link for an authenticated principal. It returns when
+// the connection is a link, which is then served in a goroutine that Run waits for:
+// as long as a handler runs, its request and buffers are kept, and an idle agent
+// should cost little. Refusals are problems over HTTP.
 func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	if p.Kind != creds.KindAgent {
 		return api.NewProblem(http.StatusForbidden, "wrong_credential_kind", api.HopRelay, "links are for agent credentials (ak-…)")
@@ -47,20 +49,23 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 		h.metrics.connects.WithLabelValues("refused").Inc()
 		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
 	}
-	defer h.serving.Done()
-
 	l, err := link.Accept(w, r, link.Config{
 		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
 	})
 	if err != nil {
+		h.serving.Done()
 		h.metrics.connects.WithLabelValues("error").Inc()
 		h.log.Debug("accept link", "remote", r.RemoteAddr, "error", err)
 		return nil // the upgrade answered for itself
 	}
-	live, stop := h.cfg.Creds.Watch(context.WithoutCancel(r.Context()), p)
-	defer stop()
-	err = h.serveLink(live, l, p, r.RemoteAddr)
-	_ = l.Close(err)
+	remote := r.RemoteAddr
+	go func() {
+		defer h.serving.Done()
+		live, stop := h.cfg.Creds.Watch(context.Background(), p)
+		defer stop()
+		err := h.serveLink(live, l, p, remote)
+		_ = l.Close(err)
+	}()
 	return nil
 }
 
