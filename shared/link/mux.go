@@ -327,7 +327,8 @@ func (m *mux) fit(n int, took time.Duration) {
 // writeOnce writes what is pending, and body behind it.
 func (m *mux) writeOnce(body []byte) {
 	batch, frames, since := m.pending, m.frames, m.since
-	m.lastOut = m.now()
+	began := m.now()
+	m.lastOut = began
 	m.pending, m.frames = nil, 0
 	m.writing = true
 	m.mu.Unlock()
@@ -336,7 +337,6 @@ func (m *mux) writeOnce(body []byte) {
 		first = *batch
 	}
 	n := len(first) + len(body)
-	began := m.now()
 	err := m.c.write(first, body)
 	if err == nil {
 		now := m.now()
