@@ -223,12 +223,13 @@ func (d *Desk) Busy() (moving, open int) {
 // serve is one stream's life. A panic in it ends this stream only.
 func (d *Desk) serve(ctx context.Context, st *stream, s *link.Stream) {
 	kind, outcome := kindUnknown, outcomePanic
+	// Whoever sees the stream end finds its cause in the log and in the metrics.
 	defer func() {
-		_ = s.Close()
 		if p := recover(); p != nil {
 			d.conf.Logger.Error("stream panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 		d.metrics.streams.WithLabelValues(kind, outcome).Inc()
+		_ = s.Close()
 	}()
 	// A cut must reach a stream that waits in a read of its hello, too.
 	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(longAgo) })
