@@ -100,9 +100,10 @@ const holdMax = 32 << 10
 // back small writes until they make one. It is for one reader.
 type bufConn struct {
 	net.Conn
-	buf  *[]byte // nil, or with unread bytes at [r:len]
-	r    int
-	bulk bool // the last read was large
+	ready *readiness // nil where a read needs its buffer before it can wait
+	buf   *[]byte    // nil, or with unread bytes at [r:len]
+	r     int
+	bulk  bool // the last read was large
 
 	mu      sync.Mutex // of the writing side
 	holding bool
@@ -111,7 +112,7 @@ type bufConn struct {
 	vecs    net.Buffers
 }
 
-func newBufConn(c net.Conn) *bufConn { return &bufConn{Conn: c} }
+func newBufConn(c net.Conn) *bufConn { return &bufConn{Conn: c, ready: newReadiness(c)} }
 
 // NetConn returns the connection beneath, as tls.Conn does.
 func (c *bufConn) NetConn() net.Conn { return c.Conn }
@@ -147,8 +148,10 @@ func (c *bufConn) Read(p []byte) (int, error) {
 	if c.bulk {
 		size = bigBuffer
 	}
-	b := getBuffer(size)
-	n, err := c.Conn.Read((*b)[:size])
+	b, n, err := c.fill(size)
+	if b == nil {
+		return 0, err
+	}
 	c.bulk = n >= smallBuffer
 	*b = (*b)[:n]
 	m := copy(p, *b)
@@ -161,6 +164,17 @@ func (c *bufConn) Read(p []byte) (int, error) {
 		return m, nil // an error comes again with the next read
 	}
 	return 0, err
+}
+
+// fill reads into a buffer of its own. A peer that says nothing costs none, where the
+// connection lets that be.
+func (c *bufConn) fill(size int) (*[]byte, int, error) {
+	if c.ready != nil {
+		return c.ready.read(size)
+	}
+	b := getBuffer(size)
+	n, err := c.Conn.Read((*b)[:size])
+	return b, n, err
 }
 
 // hold keeps writes back until release.

@@ -2,7 +2,11 @@ package link
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
+	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,4 +52,69 @@ func tcpConn(c net.Conn) *net.TCPConn {
 			return nil
 		}
 	}
+}
+
+// readiness reads from a socket into a buffer that it takes only when there is something
+// to read: of ten thousand idle links each would else keep one.
+type readiness struct {
+	conn net.Conn
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool // attempt as a value, so that reading allocates nothing
+
+	size int
+	buf  *[]byte
+	n    int
+	err  error
+}
+
+// newReadiness returns nil for what does not show its socket: TLS has reads of its own.
+func newReadiness(c net.Conn) *readiness {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	r := &readiness{conn: c, raw: raw}
+	r.try = r.attempt
+	return r
+}
+
+// read is net.Conn's Read, with the buffer as a result; nil when there is nothing.
+func (r *readiness) read(size int) (*[]byte, int, error) {
+	r.size, r.buf, r.n, r.err = size, nil, 0, nil
+	if err := r.raw.Read(r.try); err != nil {
+		return nil, 0, err // closed, or a deadline
+	}
+	b, n := r.buf, r.n
+	r.buf = nil
+	switch {
+	case r.err != nil:
+		putBuffer(b)
+		return nil, 0, &net.OpError{Op: "read", Net: r.conn.LocalAddr().Network(), Source: r.conn.LocalAddr(), Addr: r.conn.RemoteAddr(), Err: os.NewSyscallError("read", r.err)}
+	case n == 0:
+		putBuffer(b)
+		return nil, 0, io.EOF
+	}
+	return b, n, nil
+}
+
+// attempt says whether the read is over, with whatever result.
+func (r *readiness) attempt(fd uintptr) bool {
+	r.buf = getBuffer(r.size)
+	for {
+		r.n, r.err = unix.Read(int(fd), (*r.buf)[:r.size])
+		if !errors.Is(r.err, unix.EINTR) {
+			break
+		}
+	}
+	if r.err == unix.EAGAIN {
+		putBuffer(r.buf)
+		r.buf = nil
+		return false
+	}
+	r.n = max(r.n, 0) // -1 with an error
+	return true
 }

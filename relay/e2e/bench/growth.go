@@ -199,16 +199,22 @@ func (g *growth) agents(ctx context.Context) error {
 		p.PerSecond = float64(n-g.found.agents[len(g.found.agents)-1].Agents) / took.Seconds()
 		g.found.agents = append(g.found.agents, p)
 	}
-	if g.o.profile != "" {
-		from := lab.Profile{Place: lab.Loopback{}, Addr: g.relay.Metrics}
-		for _, what := range []string{"heap", "goroutine"} {
-			if err := fetch(ctx, from, "/debug/pprof/"+what, filepath.Join(g.o.profile, "growth-agents-"+what+".pprof")); err != nil {
-				return err
-			}
+	for _, what := range []string{"heap", "goroutine"} {
+		if err := g.profile(ctx, what, "agents-"+what); err != nil {
+			return err
 		}
 	}
 	g.found.openAtAll, err = g.timedOpens(ctx, g.o.agents)
 	return err
+}
+
+// profile writes one of the relay's profiles, if profiles are asked for.
+func (g *growth) profile(ctx context.Context, what, name string) error {
+	if g.o.profile == "" {
+		return nil
+	}
+	from := lab.Profile{Place: lab.Loopback{}, Addr: g.relay.Metrics}
+	return fetch(ctx, from, "/debug/pprof/"+what, filepath.Join(g.o.profile, "growth-"+name+".pprof"))
 }
 
 // timedOpens opens tunnels one after another on agents all over, closes them again,
@@ -252,7 +258,7 @@ func (g *growth) idle(ctx context.Context) error {
 	before := lab.CPU(g.relay.PID)
 	pause(ctx, d)
 	g.found.idleCPU = (lab.CPU(g.relay.PID) - before).Seconds() / d.Seconds()
-	return ctx.Err()
+	return errors.Join(ctx.Err(), g.profile(ctx, "profile?seconds=10", "idle-cpu"))
 }
 
 // watch measures what changes of agents cost: the relay, which writes them down, and
@@ -302,11 +308,20 @@ func (g *growth) tunnels(ctx context.Context) error {
 	for i := range g.steps() {
 		n := max(1, g.o.tunnels*(i+1)/g.steps())
 		since := time.Now()
+		profiled := make(chan error, 1)
+		if i == g.steps()-1 {
+			go func() { profiled <- g.profile(ctx, "profile?seconds=10", "opens-cpu") }()
+		} else {
+			profiled <- nil
+		}
 		times, err := g.openMany(ctx, opened, n)
 		if err != nil {
 			return err
 		}
 		took := time.Since(since)
+		if err := <-profiled; err != nil {
+			return err
+		}
 		if p, err = g.point(ctx, g.o.agents, n); err != nil {
 			return err
 		}

@@ -44,7 +44,8 @@ and towards users: it is compared with nginx-tls, nginx that speaks TLS to users
   --samples FILE    add the samples to those of earlier runs in FILE, and print all
   --json FILE       write the tables as JSON as well
   --profile DIR     write CPU profiles of relay and agent during each row of round 1;
-                    with --growth, the relay's heap and goroutines with all agents
+                    with --growth, of the relay with all agents: its heap,
+                    its goroutines, and what idle agents and opening cost it
   --quick           one short round of everything: does it still run?
   --growth          memory and latency of a relay with many agents and tunnels
   --agents N        with --growth: up to so many idle agents (default 10000)
