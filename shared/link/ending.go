@@ -66,16 +66,33 @@ func (m *mux) drain(limit time.Duration) bool {
 	return m.err == nil && !m.expired
 }
 
-// Close ends the carrier. It never waits: yamux spins meanwhile.
+// Close ends the carrier, for yamux ends its session. It never waits: yamux spins
+// meanwhile.
 func (m *mux) Close() error {
 	m.mu.Lock()
+	first := !m.closed
 	m.closed = true
 	m.fail(net.ErrClosed)
 	if m.deaf != nil {
 		m.deaf.Stop()
 	}
+	ended := m.ended
 	m.mu.Unlock()
+	if first && ended != nil {
+		ended()
+	}
 	return m.c.Close()
+}
+
+// whenClosed has f called once, when the mux is closed or if it is already.
+func (m *mux) whenClosed(f func()) {
+	m.mu.Lock()
+	closed := m.closed
+	m.ended = f
+	m.mu.Unlock()
+	if closed {
+		f()
+	}
 }
 
 // ping asks the peer for a sign of life and starts measuring the round trip,

@@ -75,6 +75,9 @@ func (m *mux) incoming() error {
 	f := m.flow(id)
 	if f == nil && flags&flagSYN != 0 {
 		f = m.track(id)
+		if came := m.onIncoming.Load(); came != nil {
+			(*came)()
+		}
 	}
 	if h[1] == typeData {
 		if err := m.receive(f, int(length)); err != nil {

@@ -56,10 +56,11 @@ type Config struct {
 	// Budget bounds the memory of received data that waits for readers; links may
 	// share one. Default: 256 MiB for this link alone.
 	Budget *Budget
-	// KeepAlive is how often the peer is asked for a sign of life. Default 5 s.
+	// KeepAlive is how long a peer may be silent before it is asked for a sign of life.
+	// Default 5 s.
 	KeepAlive time.Duration
-	// DeadAfter is how long a peer may be silent before the link is closed; both
-	// ends ask, so a living peer is never silent for more than its KeepAlive.
+	// DeadAfter is how long a peer may be silent before the link is closed; both ends
+	// ask, so a living peer is never silent for more than KeepAlive and a round trip.
 	// Default 12 s.
 	DeadAfter time.Duration
 	// OpenTimeout bounds Open in addition to its context. Default 10 s.
@@ -131,6 +132,7 @@ type Link struct {
 	cfg        Config
 	session    *yamux.Session
 	mux        *mux
+	pulse      *pulse
 	carrier    carrier
 	congestion string
 	remote     net.Addr
@@ -173,10 +175,10 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
-		EnableKeepAlive:   false, // watch does it, judging by what arrives, not by one ping
+		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping
 		KeepAliveInterval: cfg.KeepAlive,
 		// A congested link is not a dead one: whether the peer lives is decided by
-		// watch alone, and its verdict frees whoever waits here.
+		// pulse alone, and its verdict frees whoever waits here.
 		ConnectionWriteTimeout: 24 * time.Hour,
 		MaxStreamWindowSize:    yamuxWindow, // it sees no data: see flow.go
 		StreamOpenTimeout:      0,           // else one stream that is not accepted kills the session
@@ -193,43 +195,9 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		return nil, fmt.Errorf("start link: %w", err)
 	}
 	l.session = session
-	l.wg.Go(l.watch)
+	l.pulse = startPulse(l, client)
+	l.mux.whenClosed(func() { l.spawn(l.finish) })
 	return l, nil
-}
-
-// watch asks the peer for signs of life, closes the link when there are none, and
-// records the end of the session.
-func (l *Link) watch() {
-	timer := time.NewTimer(l.cfg.KeepAlive)
-	defer timer.Stop()
-	l.mux.ping()
-	wake := time.Now().Add(l.cfg.KeepAlive)
-	grace := time.Duration(0)
-	for {
-		select {
-		case <-l.session.CloseChan():
-			l.finish()
-			return
-		case now := <-timer.C:
-			silent := l.mux.silence()
-			// This process may itself have been stopped or starved: then the peer's
-			// words lie unread in the socket, and it gets time to be heard.
-			if late := now.Sub(wake); late > l.cfg.KeepAlive/2 {
-				grace = l.cfg.KeepAlive
-			}
-			if silent >= l.cfg.DeadAfter+grace {
-				l.kill(fmt.Errorf("%w for %s", errSilent, silent.Round(100*time.Millisecond)))
-				continue
-			}
-			if silent < l.cfg.KeepAlive {
-				grace = 0
-			}
-			l.mux.ping()
-			next := min(l.cfg.KeepAlive, max(l.cfg.DeadAfter+grace-silent, time.Millisecond))
-			timer.Reset(next)
-			wake = time.Now().Add(next)
-		}
-	}
 }
 
 // kill ends the session at once; the first cause stays.
@@ -261,6 +229,7 @@ func (l *Link) finish() {
 	l.err = fmt.Errorf("%w: %w", ErrClosed, cause)
 	l.mu.Unlock()
 	l.mux.settleAll()
+	l.pulse.stop()
 	close(l.done)
 	l.cfg.Logger.Debug("link ended", "remote", l.remote, "cause", cause)
 }

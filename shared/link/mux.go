@@ -88,7 +88,8 @@ type mux struct {
 	// bulkWaits says that somebody with bulk writes next.
 	bulkWaits bool
 	closed    bool
-	expired   bool // drain waited long enough
+	ended     func() // called when closed
+	expired   bool   // drain waited long enough
 	err       error
 	deaf      *time.Timer // the carrier takes no more, and is closed when this fires
 	flush     func()      // flusher as a value, so that starting it allocates nothing
@@ -108,6 +109,7 @@ type mux struct {
 	leastRTT   time.Duration
 	injected   []header
 	hasInject  atomic.Bool
+	onIncoming atomic.Pointer[func()]
 }
 
 func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {

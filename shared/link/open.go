@@ -129,5 +129,13 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 	}
 }
 
+// OnIncoming has f called whenever the peer opens a stream, before Accept returns it, and
+// now for those that came before. f must not block: the link's reader calls it. With it,
+// who expects no streams need not wait for them in a goroutine.
+func (l *Link) OnIncoming(f func()) {
+	l.mux.onIncoming.Store(&f)
+	f()
+}
+
 // IsClosed says whether an error means that the link is dead.
 func IsClosed(err error) bool { return errors.Is(err, ErrClosed) }

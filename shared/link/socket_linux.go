@@ -2,7 +2,6 @@ package link
 
 import (
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -105,12 +104,13 @@ func (r *readiness) read(size int) (*[]byte, int, error) {
 func (r *readiness) attempt(fd uintptr) bool {
 	r.buf = getBuffer(r.size)
 	for {
-		r.n, r.err = unix.Read(int(fd), (*r.buf)[:r.size])
-		if !errors.Is(r.err, unix.EINTR) {
+		// As package net reads, so that the race detector knows what came from whom.
+		r.n, r.err = syscall.Read(int(fd), (*r.buf)[:r.size])
+		if r.err != syscall.EINTR {
 			break
 		}
 	}
-	if r.err == unix.EAGAIN {
+	if r.err == syscall.EAGAIN {
 		putBuffer(r.buf)
 		r.buf = nil
 		return false

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 )
 
 // point is a relay at one moment of its growth. Sizes are in bytes.
@@ -21,8 +22,9 @@ type point struct {
 type findings struct {
 	agents, tunnels      []point // the first of each is before any
 	openAtOne, openAtAll percentiles
-	again                int64   // agents that had to connect once more
-	idleCPU              float64 // share of a core
+	again                int64        // agents that had to connect once more
+	refused              atomic.Int64 // opens that the relay put off, and that were asked for again
+	idleCPU              float64      // share of a core
 	churned              int
 	events               int64
 	churnRate            float64 // a second
@@ -82,6 +84,9 @@ func (f *findings) print(w io.Writer) error {
 	store := each(f.tunnels, countTunnels, func(p point) int64 { return p.Store })
 	fmt.Fprintf(&b, "\n    1,000 open tunnels cost the relay %.1f MiB of PSS, the store inside it included; the index takes %.1f MiB for 100,000, and the store's file %.1f KiB a tunnel\n",
 		pss*1000/mib, index*100000/mib, store/kib)
+	if n := f.refused.Load(); n > 0 {
+		fmt.Fprintf(&b, "    %d opens were refused at first, with the advice to try again: the store had more to do than it could\n", n)
+	}
 	b.WriteString("\n" + f.limit(perAgent, store) + "\n")
 	_, err := io.WriteString(w, b.String())
 	return err

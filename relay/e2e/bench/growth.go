@@ -242,11 +242,18 @@ func (g *growth) timedOpens(ctx context.Context, agents int) (percentiles, error
 func (g *growth) open(ctx context.Context, agent ident.AgentID) (time.Duration, api.Tunnel, error) {
 	since := time.Now()
 	day := api.Duration(24 * time.Hour)
-	t, err := g.api.OpenTunnel(ctx, agent, api.OpenTunnelRequest{IdleTimeout: &day, ExpiresIn: &day, Label: "bench"}, "")
-	if err != nil {
-		return 0, t, errors.Join(fmt.Errorf("open a tunnel to %s: %w", agent, err), g.relay.Alive())
+	req, key := api.OpenTunnelRequest{IdleTimeout: &day, ExpiresIn: &day, Label: "bench"}, ident.NewNonce()
+	for {
+		t, err := g.api.OpenTunnel(ctx, agent, req, key)
+		if err == nil {
+			return time.Since(since), t, nil
+		}
+		if !client.Temporary(err) || ctx.Err() != nil || time.Since(since) > time.Minute {
+			return 0, t, errors.Join(fmt.Errorf("open a tunnel to %s: %w", agent, err), g.relay.Alive())
+		}
+		g.found.refused.Add(1) // what people would do: the same again, a little later
+		pause(ctx, 2*time.Second)
 	}
-	return time.Since(since), t, nil
 }
 
 // idle measures what all agents cost when nothing happens.

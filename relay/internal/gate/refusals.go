@@ -53,7 +53,7 @@ func answer(err error) error {
 		return p
 	case errors.Is(err, store.ErrUnavailable):
 		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"the relay's store has no quorum; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
+			"the relay's store does not answer: it has no quorum, or more to do than it can; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
 	case errors.Is(err, store.ErrNotFound):
 		return notFound("tunnel").WithCause(err)
 	}

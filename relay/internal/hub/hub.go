@@ -117,6 +117,8 @@ type Hub struct {
 	log     *slog.Logger
 	metrics *metrics
 
+	refreshes chan struct{} // holds one for each that is being written
+
 	mu       sync.Mutex
 	sessions map[ident.AgentKey]*session
 	arrivals map[ident.AgentKey]*arrival
@@ -162,11 +164,12 @@ func New(cfg Config) (*Hub, error) {
 	}
 	return &Hub{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer, cfg.Budget),
-		sessions: make(map[ident.AgentKey]*session),
-		arrivals: make(map[ident.AgentKey]*arrival),
-		joining:  make(map[ident.AgentKey]int),
-		cut:      make(map[ident.SessionID]time.Time),
-		stop:     make(chan struct{}),
+		refreshes: make(chan struct{}, maxRefreshes),
+		sessions:  make(map[ident.AgentKey]*session),
+		arrivals:  make(map[ident.AgentKey]*arrival),
+		joining:   make(map[ident.AgentKey]int),
+		cut:       make(map[ident.SessionID]time.Time),
+		stop:      make(chan struct{}),
 	}, nil
 }
 

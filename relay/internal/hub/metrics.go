@@ -18,6 +18,7 @@ type metrics struct {
 	frames      prometheus.Counter
 	writes      prometheus.Counter
 	stalled     prometheus.Counter
+	putOff      prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
@@ -57,10 +58,13 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		stalled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_link_write_seconds_total", Help: "Time that writes to agents' links took: more than a little is time in which the line took nothing.",
 		}),
+		putOff: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
+		}),
 	}
 	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.putOff)
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "adit_relay_link_unread_bytes", Help: "Bytes received on agents' links that wait for slow readers.",
 		}, func() float64 { return float64(unread.Used()) }))

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
@@ -50,7 +48,7 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
 	}
 	l, err := link.Accept(w, r, link.Config{
-		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
+		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
 	})
 	if err != nil {
 		h.serving.Done()
@@ -264,9 +262,9 @@ func (h *Hub) welcome(s *session) wire.Message {
 func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Decoder) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { h.acceptGate(ctx, s, m) })
+	calls := &gateCalls{link: m.link, serve: func() *http.Server { return h.gateServer(ctx, s) }}
+	defer calls.end()
+	m.link.OnIncoming(func() { calls.came(ctx) })
 	// A revoked credential ends the link from outside.
 	revoked := make(chan struct{})
 	spared := context.AfterFunc(ctx, func() {
@@ -388,47 +386,3 @@ func knownReason(r string) string {
 	}
 	return wire.GoodbyeError
 }
-
-// acceptGate serves the streams that the agent opens: calls to its own gate, HTTP
-// over the stream, one connection each. Most agents never call.
-func (h *Hub) acceptGate(ctx context.Context, s *session, m *member) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	var conns *connListener
-	var slots chan struct{}
-	for {
-		st, err := m.link.Accept(ctx)
-		if err != nil {
-			return
-		}
-		if conns == nil {
-			conns, slots = newConnListener(m.link), make(chan struct{}, maxGateStreams)
-			server := h.gateServer(ctx, s)
-			wg.Go(func() { _ = server.Serve(conns) }) // ends with the listener
-			defer server.Close()
-		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = st.Close()
-			continue
-		}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			conns.greet(ctx, st)
-		})
-	}
-}
-
-func (h *Hub) gateServer(ctx context.Context, s *session) *http.Server {
-	return &http.Server{
-		Handler:           h.cfg.GateHTTP(s.principal.BoundTo(s.key.Agent)),
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}
-}
-
-// maxGateStreams bounds the streams that one agent may have open towards the relay.
-const maxGateStreams = 64

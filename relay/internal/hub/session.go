@@ -126,6 +126,10 @@ func (s *session) snapshot() store.Presence {
 // that other relays see a heartbeat. Changes are written at once.
 const storeInterval = 60 * time.Second
 
+// maxRefreshes is how many of those may be written at once. A relay whose store is busy
+// with what people wait for puts off the others, up to three intervals.
+const maxRefreshes = 8
+
 // heard takes in what the agent said and writes it to the store when it changed
 // or grew old. The gate hears of declared state and health before anybody can
 // rely on it.
@@ -155,8 +159,20 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 	if !s.first.Load() {
 		return nil
 	}
-	if !changed(old, p) && now.Sub(old.Heartbeat) < storeInterval {
-		return nil
+	if !changed(old, p) {
+		age := now.Sub(old.Heartbeat)
+		if age < storeInterval {
+			return nil
+		}
+		select {
+		case s.hub.refreshes <- struct{}{}:
+			defer func() { <-s.hub.refreshes }()
+		default:
+			if age < 3*storeInterval {
+				s.hub.metrics.putOff.Inc()
+				return nil
+			}
+		}
 	}
 	if err := s.hub.cfg.Store.PutPresence(ctx, p); err != nil {
 		return fmt.Errorf("put presence: %w", err)
