@@ -236,16 +236,29 @@ func NewDecoder(r io.Reader) *Decoder {
 // Read returns the next message; io.EOF at a clean end. Messages of unknown type
 // are returned too, with none of the known fields set: the caller ignores them.
 func (d *Decoder) Read() (Message, error) {
-	if !d.s.Scan() {
-		err := d.s.Err()
-		switch {
-		case err == nil:
-			return Message{}, io.EOF
-		case errors.Is(err, bufio.ErrTooLong):
-			return Message{}, ErrMessageTooLong
-		}
-		return Message{}, fmt.Errorf("read message: %w", err)
+	if err := d.Next(); err != nil {
+		return Message{}, err
 	}
+	return d.Message()
+}
+
+// Next waits for the next message, for Message to return; io.EOF at a clean end.
+func (d *Decoder) Next() error {
+	if d.s.Scan() {
+		return nil
+	}
+	err := d.s.Err()
+	switch {
+	case err == nil:
+		return io.EOF
+	case errors.Is(err, bufio.ErrTooLong):
+		return ErrMessageTooLong
+	}
+	return fmt.Errorf("read message: %w", err)
+}
+
+// Message is what Next waited for.
+func (d *Decoder) Message() (Message, error) {
 	var m Message
 	if err := json.Unmarshal(d.s.Bytes(), &m); err != nil {
 		return Message{}, fmt.Errorf("%w: control message: %w", ErrMalformed, err)

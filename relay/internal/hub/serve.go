@@ -67,7 +67,19 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 	return nil
 }
 
+// serveLink waits in a small frame: what greeting takes of the stack is given back.
 func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, remote string) error {
+	s, m, in, err := h.greet(ctx, l, &p, remote)
+	if err != nil {
+		return err
+	}
+	reason := h.converse(ctx, s, m, in)
+	h.leave(s, m, reason)
+	return reason
+}
+
+// greet hears who the agent is and gives its link a session.
+func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remote string) (_ *session, _ *member, _ *wire.Decoder, err error) {
 	hctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
 	// The deadline must also end a read on a stream that was opened and left silent.
@@ -79,50 +91,51 @@ func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, re
 
 	control, err := l.Accept(hctx)
 	if err != nil {
-		return fmt.Errorf("accept control stream: %w", err)
+		return nil, nil, nil, fmt.Errorf("accept control stream: %w", err)
 	}
-	defer control.Close()
+	defer func() {
+		if err != nil {
+			_ = control.Close()
+		}
+	}()
 	first, err := wire.ReadHello(control)
 	if err != nil {
-		return fmt.Errorf("read control stream: %w", err)
+		return nil, nil, nil, fmt.Errorf("read control stream: %w", err)
 	}
 	if first.Kind != wire.KindControl {
 		_, _ = control.Write(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeBadHello, Text: "the first stream of a link is the control stream"}))
-		return fmt.Errorf("first stream of kind %s: %w", first.Kind, wire.ErrMalformed)
+		return nil, nil, nil, fmt.Errorf("first stream of kind %s: %w", first.Kind, wire.ErrMalformed)
 	}
 	if _, err := control.Write(wire.AppendVerdict(nil, wire.Verdict{})); err != nil {
-		return fmt.Errorf("write verdict: %w", err)
+		return nil, nil, nil, fmt.Errorf("write verdict: %w", err)
 	}
 	in := wire.NewDecoder(control)
 	m := &member{link: l, out: wire.NewEncoder(control)}
 	m.queue = &outbox{write: m.out.Write, fail: func(err error) { _ = l.Close(err) }}
 	msg, err := in.Read()
 	if err != nil {
-		return fmt.Errorf("read hello: %w", err)
+		return nil, nil, nil, fmt.Errorf("read hello: %w", err)
 	}
 	if msg.Hello == nil {
-		return h.refuse(m, wire.GoodbyeError, "the first message is no hello")
+		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, "the first message is no hello")
 	}
 	hello := *msg.Hello
 	if _, err := ident.ParseAgentID(string(hello.Agent)); err != nil {
-		return h.refuse(m, wire.GoodbyeError, err.Error())
+		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
 	}
 	if !p.MayLink(ident.AgentKey{Team: p.Team, Agent: hello.Agent}) {
-		return h.refuse(m, wire.GoodbyeError, fmt.Sprintf("this credential is for agent %q only, not for %q", p.Agent, hello.Agent))
+		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, fmt.Sprintf("this credential is for agent %q only, not for %q", p.Agent, hello.Agent))
 	}
 	m.index = hello.LinkIndex
 
-	s, err := h.admit(hctx, m, hello, p, remote)
+	s, err := h.admit(hctx, m, hello, *p, remote)
 	if err != nil {
 		if bye, ok := errors.AsType[*GoodbyeError](err); ok {
 			m.goodbye(bye.Goodbye)
 		}
-		return err
+		return nil, nil, nil, err
 	}
-	cancel()
-	reason := h.converse(ctx, s, m, in)
-	h.leave(s, m, reason)
-	return reason
+	return s, m, in, nil
 }
 
 func (h *Hub) refuse(m *member, reason, detail string) error {
@@ -288,101 +301,47 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 	return err
 }
 
-// listen reads the agent's messages until the control stream ends.
+// listen reads the agent's messages until the control stream ends. It waits with as
+// little on its stack as possible, for each link has one: what is said is dealt with
+// elsewhere.
 func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+	done := make(chan error)
 	for {
-		msg, err := in.Read()
-		if err != nil {
+		if err := in.Next(); err != nil {
 			return err
 		}
-		pace.heard()
-		switch {
-		case msg.Type == wire.TypePing && msg.Ping != nil:
-			m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
-		case msg.Type == wire.TypePong && msg.Ping != nil:
-			if d := time.Since(time.Unix(0, msg.Ping.Sent)); d > 0 && d < time.Minute {
-				s.rtt.Store(int64(d))
-				h.metrics.rtt.Observe(d.Seconds())
-			}
-		case msg.Facts != nil || msg.State != nil:
-			// A store that is away must not end the link: what was heard is kept in
-			// memory, and the next heartbeat tries again.
-			if err := s.heard(ctx, msg.Facts, msg.State); err != nil {
-				h.log.Warn("keep what the agent said", "agent", s.key.Agent, "error", err)
-			}
-		case msg.Probed != nil:
-			s.probed(*msg.Probed)
-		case msg.Goodbye != nil:
-			return &GoodbyeError{Goodbye: *msg.Goodbye}
+		go func() { done <- h.understand(ctx, s, m, in, pace) }()
+		if err := <-done; err != nil {
+			return err
 		}
 	}
 }
 
-// leave takes a link out of its session. With the last one the session is over:
-// the agent is marked gone, and forgotten after the grace time.
-func (h *Hub) leave(s *session, m *member, reason error) {
-	label := "lost"
-	if bye, ok := errors.AsType[*GoodbyeError](reason); ok {
-		label = knownReason(bye.Reason)
+// understand deals with the message that came, and returns an error when it was the last.
+func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+	msg, err := in.Message()
+	if err != nil {
+		return err
 	}
-	h.metrics.disconnects.WithLabelValues(label).Inc()
-	h.mu.Lock()
-	for i, x := range s.members {
-		if x == m {
-			s.members = append(s.members[:i:i], s.members[i+1:]...)
-			break
+	pace.heard()
+	switch {
+	case msg.Type == wire.TypePing && msg.Ping != nil:
+		m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
+	case msg.Type == wire.TypePong && msg.Ping != nil:
+		if d := time.Since(time.Unix(0, msg.Ping.Sent)); d > 0 && d < time.Minute {
+			s.rtt.Store(int64(d))
+			h.metrics.rtt.Observe(d.Seconds())
 		}
-	}
-	over := len(s.members) == 0
-	current := h.sessions[s.key] == s
-	if over && current {
-		delete(h.sessions, s.key)
-		h.metrics.sessions.Set(float64(len(h.sessions)))
-	}
-	h.mu.Unlock()
-	if !over || !current {
-		return
-	}
-	h.log.Info("agent gone", "team", s.key.Team, "agent", s.key.Agent, "epoch", s.epoch, "reason", reason)
-	h.cfg.Event(Event{Kind: EventGone, Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
-	h.serving.Add(1)
-	go h.fade(s)
-}
-
-// fade keeps a lost agent in lists for the grace time.
-func (h *Hub) fade(s *session) {
-	defer h.serving.Done()
-	if h.leavesToOthers(s) {
-		return
-	}
-	p := s.snapshot()
-	p.GoneSince = time.Now().UTC()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	select {
-	case <-h.stop: // the relay stops: the agent will be elsewhere in a moment
-	default:
-		if err := h.cfg.Store.PutPresence(ctx, p); err != nil {
-			h.log.Debug("mark agent gone", "agent", s.key.Agent, "error", err)
+	case msg.Facts != nil || msg.State != nil:
+		// A store that is away must not end the link: what was heard is kept in
+		// memory, and the next heartbeat tries again.
+		if err := s.heard(ctx, msg.Facts, msg.State); err != nil {
+			h.log.Warn("keep what the agent said", "agent", s.key.Agent, "error", err)
 		}
-		grace := time.NewTimer(h.cfg.Grace)
-		defer grace.Stop()
-		select {
-		case <-grace.C:
-		case <-h.stop:
-		}
+	case msg.Probed != nil:
+		s.probed(*msg.Probed)
+	case msg.Goodbye != nil:
+		return &GoodbyeError{Goodbye: *msg.Goodbye}
 	}
-	ctx2, cancel2 := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel2()
-	if err := h.cfg.Store.DeletePresence(ctx2, s.key, s.epoch); err != nil {
-		h.log.Debug("forget agent", "agent", s.key.Agent, "error", err)
-	}
-}
-
-func knownReason(r string) string {
-	switch r {
-	case wire.GoodbyeSuperseded, wire.GoodbyeDrain, wire.GoodbyeRevoked, wire.GoodbyeShutdown, wire.GoodbyeFenced:
-		return r
-	}
-	return wire.GoodbyeError
+	return nil
 }
