@@ -105,5 +105,13 @@ func (m *mux) ping() {
 	}
 }
 
+// forgetPing gives up the measurement of a ping whose answer is that late: a peer that
+// had too much to answer leaves some out.
+func (m *mux) forgetPing(late time.Duration) {
+	if sent := m.pingSent.Load(); sent != 0 && m.now()+1-time.Duration(sent) > late {
+		m.pingSent.CompareAndSwap(sent, 0)
+	}
+}
+
 // silence is how long nothing has come from the peer.
 func (m *mux) silence() time.Duration { return m.now() - time.Duration(m.lastIn.Load()) }

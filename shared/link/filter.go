@@ -14,6 +14,13 @@ var errWindow = errors.New("the peer sent more than it was allowed")
 // Read gives yamux the peer's frames that concern a stream's life. Data, windows and
 // pings are dealt with here.
 func (m *mux) Read(p []byte) (int, error) {
+	if m.came {
+		// yamux has the stream in its queue: it asks for more only then.
+		m.came = false
+		if f := m.onIncoming.Load(); f != nil {
+			(*f)()
+		}
+	}
 	for m.give == 0 {
 		if m.have == 0 && m.hasInject.Load() {
 			m.head, m.give = m.takeInjected(), headerSize
@@ -75,9 +82,7 @@ func (m *mux) incoming() error {
 	f := m.flow(id)
 	if f == nil && flags&flagSYN != 0 {
 		f = m.track(id)
-		if came := m.onIncoming.Load(); came != nil {
-			(*came)()
-		}
+		m.came = true
 	}
 	if h[1] == typeData {
 		if err := m.receive(f, int(length)); err != nil {

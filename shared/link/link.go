@@ -44,8 +44,9 @@ type Config struct {
 	// its memory. Lines with short round trips get less, as much as they can use.
 	// Default 8 MiB, least 256 KiB.
 	Window uint32
-	// AcceptBacklog is how many streams may wait for Accept. Both ends must use
-	// the same value: the opener waits instead of exceeding it. Default 512.
+	// AcceptBacklog is how many streams may wait for Accept, and how many may wait for
+	// the peer's. An opener waits instead of exceeding its own value, so the peer's must
+	// not be less for who opens many. Default 512.
 	AcceptBacklog int
 	// MaxStreams is how many streams this side may have open at the peer. Default
 	// 4096.
@@ -60,8 +61,8 @@ type Config struct {
 	// Default 5 s.
 	KeepAlive time.Duration
 	// DeadAfter is how long a peer may be silent before the link is closed; both ends
-	// ask, so a living peer is never silent for more than KeepAlive and a round trip.
-	// Default 12 s.
+	// ask, so a living peer is never silent for much more than KeepAlive and a round
+	// trip. Default 12 s.
 	DeadAfter time.Duration
 	// OpenTimeout bounds Open in addition to its context. Default 10 s.
 	OpenTimeout time.Duration

@@ -53,5 +53,5 @@ func (l *load) rate(now time.Duration) int64 {
 func (l *Link) Load() int64 { return l.mux.load.rate(l.mux.now()) }
 
 // Silence is how long nothing has come from the peer. A living peer is never silent
-// for more than its KeepAlive and the line's delay.
+// for much more than the KeepAlive and the line's delay.
 func (l *Link) Silence() time.Duration { return l.mux.silence() }

@@ -105,7 +105,8 @@ type mux struct {
 
 	// The reading side belongs to yamux's one reader.
 	head       header
-	have, give int // bytes of head that were read; that yamux still has to get
+	have, give int  // bytes of head that were read; that yamux still has to get
+	came       bool // the peer opened a stream, which yamux has been given
 	leastRTT   time.Duration
 	injected   []header
 	hasInject  atomic.Bool

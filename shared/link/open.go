@@ -129,9 +129,9 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 	}
 }
 
-// OnIncoming has f called whenever the peer opens a stream, before Accept returns it, and
-// now for those that came before. f must not block: the link's reader calls it. With it,
-// who expects no streams need not wait for them in a goroutine.
+// OnIncoming has f called whenever the peer has opened a stream, and now for those that
+// came before. f must not block: the link's reader calls it. With it, who expects no
+// streams need not wait for them in a goroutine.
 func (l *Link) OnIncoming(f func()) {
 	l.mux.onIncoming.Store(&f)
 	f()

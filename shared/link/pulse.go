@@ -7,10 +7,10 @@ import (
 )
 
 const (
-	// busyBytes within one KeepAlive make a link busy: then its round trip is measured
-	// each time, for the windows follow it.
+	// busyBytes since the last beat make a link busy: then its round trip is measured
+	// each time, for the windows follow it, and once more when the queues are gone.
 	busyBytes = 64 << 10
-	// measureEvery is how many KeepAlives an idle link's round trip may be old.
+	// measureEvery is how many beats an idle link's round trip may be old.
 	measureEvery = 6
 	// slowAnswer is a round trip of a link that is congested, and gets asked often
 	// enough for an answer to be always on its way.
@@ -18,8 +18,8 @@ const (
 )
 
 // pulse asks the peer for signs of life and closes the link when there are none. A peer
-// that talks by itself, over a link that is neither busy nor slow, is not asked. It lives on a timer alone: a goroutine's
-// stack is most of what an idle link costs.
+// that talks by itself, over a link that is neither busy nor slow, is not asked. It lives
+// on a timer alone: a goroutine's stack is most of what an idle link costs.
 type pulse struct {
 	l        *Link
 	patience time.Duration // with a peer that is silent
@@ -29,7 +29,8 @@ type pulse struct {
 	stopped bool
 	wake    time.Time // when the timer is to fire
 	grace   time.Duration
-	unasked int    // KeepAlives since the last ping
+	unasked int    // beats since the last ping
+	busy    bool   // at the last beat
 	bytes   uint64 // that had moved by the last beat
 }
 
@@ -38,6 +39,7 @@ func startPulse(l *Link, client bool) *pulse {
 	if !client {
 		p.patience += l.cfg.KeepAlive / 10 // else both would ask at the same moment
 	}
+	p.patience = min(p.patience, l.cfg.DeadAfter/2)
 	l.mux.ping()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -73,10 +75,12 @@ func (p *pulse) look(now time.Time) error {
 	if next > 0 {
 		p.grace = 0
 	}
+	mux.forgetPing(2 * cfg.DeadAfter)
 	moved := mux.bytesIn.Load() + mux.bytesOut.Load()
 	busy := moved-p.bytes >= busyBytes || mux.pingSent.Load() != 0 || p.l.RTT() > slowAnswer
-	p.bytes = moved
-	if p.unasked++; next <= 0 || busy || p.unasked >= measureEvery {
+	ask := busy || p.busy
+	p.bytes, p.busy = moved, busy
+	if p.unasked++; next <= 0 || ask || p.unasked >= measureEvery {
 		p.unasked = 0
 		mux.ping()
 		next = min(p.patience, cfg.DeadAfter+p.grace-silent)

@@ -2,6 +2,7 @@ package link
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -67,6 +68,7 @@ type readiness struct {
 }
 
 // newReadiness returns nil for what does not show its socket: TLS has reads of its own.
+// A connection that shows it must not have any: they would be passed by.
 func newReadiness(c net.Conn) *readiness {
 	s, ok := c.(syscall.Conn)
 	if !ok {
@@ -84,8 +86,12 @@ func newReadiness(c net.Conn) *readiness {
 // read is net.Conn's Read, with the buffer as a result; nil when there is nothing.
 func (r *readiness) read(size int) (*[]byte, int, error) {
 	r.size, r.buf, r.n, r.err = size, nil, 0, nil
-	if err := r.raw.Read(r.try); err != nil {
-		return nil, 0, err // closed, or a deadline
+	if err := r.raw.Read(r.try); err != nil { // closed, or a deadline
+		var op *net.OpError
+		if errors.As(err, &op) {
+			op.Op = "read" // as package net says it, not "raw-read"
+		}
+		return nil, 0, err
 	}
 	b, n := r.buf, r.n
 	r.buf = nil
@@ -104,7 +110,8 @@ func (r *readiness) read(size int) (*[]byte, int, error) {
 func (r *readiness) attempt(fd uintptr) bool {
 	r.buf = getBuffer(r.size)
 	for {
-		// As package net reads, so that the race detector knows what came from whom.
+		// Not package unix's: the race detector takes what one goroutine reads for
+		// ordered behind what another wrote only where both are package syscall's.
 		r.n, r.err = syscall.Read(int(fd), (*r.buf)[:r.size])
 		if r.err != syscall.EINTR {
 			break

@@ -19,8 +19,8 @@ import (
 const (
 	greetTime    = 10 * time.Second // for the relay's welcome
 	pingInterval = 5 * time.Second
-	// doubtAfter is how long a link may be silent before it is doubted. Both ends
-	// send something every 5 s or sooner, so half of this is normal.
+	// doubtAfter is how long a link may be silent before it is doubted. Relays ping on
+	// each control stream every 4 s, this side every 5 s.
 	doubtAfter = 5500 * time.Millisecond
 	doubtGrace = 1500 * time.Millisecond // for the answer to a last question
 	// mute is how long pongs may be missing on a link that is alive below: more

@@ -85,7 +85,7 @@ func (f *findings) print(w io.Writer) error {
 	fmt.Fprintf(&b, "\n    1,000 open tunnels cost the relay %.1f MiB of PSS, the store inside it included; the index takes %.1f MiB for 100,000, and the store's file %.1f KiB a tunnel\n",
 		pss*1000/mib, index*100000/mib, store/kib)
 	if n := f.refused.Load(); n > 0 {
-		fmt.Fprintf(&b, "    %d opens were refused at first, with the advice to try again: the store had more to do than it could\n", n)
+		fmt.Fprintf(&b, "    %d opens were put off or not answered at first, and asked for again: the relay had more to do than it could\n", n)
 	}
 	b.WriteString("\n" + f.limit(perAgent, store) + "\n")
 	_, err := io.WriteString(w, b.String())

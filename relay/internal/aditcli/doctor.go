@@ -20,9 +20,9 @@ const (
 	// clockSlack is how wrong this machine's clock may be: tokens are checked with
 	// 60 s of leeway, and a second is lost by the header's precision.
 	clockSlack = 30 * time.Second
-	// heartbeatLate is when a machine's last sign of life is suspicious: it sends
-	// one every 15 s.
-	heartbeatLate = 40 * time.Second
+	// heartbeatLate is when a machine's last sign of life is suspicious: it sends one
+	// every 15 s, of which other relays hear once a minute, or later from a busy one.
+	heartbeatLate = 3 * time.Minute
 	// bannerWait is how long a tcp app has to say something by itself.
 	bannerWait = time.Second
 	// doctorSessions bounds how many tunnels of one machine are tried.

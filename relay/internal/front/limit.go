@@ -69,6 +69,7 @@ func (l *limited) give(key netip.Addr) {
 
 // limitedConn keeps the whole of *net.TCPConn (half-close, splice) and frees its
 // place when it closes.
+// It must have no Read of its own: links read from the socket itself.
 type limitedConn struct {
 	*net.TCPConn
 	release func()

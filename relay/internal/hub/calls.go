@@ -13,8 +13,8 @@ import (
 const (
 	// maxGateStreams bounds the streams that one agent may have open towards the relay.
 	maxGateStreams = 64
-	// backlog is how many streams may be on their way to being accepted, at either end.
-	// Each place costs memory, on every link.
+	// backlog is how many streams may be on their way to being accepted, here and at the
+	// agent. Each place costs memory, on every link.
 	backlog = 128
 	// callsLinger is how long another stream is waited for after one.
 	callsLinger = 5 * time.Second
@@ -95,7 +95,7 @@ func (g *gateCalls) take(ctx context.Context, st *link.Stream) {
 	})
 }
 
-// end waits for all of it. The context that came was given, or the link, has ended.
+// end waits for all of it. The link has ended.
 func (g *gateCalls) end() {
 	g.mu.Lock()
 	g.over = true

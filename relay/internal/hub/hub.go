@@ -117,7 +117,7 @@ type Hub struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	refreshes chan struct{} // holds one for each that is being written
+	refreshes, overdue chan struct{} // hold one for each heartbeat that is being written
 
 	mu       sync.Mutex
 	sessions map[ident.AgentKey]*session
@@ -165,6 +165,7 @@ func New(cfg Config) (*Hub, error) {
 	return &Hub{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer, cfg.Budget),
 		refreshes: make(chan struct{}, maxRefreshes),
+		overdue:   make(chan struct{}, maxOverdue),
 		sessions:  make(map[ident.AgentKey]*session),
 		arrivals:  make(map[ident.AgentKey]*arrival),
 		joining:   make(map[ident.AgentKey]int),

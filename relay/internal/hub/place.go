@@ -13,7 +13,7 @@ import (
 
 const (
 	// placeSilence is how long a link may be silent before others are preferred: a
-	// peer that lives says something every 5 s.
+	// peer that lives answers a ping every 4 s.
 	placeSilence = 6 * time.Second
 	// busyLoad is from how many bytes a second on a link is worth going around.
 	busyLoad = 256 << 10

@@ -126,9 +126,13 @@ func (s *session) snapshot() store.Presence {
 // that other relays see a heartbeat. Changes are written at once.
 const storeInterval = 60 * time.Second
 
-// maxRefreshes is how many of those may be written at once. A relay whose store is busy
-// with what people wait for puts off the others, up to three intervals.
-const maxRefreshes = 8
+// maxRefreshes is how many of those may be written at once: a relay whose store is busy
+// with what people wait for puts off the others. maxOverdue is how many more may, that
+// waited for three intervals.
+const (
+	maxRefreshes = 8
+	maxOverdue   = 24
+)
 
 // heard takes in what the agent said and writes it to the store when it changed
 // or grew old. The gate hears of declared state and health before anybody can
@@ -164,14 +168,16 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 		if age < storeInterval {
 			return nil
 		}
+		places := s.hub.refreshes
+		if age >= 3*storeInterval {
+			places = s.hub.overdue
+		}
 		select {
-		case s.hub.refreshes <- struct{}{}:
-			defer func() { <-s.hub.refreshes }()
+		case places <- struct{}{}:
+			defer func() { <-places }()
 		default:
-			if age < 3*storeInterval {
-				s.hub.metrics.putOff.Inc()
-				return nil
-			}
+			s.hub.metrics.putOff.Inc()
+			return nil
 		}
 	}
 	if err := s.hub.cfg.Store.PutPresence(ctx, p); err != nil {
