@@ -87,8 +87,7 @@ func newReadiness(c net.Conn) *readiness {
 func (r *readiness) read(size int) (*[]byte, int, error) {
 	r.size, r.buf, r.n, r.err = size, nil, 0, nil
 	if err := r.raw.Read(r.try); err != nil { // closed, or a deadline
-		var op *net.OpError
-		if errors.As(err, &op) {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
 			op.Op = "read" // as package net says it, not "raw-read"
 		}
 		return nil, 0, err
@@ -113,11 +112,11 @@ func (r *readiness) attempt(fd uintptr) bool {
 		// Not package unix's: the race detector takes what one goroutine reads for
 		// ordered behind what another wrote only where both are package syscall's.
 		r.n, r.err = syscall.Read(int(fd), (*r.buf)[:r.size])
-		if r.err != syscall.EINTR {
+		if !errors.Is(r.err, syscall.EINTR) {
 			break
 		}
 	}
-	if r.err == syscall.EAGAIN {
+	if errors.Is(r.err, syscall.EAGAIN) {
 		putBuffer(r.buf)
 		r.buf = nil
 		return false
