@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,11 +193,10 @@ func TestLinkLostAndBack(t *testing.T) {
 	w := newWorld(t, func(c *edge.Config) { c.Dialer = d; c.Hold = 20 * time.Second })
 	d.connect(t)
 	arrived := make(chan struct{}, 10)
-	first := true
+	var requests atomic.Int32
 	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
 		arrived <- struct{}{}
-		if first {
-			first = false
+		if requests.Add(1) == 1 {
 			<-r.Context().Done()
 			return
 		}
