@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -179,6 +180,18 @@ func percentile(sorted []time.Duration, p float64) time.Duration {
 	return sorted[min(len(sorted)-1, int(float64(len(sorted))*p))]
 }
 
+// openFiles is how many files a process may have open here, less what the test's own
+// need.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	const inUse = 2000 // with those of the relay's and its agents' links
+	return int(min(limit.Max, 1<<20)) - inUse
+}
+
 // flood is what the attackers have open, and what became of it.
 type flood struct {
 	t     *testing.T
@@ -237,6 +250,11 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	slow, streams, readers, strangers := 300, 300, 16, 300
 	if long() {
 		slow, streams, readers, strangers = 5000, 10000, 64, 5000
+		// Each connection is a file of the test and one of the relay.
+		if wanted, files := slow+2*streams+readers+strangers, openFiles(t); wanted > files {
+			slow, streams, strangers = slow*files/wanted, streams*files/wanted, strangers*files/wanted
+			t.Logf("this machine allows %d open files beside those in use: %d, 2x%d and %d connections", files, slow, streams, strangers)
+		}
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
