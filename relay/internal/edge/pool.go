@@ -164,6 +164,8 @@ type laned interface {
 	Lane() *link.Link
 	// Crowded says that a new stream would have a better way.
 	Crowded() bool
+	// Outnumbered says the same, if so many streams are in use on this one's way.
+	Outnumbered(inUse int) bool
 }
 
 // lane is what pick finds of the idle streams of one link.
@@ -175,7 +177,8 @@ type lane struct {
 
 // pick chooses among the idle streams, and returns -1 when a new one is better: of
 // the links that are not crowded the one with the least in use, there the stream
-// that was used last. The lock is held.
+// that was used last. Else what begins at once, eight downloads say, would all go where
+// the streams of what went before are. The lock is held.
 func (p *pool) pick(once bool) int {
 	var room [8]lane
 	lanes := room[:0]
@@ -202,6 +205,9 @@ func (p *pool) pick(once bool) int {
 		if best < 0 || inUse < least {
 			best, least = l.newest, inUse
 		}
+	}
+	if least > 1 && p.idle[best].Stream.(laned).Outnumbered(least) {
+		return -1
 	}
 	return best
 }

@@ -36,7 +36,7 @@ func (s *session) place() *member {
 		if m.link.Silence() > placeSilence {
 			key[0] = 1
 		}
-		if crowded(m.link.Load(), calm) {
+		if crowded(m.load(), calm) {
 			key[1] = 1
 		}
 		if best == nil || less(key, bestKey) {
@@ -57,17 +57,40 @@ func less(a, b [3]int) bool {
 
 // calmest is the load of the link with the least. hub.mu is held.
 func (s *session) calmest() int64 {
-	least := s.members[0].link.Load()
+	least := s.members[0].load()
 	for _, m := range s.members[1:] {
-		least = min(least, m.link.Load())
+		least = min(least, m.load())
 	}
 	return least
+}
+
+// load is what moves on the link and will go on: what moved for streams that have ended
+// is no reason to avoid it.
+func (m *member) load() int64 {
+	if m.link.NumStreams() <= 1 { // its control stream
+		return 0
+	}
+	return m.link.Load()
 }
 
 func crowded(load, calm int64) bool { return load > busyLoad && load/busyRatio > calm }
 
 // Lane is the link that carries the stream: those of one lane share its queues.
 func (st *Stream) Lane() *link.Link { return st.Link() }
+
+// Outnumbered says that of the agent's links another one has at least two streams less
+// than the inUse that are at work on this stream's: one more is better off there.
+func (st *Stream) Outnumbered(inUse int) bool {
+	st.session.hub.mu.Lock()
+	defer st.session.hub.mu.Unlock()
+	calm := st.session.calmest()
+	for _, m := range st.session.members {
+		if l := m.link; l != st.Link() && l.NumStreams()+2 <= inUse && l.Silence() <= placeSilence && !crowded(m.load(), calm) {
+			return true
+		}
+	}
+	return false
+}
 
 // Crowded says that much moves on the stream's link, and little on another one of the
 // agent: what begins anew is better off with a new stream.

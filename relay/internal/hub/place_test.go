@@ -5,9 +5,95 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
+
+// serveQuietly takes the streams of an agent's links, and reads what comes.
+func serveQuietly(t *testing.T, agents ...*agent) (wait func()) {
+	var all sync.WaitGroup
+	for _, a := range agents {
+		all.Go(func() {
+			for {
+				st, err := a.link.Accept(t.Context())
+				if err != nil {
+					return
+				}
+				all.Go(func() {
+					defer st.Close()
+					if _, err := wire.ReadHello(st); err != nil {
+						return
+					}
+					_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{}))
+					_, _ = io.Copy(io.Discard, st)
+				})
+			}
+		})
+	}
+	return func() {
+		for _, a := range agents {
+			_ = a.link.Close(nil)
+		}
+		all.Wait()
+	}
+}
+
+// Streams at work on one link speak for another, before there is any load to see.
+func TestOutnumbered(t *testing.T) {
+	w := newWorld(t)
+	first := w.agent(t, "a", 0, 0)
+	second := w.agent(t, "a", 1, 16)
+	defer serveQuietly(t, first, second)()
+	streams := map[*link.Link]*hub.Stream{}
+	for range 2 {
+		st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		streams[st.Lane()] = st
+	}
+	if len(streams) != 2 {
+		t.Fatal("two streams went over one link, with another one free")
+	}
+	for l, st := range streams { // each link has its control stream and this one
+		for inUse, want := range map[int]bool{l.NumStreams(): false, l.NumStreams() + 1: false, l.NumStreams() + 2: true} {
+			if got := st.Outnumbered(inUse); got != want {
+				t.Errorf("%d in use on one link and %d on the other: outnumbered is %t", inUse, l.NumStreams(), got)
+			}
+		}
+	}
+}
+
+// What moved for streams that have ended makes no link crowded.
+func TestEndedBulkLeavesNoCrowd(t *testing.T) {
+	w := newWorld(t)
+	first := w.agent(t, "a", 0, 0)
+	second := w.agent(t, "a", 1, 16)
+	defer serveQuietly(t, first, second)()
+	bulk, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bulk.Write(make([]byte, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	_ = bulk.Reset()
+	within(t, "the stream of a bulk transfer is gone", func() bool { return bulk.Lane().NumStreams() == 1 })
+	lanes := map[*link.Link]int{}
+	for range 8 { // at once: the load is still there to see
+		st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		lanes[st.Lane()]++
+	}
+	if lanes[bulk.Lane()] == 0 {
+		t.Error("eight streams went around a link on which nothing moves any more")
+	}
+}
 
 // What begins while a link carries bulk goes to another one.
 func TestStreamsGoAroundBulk(t *testing.T) {
