@@ -34,6 +34,7 @@ func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
 	frames := counter("frames_total", "Frames written to links.")
 	writes := counter("writes_total", "Writes that these frames were combined into.")
 	stalled := counter("write_seconds_total", "Time that writes to links took: more than a little is time in which the line took nothing.")
+	slowed := counter("slowdowns_total", "Times that bulk was sent more slowly because the line lost too much of it.")
 	return link.Hooks{
 		Sent: func(w link.Written) {
 			wait.Observe(w.Queued.Seconds())
@@ -43,5 +44,6 @@ func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
 			stalled.Add(w.Stalled.Seconds())
 		},
 		Received: func(n int) { received.Add(float64(n)) },
+		Slowed:   slowed.Inc,
 	}
 }

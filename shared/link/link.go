@@ -79,6 +79,9 @@ type Hooks struct {
 	Sent func(Written)
 	// Received is called after each read from the connection.
 	Received func(bytes int)
+	// Slowed is called when bulk is sent more slowly from now on, because the line lost
+	// too much of it.
+	Slowed func()
 }
 
 // Written is one write to the socket.
@@ -174,6 +177,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		done:       make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
+	l.mux.line = lineOf(c.conn(), l.congestion)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
 		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping

@@ -85,6 +85,8 @@ type mux struct {
 	frames  int           // in pending
 	writing bool          // somebody writes to the carrier
 	bulk    sync.Mutex    // held by who has bulk to send; never taken with mu held
+	line    line          // nil where nothing is known of it
+	pace    *pacer        // with line, from the first bulk on; for who holds bulk
 	// bulkWaits says that somebody with bulk writes next.
 	bulkWaits bool
 	closed    bool
@@ -198,6 +200,12 @@ func (m *mux) send(id uint32, body []byte) error {
 func (m *mux) sendBulk(h header, body []byte) error {
 	m.bulk.Lock()
 	defer m.bulk.Unlock()
+	if m.line != nil {
+		if m.pace == nil {
+			m.pace = &pacer{line: m.line, slowed: m.hooks.Slowed}
+		}
+		m.pace.bulk(m.now())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bulkWaits = true

@@ -4,9 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +17,9 @@ import (
 // enough to keep the wire busy, little enough that a small frame does not wait
 // behind megabytes of bulk.
 const notSent = 256 << 10
+
+// bbr is the kernel's name for it.
+const bbr = "bbr"
 
 // tune asks for BBR, without which one lost packet in a hundred collapses a link,
 // where the kernel offers it, and says which congestion control is in use.
@@ -29,13 +34,70 @@ func tune(c net.Conn) string {
 	}
 	var name string
 	_ = rc.Control(func(fd uintptr) {
-		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr")
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, bbr)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
 		if s, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil {
 			name = s
 		}
 	})
 	return name
+}
+
+// bbrLine is a link's socket under BBR.
+type bbrLine struct {
+	raw syscall.RawConn
+}
+
+// lineOf returns nil for what is not under BBR: other congestion controls slow down for
+// loss by themselves.
+func lineOf(c net.Conn, congestion string) line {
+	t := tcpConn(c)
+	if t == nil || congestion != bbr {
+		return nil
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return bbrLine{raw}
+}
+
+func (l bbrLine) vitals() (v vitals, ok bool) {
+	_ = l.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		cc, err := unix.GetsockoptTCPCCBBRInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_CC_INFO)
+		if err != nil {
+			return
+		}
+		v = vitals{
+			sent: info.Bytes_sent, resent: info.Bytes_retrans,
+			bandwidth: uint64(cc.Bw_hi)<<32 | uint64(cc.Bw_lo),
+			rtt:       time.Duration(info.Rtt) * time.Microsecond,
+		}
+		ok = true
+	})
+	return v, ok
+}
+
+func (l bbrLine) restart() {
+	_ = l.raw.Control(func(fd uintptr) {
+		// Choosing what is chosen changes nothing; every kernel has reno, for everybody.
+		if unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") == nil {
+			_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, bbr)
+		}
+	})
+}
+
+func (l bbrLine) limit(rate uint64) {
+	if rate == 0 || rate > math.MaxInt32 {
+		rate = math.MaxUint32 // which means none
+	}
+	_ = l.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, int(int32(uint32(rate))))
+	})
 }
 
 // tcpConn finds the TCP connection beneath wrappers that say what they wrap.

@@ -18,6 +18,7 @@ type metrics struct {
 	frames      prometheus.Counter
 	writes      prometheus.Counter
 	stalled     prometheus.Counter
+	slowed      prometheus.Counter
 	putOff      prometheus.Counter
 }
 
@@ -58,13 +59,16 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		stalled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_link_write_seconds_total", Help: "Time that writes to agents' links took: more than a little is time in which the line took nothing.",
 		}),
+		slowed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_link_slowdowns_total", Help: "Times that bulk was sent to an agent more slowly because the line lost too much of it.",
+		}),
 		putOff: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
 		}),
 	}
 	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.putOff)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff)
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "adit_relay_link_unread_bytes", Help: "Bytes received on agents' links that wait for slow readers.",
 		}, func() float64 { return float64(unread.Used()) }))
@@ -83,5 +87,6 @@ func (m *metrics) hooks() link.Hooks {
 			m.stalled.Add(w.Stalled.Seconds())
 		},
 		Received: func(n int) { m.received.Add(float64(n)) },
+		Slowed:   m.slowed.Inc,
 	}
 }

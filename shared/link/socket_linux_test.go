@@ -1,0 +1,49 @@
+package link
+
+import (
+	"io"
+	"math"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
+)
+
+// The real thing: a socket under BBR tells, restarts and takes a limit.
+func TestSocketUnderBBR(t *testing.T) {
+	a, b := testkit.TCP(t)
+	if name := tune(a); name != bbr {
+		t.Skipf("this kernel gives sockets %s, not bbr (modprobe tcp_bbr)", name)
+	}
+	go func() { _, _ = io.Copy(io.Discard, b) }()
+	l := lineOf(a, bbr).(bbrLine)
+	for range 64 {
+		if _, err := a.Write(make([]byte, 64<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, ok := l.vitals()
+	if !ok || v.sent == 0 || v.bandwidth == 0 || v.rtt <= 0 {
+		t.Errorf("of a socket that sent 4 MiB, the kernel tells %+v (%t)", v, ok)
+	}
+	for _, c := range []struct {
+		limit uint64
+		want  uint32
+	}{{1 << 20, 1 << 20}, {3 << 30, math.MaxUint32}, {0, math.MaxUint32}} {
+		l.limit(c.limit)
+		l.restart()
+		_ = l.raw.Control(func(fd uintptr) {
+			got, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE)
+			if err != nil || uint32(got) != c.want {
+				t.Errorf("a limit of %d is %d at the socket, want %d (%v)", c.limit, uint32(got), c.want, err)
+			}
+			if name, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || name != bbr {
+				t.Errorf("after a restart the socket is under %q (%v)", name, err)
+			}
+		})
+	}
+	if lineOf(a, "cubic") != nil {
+		t.Error("a socket under cubic is watched")
+	}
+}
