@@ -142,21 +142,29 @@ func newPool(session ident.SessionID, maxIdle int, idleFor time.Duration) *pool 
 // used just now, for a request that could not be repeated.
 func (p *pool) get(once bool) *upstream {
 	for {
-		p.mu.Lock()
-		i := p.pick(once)
-		if i < 0 {
-			p.mu.Unlock()
+		u := p.take(once)
+		if u == nil {
 			return nil
 		}
-		u := p.idle[i]
-		p.idle = slices.Delete(p.idle, i, i+1)
-		p.mu.Unlock()
 		if u.Unwatch() && !u.stale() {
 			u.reused = true
 			return u
 		}
 		_ = u.Close() // the app closed it, or spoke out of turn
 	}
+}
+
+// take takes the stream that pick chose out of the pool.
+func (p *pool) take(once bool) *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.pick(once)
+	if i < 0 {
+		return nil
+	}
+	u := p.idle[i]
+	p.idle = slices.Delete(p.idle, i, i+1)
+	return u
 }
 
 // laned is a Stream that knows which of an agent's parallel links carries it.
@@ -177,8 +185,8 @@ type lane struct {
 
 // pick chooses among the idle streams, and returns -1 when a new one is better: of
 // the links that are not crowded the one with the least in use, there the stream
-// that was used last. Else what begins at once, eight downloads say, would all go where
-// the streams of what went before are. The lock is held.
+// that was used last. And none where another link has fewer: eight downloads that begin at
+// once would all go where what went before has left its streams. The lock is held.
 func (p *pool) pick(once bool) int {
 	var room [8]lane
 	lanes := room[:0]

@@ -64,8 +64,8 @@ func (s *session) calmest() int64 {
 	return least
 }
 
-// load is what moves on the link and will go on: what moved for streams that have ended
-// is no reason to avoid it.
+// load is what moves on the link and may go on: what moved for streams that are gone is
+// no reason to avoid it.
 func (m *member) load() int64 {
 	if m.link.NumStreams() <= 1 { // its control stream
 		return 0
@@ -78,11 +78,14 @@ func crowded(load, calm int64) bool { return load > busyLoad && load/busyRatio >
 // Lane is the link that carries the stream: those of one lane share its queues.
 func (st *Stream) Lane() *link.Link { return st.Link() }
 
-// Outnumbered says that of the agent's links another one has at least two streams less
-// than the inUse that are at work on this stream's: one more is better off there.
+// Outnumbered says that another one of the agent's links has at least two streams less
+// than the inUse of this stream's: one more is better off there.
 func (st *Stream) Outnumbered(inUse int) bool {
 	st.session.hub.mu.Lock()
 	defer st.session.hub.mu.Unlock()
+	if len(st.session.members) < 2 {
+		return false
+	}
 	calm := st.session.calmest()
 	for _, m := range st.session.members {
 		if l := m.link; l != st.Link() && l.NumStreams()+2 <= inUse && l.Silence() <= placeSilence && !crowded(m.load(), calm) {
@@ -91,6 +94,9 @@ func (st *Stream) Outnumbered(inUse int) bool {
 	}
 	return false
 }
+
+// Stale says that the stream's link is dead: nothing will be had of it any more.
+func (st *Stream) Stale() bool { return st.Link().Err() != nil }
 
 // Crowded says that much moves on the stream's link, and little on another one of the
 // agent: what begins anew is better off with a new stream.

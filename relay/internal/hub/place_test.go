@@ -66,6 +66,28 @@ func TestOutnumbered(t *testing.T) {
 	}
 }
 
+// Who kept a stream of an agent that has left asks in vain.
+func TestStreamOfNoLink(t *testing.T) {
+	w := newWorld(t)
+	first := w.agent(t, "a", 0, 0)
+	second := w.agent(t, "a", 1, 16)
+	wait := serveQuietly(t, first, second)
+	st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if st.Stale() {
+		t.Error("a stream of a living link is stale")
+	}
+	wait()
+	within(t, "the stream is stale", st.Stale)
+	within(t, "the agent has no link", func() bool { _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); return err != nil })
+	if st.Crowded() || st.Outnumbered(100) {
+		t.Error("an agent without links has a better one")
+	}
+}
+
 // What moved for streams that have ended makes no link crowded.
 func TestEndedBulkLeavesNoCrowd(t *testing.T) {
 	w := newWorld(t)
@@ -81,6 +103,9 @@ func TestEndedBulkLeavesNoCrowd(t *testing.T) {
 	}
 	_ = bulk.Reset()
 	within(t, "the stream of a bulk transfer is gone", func() bool { return bulk.Lane().NumStreams() == 1 })
+	if bulk.Lane().Load() == 0 {
+		t.Skip("this machine was too slow: the load is over before streams could go around it")
+	}
 	lanes := map[*link.Link]int{}
 	for range 8 { // at once: the load is still there to see
 		st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
