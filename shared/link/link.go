@@ -169,15 +169,14 @@ func NewServer(conn net.Conn, cfg Config) (*Link, error) {
 func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 	cfg = cfg.withDefaults()
 	l := &Link{
-		cfg:        cfg,
-		carrier:    c,
-		congestion: tune(c.conn()),
-		remote:     c.conn().RemoteAddr(),
-		opening:    make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
-		done:       make(chan struct{}),
+		cfg:     cfg,
+		carrier: c,
+		remote:  c.conn().RemoteAddr(),
+		opening: make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
+		done:    make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
-	l.mux.line = lineOf(c.conn(), l.congestion)
+	l.congestion, l.mux.line = tune(c.conn())
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
 		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping

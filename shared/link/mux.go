@@ -217,6 +217,9 @@ func (m *mux) sendBulk(h header, body []byte) error {
 		m.add(h[:])
 		m.frames++
 		m.writeOnce(body)
+		if m.pace != nil {
+			m.pace.sent(m.now())
+		}
 	}
 	if m.err != nil {
 		_, err := m.discard(body)
@@ -224,6 +227,17 @@ func (m *mux) sendBulk(h header, body []byte) error {
 	}
 	m.kick()
 	return nil
+}
+
+// rest lets go of what bulk needed, if there is none any more.
+func (m *mux) rest() {
+	if !m.bulk.TryLock() {
+		return // there is
+	}
+	defer m.bulk.Unlock()
+	if m.pace != nil {
+		m.pace.rest(m.now())
+	}
 }
 
 // breathe waits until not too much is pending, so that a peer that makes this side

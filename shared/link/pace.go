@@ -12,18 +12,26 @@ const (
 	// paceQuiet without bulk makes the next bulk a beginning.
 	paceQuiet = time.Second
 	// paceEvery and paceRounds round trips, whichever is longer, lie between two looks,
-	// and at least paceBytes, so that chance makes no difference.
+	// and at least paceBytes: of fewer packets, too many may be lost by chance.
 	paceEvery  = 250 * time.Millisecond
 	paceRounds = 3
-	paceBytes  = 512 << 10
-	// paceLoss is the part of the bytes sent that was lost, in percent, from which the
-	// line counts as overfilled. BBRv3 (draft-ietf-ccwg-bbr, BBRLossThresh) takes 2; a
-	// line that loses 1 by itself should not be mistaken for one.
-	paceLoss = 3
+	paceBytes  = 2 << 20
+	// paceLoss is the part of the bytes sent that was lost, of a thousand, from which the
+	// line counts as overfilled. BBRv3 (draft-ietf-ccwg-bbr, BBRLossThresh) takes 20; a
+	// line that loses 10 by itself should not be mistaken for one.
+	paceLoss = 30
+	// paceCuts that brought the loss down by less than a half say that it is not this
+	// link's doing: the line loses, or others fill it. Two good looks make up for one.
+	paceCuts = 5
+	// mostNoise is the most that a line is believed to lose by itself, of a thousand.
+	mostNoise = 100
 	// A limit begins a tenth below what did too much, and grows by steps that begin at
 	// leastStep of a thousand and become half as large again with each good look.
 	leastStep, mostStep = 5, 100
-	leastLimit          = 64 << 10
+	// leastLimit and a leastPart of the most that the line was taken for bound every
+	// mistake.
+	leastLimit = 256 << 10
+	leastPart  = 16
 )
 
 // vitals are what the kernel tells of a link's socket.
@@ -37,7 +45,7 @@ type vitals struct {
 type line interface {
 	vitals() (vitals, bool)
 	// restart has BBR forget what it takes the line for and look anew, as at the
-	// beginning of a connection.
+	// beginning of a connection, where that is permitted.
 	restart()
 	// limit bounds the rate of sending, in bytes a second; 0: no bound.
 	limit(rate uint64)
@@ -47,12 +55,15 @@ type line interface {
 type pacer struct {
 	line   line
 	slowed func()        // called for each slowing down; may be nil
-	last   time.Duration // when bulk was sent last
+	last   time.Duration // when bulk was sent last, or was about to be
 	looked time.Duration
 	then   vitals // at that time
 	best   uint64 // the most that the line was taken for
 	limit  uint64 // 0: none
-	step   uint64
+	step   uint64 // of its growth
+	cuts   int    // not made up for, times two
+	lost   uint64 // of a thousand, before the first of them
+	noise  uint64 // what the line loses anyway, of a thousand
 }
 
 // bulk is called before bulk is sent, at now.
@@ -73,45 +84,77 @@ func (p *pacer) bulk(now time.Duration) {
 	case v.sent-p.then.sent < paceBytes:
 		return
 	default:
-		p.best = max(p.best, v.bandwidth)
 		p.judge(v)
 	}
 	p.looked, p.then = now, v
 }
 
+// sent is called when bulk was sent: the line may have taken it slowly.
+func (p *pacer) sent(now time.Duration) { p.last = now }
+
+// rest lifts the limit when there is no bulk: it is not meant for what else is sent.
+func (p *pacer) rest(now time.Duration) {
+	if p.limit > 0 && now-p.last >= paceQuiet {
+		p.bound(0)
+		p.best = 0
+	}
+}
+
 // begin forgets what was found while others shared the line, and what cannot be trusted.
 func (p *pacer) begin(v vitals) {
 	if p.limit > 0 {
-		p.limit = 0
-		p.line.limit(0)
+		p.bound(0)
 		p.best = 0
 	}
-	if v.bandwidth <= p.best/2 || p.best == 0 {
+	if p.best == 0 || v.bandwidth <= p.best/2 {
 		p.line.restart()
 	}
-	p.best -= p.best / 8 // a line may have become slower for good
+	p.cuts = 0
+	p.best = max(p.best-p.best/8, v.bandwidth) // a line may have become slower for good
 }
 
 // judge sends slower when the line is overfilled, and then faster again by and by.
 func (p *pacer) judge(v vitals) {
+	p.best = max(p.best, v.bandwidth)
+	lost := (v.resent - p.then.resent) * 1000 / (v.sent - p.then.sent)
 	switch {
-	case (v.resent-p.then.resent)*100 > (v.sent-p.then.sent)*paceLoss:
-		if p.limit == 0 || v.bandwidth < p.limit {
-			p.limit = v.bandwidth
-		}
-		p.limit = max(p.limit-p.limit/10, leastLimit)
-		p.step = leastStep
-		if p.slowed != nil {
-			p.slowed()
-		}
-	case p.limit == 0:
+	case lost <= p.noise+paceLoss:
+		p.cuts = max(p.cuts-1, 0)
+		p.noise -= (max(p.noise, lost) - lost + 7) / 8
+		p.grow()
 		return
-	default:
-		p.limit += p.limit / 1000 * p.step
-		p.step = min(p.step*3/2, mostStep)
-		if p.limit > p.best {
-			p.limit = 0
-		}
+	case p.cuts == 0 || lost <= p.lost/2:
+		p.cuts, p.lost = 0, lost
+	case p.cuts >= 2*paceCuts:
+		p.cuts, p.noise = 0, min(lost, mostNoise)
+		p.bound(0)
+		return
 	}
-	p.line.limit(p.limit)
+	p.cuts += 2
+	from := v.bandwidth
+	if p.limit > 0 {
+		from = min(from, p.limit)
+	}
+	p.step = leastStep
+	p.bound(max(from-from/10, leastLimit, p.best/leastPart))
+	if p.slowed != nil {
+		p.slowed()
+	}
+}
+
+func (p *pacer) grow() {
+	if p.limit == 0 {
+		return
+	}
+	rate := p.limit + p.limit*p.step/1000
+	p.step = min(p.step*3/2, mostStep)
+	if rate > p.best {
+		rate = 0
+	}
+	p.bound(rate)
+}
+
+func (p *pacer) bound(rate uint64) {
+	p.limit = rate
+	p.line.limit(rate)
 }

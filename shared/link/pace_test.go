@@ -1,6 +1,7 @@
 package link
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -15,13 +16,17 @@ type fakeLine struct {
 	v        vitals
 	bound    uint64
 	restarts int
+	chance   *rand.Rand
 }
 
 func (w *fakeLine) vitals() (vitals, bool) { return w.v, true }
 func (w *fakeLine) restart()               { w.restarts++; w.stuck = false }
 func (w *fakeLine) limit(rate uint64)      { w.bound = rate }
 
-// send is what a sender does in d.
+// packet is how many bytes are lost together.
+const packet = 1448
+
+// send is what a sender does in d. What is lost by noise is a matter of chance.
 func (w *fakeLine) send(d time.Duration) {
 	rate := w.capacity * w.push
 	if w.stuck {
@@ -30,9 +35,13 @@ func (w *fakeLine) send(d time.Duration) {
 	if w.bound > 0 {
 		rate = min(rate, float64(w.bound))
 	}
-	lost := max(0, rate-w.capacity) + rate*w.noise
 	w.v.sent += uint64(rate * d.Seconds())
-	w.v.resent += uint64(lost * d.Seconds())
+	w.v.resent += uint64(max(0, rate-w.capacity) * d.Seconds())
+	for range int(rate * d.Seconds() / packet) {
+		if w.noise > 0 && w.chance.Float64() < w.noise {
+			w.v.resent += packet
+		}
+	}
 	w.v.bandwidth = uint64(min(rate, w.capacity*1.1))
 }
 
@@ -48,6 +57,7 @@ func transfer(p *pacer, w *fakeLine, now *time.Duration, d time.Duration) (rate,
 		p.bulk(*now)
 		w.send(step)
 		*now += step
+		p.sent(*now)
 	}
 	sent, resent := float64(w.v.sent-half.sent), float64(w.v.resent-half.resent)
 	return sent / (d / 2).Seconds(), resent / sent
@@ -72,6 +82,9 @@ func TestBulkLeavesAnOverfilledLine(t *testing.T) {
 		t.Errorf("with twice the room, bulk moves %.1f MB/s of %.1f", rate/1e6, w.capacity/1e6)
 	}
 	// What begins later begins without a bound.
+	for w.bound == 0 {
+		transfer(p, w, &now, paceEvery)
+	}
 	now += 2 * paceQuiet
 	p.bulk(now)
 	if w.bound != 0 || w.restarts != 2 {
@@ -80,13 +93,40 @@ func TestBulkLeavesAnOverfilledLine(t *testing.T) {
 }
 
 func TestLossOfTheLineIsNoReason(t *testing.T) {
-	w := &fakeLine{capacity: 100e6, push: 0.9, noise: 0.01}
-	w.v.rtt = 80 * time.Millisecond
+	for _, noise := range []float64{0.01, 0.032, 0.05, 0.1, 0.3} {
+		for _, capacity := range []float64{2e6, 30e6} {
+			w := &fakeLine{capacity: capacity, push: 1.2, noise: noise, chance: rand.New(rand.NewPCG(1, uint64(capacity)))}
+			w.v.rtt = 80 * time.Millisecond
+			now := time.Second
+			p := &pacer{line: w}
+			transfer(p, w, &now, 2*time.Second) // it begins with too much
+			w.push = 0.9
+			const long = 120 * time.Second
+			if rate, _ := transfer(p, w, &now, long); rate < 0.6*w.push*capacity {
+				t.Errorf("a line of %.0f MB/s that loses %.1f %% is sent %.1f a second", capacity/1e6, noise*100, rate/1e6)
+			}
+			// Once it loses nothing, what overfills it is noticed again.
+			w.noise, w.push = 0, 1.2
+			if _, lost := transfer(p, w, &now, long); lost > 0.02 {
+				t.Errorf("a line of %.0f MB/s that lost %.1f %% once is overfilled for good: %.1f %% is lost", capacity/1e6, noise*100, lost*100)
+			}
+		}
+	}
+}
+
+// A limit is for bulk: what else is sent later is not held by it.
+func TestNoLimitAtRest(t *testing.T) {
+	w := &fakeLine{capacity: 20e6, push: 1.2}
 	now := time.Second
 	p := &pacer{line: w}
-	transfer(p, w, &now, 10*time.Second)
-	if w.bound != 0 {
-		t.Errorf("a line that loses 1 %% is sent %d bytes a second", w.bound)
+	for w.bound == 0 {
+		transfer(p, w, &now, paceEvery)
+	}
+	if p.rest(now); w.bound == 0 {
+		t.Error("the limit went while there was bulk")
+	}
+	if p.rest(now + 2*paceQuiet); w.bound != 0 {
+		t.Errorf("long after the bulk, the limit is %d", w.bound)
 	}
 }
 
@@ -107,10 +147,32 @@ func TestBulkBeginsAnew(t *testing.T) {
 	if w.restarts != before {
 		t.Error("an estimate that is still good was thrown away")
 	}
-	now += 2 * paceQuiet
+	for range 10 { // too short for any look but the first
+		transfer(p, w, &now, 100*time.Millisecond)
+		now += 2 * paceQuiet
+	}
+	if w.restarts != before {
+		t.Error("short transfers with pauses between restart BBR")
+	}
 	w.stuck = true
 	w.send(10 * time.Millisecond)
 	if transfer(p, w, &now, time.Second); w.restarts != before+1 || w.stuck {
 		t.Error("an estimate that fell to a twentieth was believed")
+	}
+}
+
+// A write that took long is no pause.
+func TestSlowWritesAreOneTransfer(t *testing.T) {
+	w := &fakeLine{capacity: 60e3, push: 1}
+	p := &pacer{line: w}
+	now := time.Second
+	for range 20 {
+		p.bulk(now)
+		w.send(3 * time.Second)
+		now += 3 * time.Second
+		p.sent(now)
+	}
+	if w.restarts != 1 {
+		t.Errorf("a transfer over a slow line restarted BBR %d times", w.restarts)
 	}
 }

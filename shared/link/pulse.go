@@ -76,6 +76,7 @@ func (p *pulse) look(now time.Time) error {
 		p.grace = 0
 	}
 	mux.forgetPing(2 * cfg.DeadAfter)
+	mux.rest()
 	moved := mux.bytesIn.Load() + mux.bytesOut.Load()
 	busy := moved-p.bytes >= busyBytes || mux.pingSent.Load() != 0 || p.l.RTT() > slowAnswer
 	ask := busy || p.busy

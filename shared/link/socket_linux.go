@@ -7,6 +7,8 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,45 +23,47 @@ const notSent = 256 << 10
 // bbr is the kernel's name for it.
 const bbr = "bbr"
 
+// allowed lists the congestion controls that a program without privileges may choose.
+const allowed = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+
 // tune asks for BBR, without which one lost packet in a hundred collapses a link,
-// where the kernel offers it, and says which congestion control is in use.
-func tune(c net.Conn) string {
+// where the kernel offers it, and says which congestion control is in use. Others than
+// BBR slow down for loss by themselves: of their lines, there is nothing to watch.
+func tune(c net.Conn) (congestion string, watched line) {
 	t := tcpConn(c)
 	if t == nil {
-		return ""
+		return "", nil
 	}
 	rc, err := t.SyscallConn()
 	if err != nil {
-		return ""
+		return "", nil
 	}
-	var name string
+	var before, name string
 	_ = rc.Control(func(fd uintptr) {
+		before, _ = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
 		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, bbr)
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
 		if s, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil {
 			name = s
 		}
 	})
-	return name
+	if name != bbr {
+		return name, nil
+	}
+	return name, bbrLine{raw: rc, again: before != bbr || anyoneMayChoose(bbr)}
+}
+
+// anyoneMayChoose is false for a congestion control that came with the route, say: once
+// left, it could not be had again.
+func anyoneMayChoose(congestion string) bool {
+	list, err := os.ReadFile(allowed)
+	return err == nil && slices.Contains(strings.Fields(string(list)), congestion)
 }
 
 // bbrLine is a link's socket under BBR.
 type bbrLine struct {
-	raw syscall.RawConn
-}
-
-// lineOf returns nil for what is not under BBR: other congestion controls slow down for
-// loss by themselves.
-func lineOf(c net.Conn, congestion string) line {
-	t := tcpConn(c)
-	if t == nil || congestion != bbr {
-		return nil
-	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	return bbrLine{raw}
+	raw   syscall.RawConn
+	again bool // it may be chosen again
 }
 
 func (l bbrLine) vitals() (v vitals, ok bool) {
@@ -69,8 +73,8 @@ func (l bbrLine) vitals() (v vitals, ok bool) {
 			return
 		}
 		cc, err := unix.GetsockoptTCPCCBBRInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_CC_INFO)
-		if err != nil {
-			return
+		if err != nil || cc.Pacing_gain == 0 || info.Bytes_sent == 0 {
+			return // it is not BBR's, or the kernel is older than 4.19
 		}
 		v = vitals{
 			sent: info.Bytes_sent, resent: info.Bytes_retrans,
@@ -83,6 +87,9 @@ func (l bbrLine) vitals() (v vitals, ok bool) {
 }
 
 func (l bbrLine) restart() {
+	if !l.again {
+		return
+	}
 	_ = l.raw.Control(func(fd uintptr) {
 		// Choosing what is chosen changes nothing; every kernel has reno, for everybody.
 		if unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") == nil {

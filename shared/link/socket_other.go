@@ -8,9 +8,7 @@ import (
 )
 
 // tune does nothing here: only Linux lets a program choose the congestion control.
-func tune(net.Conn) string { return "" }
-
-func lineOf(net.Conn, string) line { return nil }
+func tune(net.Conn) (congestion string, watched line) { return "", nil }
 
 // readiness is for Linux only, where relays run.
 type readiness struct{}
