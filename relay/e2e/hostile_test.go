@@ -252,7 +252,7 @@ func TestFloodsDoNotSpread(t *testing.T) {
 		slow, streams, readers, strangers = 5000, 10000, 64, 5000
 		// Each connection is a file of the test and one of the relay.
 		if wanted, files := slow+2*streams+readers+strangers, openFiles(t); wanted > files {
-			slow, streams, strangers = slow*files/wanted, streams*files/wanted, strangers*files/wanted
+			slow, streams, strangers = slow*files/wanted, streams*files/wanted, strangers*files/wanted/3*3
 			t.Logf("this machine allows %d open files beside those in use: %d, 2x%d and %d connections", files, slow, streams, strangers)
 		}
 	}
@@ -333,7 +333,7 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	silent := f.silentLinks(20)
 	f.giganticMessage(tcp)
 
-	peak := 0
+	peak := rss(t, r.Process)
 	for time.Since(begun) < 8*time.Second {
 		peak = max(peak, rss(t, r.Process))
 		<-time.After(100 * time.Millisecond)
@@ -349,8 +349,14 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	if len(during) < 50 {
 		t.Errorf("the neighbour got only %d requests through in the flood", len(during))
 	}
-	if limit := 20 * (control99 + base99); p99 > limit {
-		t.Errorf("the neighbour's p99 in the flood is %s, more than %s: twenty times what it was before and what an unflooded relay has beside it, together", p99, limit)
+	// The flood itself is made on this machine, and while it comes in its long form both
+	// cores are busy with making it.
+	times := time.Duration(20)
+	if long() {
+		times = 40
+	}
+	if limit := times * (control99 + base99); p99 > limit {
+		t.Errorf("the neighbour's p99 in the flood is %s, more than %s: %d times what it was before and what an unflooded relay has beside it, together", p99, limit, times)
 	}
 	// Every reader may have its stream's window unread in the relay, and every
 	// connection its buffers; nothing else may grow with the flood.

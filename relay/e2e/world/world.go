@@ -136,6 +136,9 @@ func (w *World) StartIn(dir, name string, env []string, program string, args ...
 	}()
 	w.T.Cleanup(func() {
 		p.Kill()
+		if strings.Contains(p.log.String(), "WARNING: DATA RACE") { // built with -race: see scripts/test --long
+			w.T.Errorf("the race detector found something in %s", name)
+		}
 		if w.T.Failed() {
 			w.T.Logf("--- log of %s ---\n%s", name, tail(p.log.String(), 12000))
 		}
