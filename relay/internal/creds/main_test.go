@@ -34,6 +34,7 @@ type memory struct {
 	mu       sync.Mutex
 	records  map[ident.CredentialID]store.CredentialRecord
 	unseen   map[ident.CredentialID]store.CredentialRecord // written by another relay, not in the index yet
+	lags     bool                                          // what is revoked is not in the index until CatchUp
 	down     bool
 	stale    bool
 	catchUps int
@@ -136,12 +137,17 @@ func (m *memory) change(id ident.CredentialID, f func(*store.CredentialRecord) e
 	default:
 		err = f(&r)
 	}
-	if err == nil {
+	lags := m.lags && !r.RevokedAt.IsZero()
+	switch {
+	case err != nil:
+	case lags:
+		m.unseen[id] = r
+	default:
 		m.records[id] = r
 	}
 	listener := m.listener
 	m.mu.Unlock()
-	if err == nil && listener != nil {
+	if err == nil && !lags && listener != nil {
 		listener(id)
 	}
 	return r, err

@@ -74,6 +74,11 @@ func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.Tea
 	for _, w := range a.watched.of(id) { // the index may be a moment behind
 		w.cancel(ErrRevoked)
 	}
+	// Whoever is told that it is revoked must not see it accepted here. If the store does
+	// not answer now, it is revoked all the same, and the index learns of it later.
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	_ = a.cfg.Store.CatchUp(ctx)
 	return rec, nil
 }
 

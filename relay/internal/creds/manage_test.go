@@ -188,3 +188,19 @@ func TestATeamHasALimitOfLiveCredentials(t *testing.T) {
 		t.Errorf("revoked credentials count: %v", err)
 	}
 }
+
+// The relay that says a credential is revoked does not accept it, though its index
+// learns of its own writes by watching.
+func TestRevokedAtOnceThoughTheIndexLags(t *testing.T) {
+	m := newMemory()
+	a := newAuth(t, creds.Config{Store: m})
+	rec, secret, err := a.Create(t.Context(), alice, teamA, "", api.CreateCredentialRequest{Kind: api.KindAgent, Name: "gpu"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.lags = true
+	if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID); err != nil {
+		t.Fatal(err)
+	}
+	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
+}
