@@ -45,7 +45,7 @@ type local struct{ p *parts }
 
 func (l local) Cut(id ident.SessionID, reason string) {
 	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
-	l.p.edge.Drop(id, usage.ErrClosed)
+	l.p.edge.Drop(id, &usage.Over{Of: usage.ErrClosed, Text: l.p.gate.Because(id, reason).String()})
 	l.p.hub.Refuse(id)
 	if l.p.peers != nil {
 		l.p.peers.Yield(id, yieldTime)
@@ -62,6 +62,26 @@ func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
 func (l local) Changed(key ident.AgentKey, rec store.AgentRecord) { l.p.hub.Changed(key, rec) }
 
 func (l local) LastUsed(id ident.SessionID) time.Time { return l.p.meter.Totals(id).LastUsed }
+
+// why says to a terminal's viewers why their tunnel is over.
+func (p *parts) why(id ident.SessionID) (string, bool) {
+	e, ok := p.gate.Why(id)
+	return e.String(), ok
+}
+
+// whyTCP says to programs why the tunnel of protocol tcp, or the named link of one,
+// whose address they have is over. Browsers get one page for whatever is not there.
+func (p *parts) whyTCP(id ident.SessionID) (string, bool) {
+	text := ""
+	if session, why, ok := p.links.Why(ident.LinkID(id)); ok {
+		id, text = session, why
+	}
+	if e, ok := p.gate.Why(id); ok {
+		return e.String(), e.Protocol == api.ProtocolTCP
+	}
+	t, ok := p.store.Tunnel(id)
+	return text, ok && text != "" && t.Protocol == api.ProtocolTCP
+}
 
 // prober asks agents about the apps behind tunnels and keeps what they found in
 // the tunnel's record, for every relay and every list.

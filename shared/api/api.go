@@ -296,4 +296,5 @@ const (
 	EventAgentGone     = "agent_gone"
 	EventTunnelClosing = "tunnel_closing" // warning before an idle or hard close
 	EventTunnelClosed  = "tunnel_closed"
+	EventGoodbye       = "goodbye" // the stream ends: the relay restarts, or the credential is over
 )

@@ -33,6 +33,9 @@ func (c *Conn) pump() {
 		typ, r, err := c.reader()
 		switch {
 		case err != nil:
+			if ce, ok := errors.AsType[websocket.CloseError](err); ok {
+				c.farewell.Store(&ce)
+			}
 			finish(explain(err))
 			return
 		case typ != websocket.MessageBinary:

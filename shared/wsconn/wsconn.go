@@ -61,6 +61,7 @@ type Conn struct {
 	handing  atomic.Bool  // pump waits for a reader
 	lastRead atomic.Int64 // when anything was last read, since start
 	start    time.Time
+	farewell atomic.Pointer[websocket.CloseError] // the peer's
 
 	closeOnce sync.Once
 	closeErr  error
@@ -266,6 +267,15 @@ func (c *Conn) spawn(f func()) bool {
 // Done is closed when the peer has closed the WebSocket or the connection is lost:
 // it takes no more data. After a mere half-close it is not.
 func (c *Conn) Done() <-chan struct{} { return c.gone }
+
+// Farewell returns the close frame with which the peer ended the connection, if it
+// did; its reason is for people.
+func (c *Conn) Farewell() (websocket.CloseError, bool) {
+	if f := c.farewell.Load(); f != nil {
+		return *f, true
+	}
+	return websocket.CloseError{}, false
+}
 
 // LocalAddr implements net.Conn. The WebSocket library does not tell it.
 func (c *Conn) LocalAddr() net.Addr { return addr{} }

@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/splice"
+	"github.com/adit-tunnel/adit/shared/wsconn"
 )
 
 // ownLabel marks a tunnel that its command closes at the end.
@@ -218,6 +219,7 @@ func (a *app) connectStdio(ctx context.Context, t *tunnel) error {
 	// closed; by default the signal would end the process before that.
 	signal.Ignore(syscall.SIGPIPE)
 	_, err = splice.Both(ctx, newStdio(a.in, a.out), c, splice.Options{})
+	err = whyEnded(c, err)
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("connection through %s: %w", t.session(), err)
 	}
@@ -266,9 +268,19 @@ func (a *app) carry(ctx context.Context, t *tunnel, local *net.TCPConn) {
 		_ = localConn{local}.Reset()
 		return
 	}
-	if _, err := splice.Both(ctx, localConn{local}, c, splice.Options{}); err != nil && ctx.Err() == nil {
+	_, err = splice.Both(ctx, localConn{local}, c, splice.Options{})
+	if err = whyEnded(c, err); err != nil && ctx.Err() == nil {
 		a.notef("adit: connection from %s ended: %s", local.RemoteAddr(), clean(err.Error()))
 	}
+}
+
+// whyEnded is the relay's own word for the end of a connection, where it said one: to
+// the stream itself it is an end like any other.
+func whyEnded(c *wsconn.Conn, err error) error {
+	if f, ok := c.Farewell(); ok && f.Reason != "" {
+		return said(f)
+	}
+	return err
 }
 
 // localConn is a local client's connection. Its Reset says 'failed' to the client,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,7 +65,7 @@ func (t *tunnel) dial(ctx context.Context) (*wsconn.Conn, error) {
 			return c, nil
 		case errors.As(err, &p) && p.Status == http.StatusNotFound && t.reopen != nil && !reopened:
 			reopened = true
-			if err := t.open(ctx, at); err != nil {
+			if err := t.open(ctx, at, p.Detail); err != nil {
 				return nil, err
 			}
 			continue
@@ -79,13 +80,14 @@ func (t *tunnel) dial(ctx context.Context) (*wsconn.Conn, error) {
 }
 
 // open replaces a closed tunnel once, however many connections found it closed.
-func (t *tunnel) open(ctx context.Context, closed *url.URL) error {
+func (t *tunnel) open(ctx context.Context, closed *url.URL, why string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.url != closed {
 		return nil
 	}
-	t.note("adit: the tunnel was closed meanwhile, opening another")
+	why, _, _ = strings.Cut(why, ";") // what others than its opener could do
+	t.note("adit: %s; opening another", clean(why))
 	u, err := t.reopen(ctx)
 	if err != nil {
 		return err

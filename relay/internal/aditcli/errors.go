@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"syscall"
 
+	"github.com/coder/websocket"
+
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
 )
@@ -20,6 +22,19 @@ func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// said is a close frame's error in the relay's words.
+func said(err error) error {
+	if ce, ok := errors.AsType[websocket.CloseError](err); ok && ce.Reason != "" {
+		return &closedError{ce}
+	}
+	return err
+}
+
+type closedError struct{ frame websocket.CloseError }
+
+func (e *closedError) Error() string { return e.frame.Reason }
+func (e *closedError) Unwrap() error { return e.frame }
 
 // exitError ends with a code and prints nothing: everything is said already.
 type exitError struct{ code int }
@@ -69,6 +84,7 @@ var remedies = map[string]string{
 	"forbidden":             "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
 	"port_not_allowed":      "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
 	"app_refused":           "nothing listens there: start the app on the machine, or choose another port",
+	"tunnel_not_found":      "`adit status AGENT` shows what is open, `adit open AGENT` opens another",
 	"app_timeout":           "something listens there and does not answer: look at the app on the machine",
 	client.CodeNotARelay:    "check the address; `adit doctor` shows the way hop by hop",
 }

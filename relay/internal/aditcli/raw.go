@@ -163,7 +163,7 @@ func (t *remoteTerminal) once(ctx context.Context, typed <-chan []byte) (attache
 	for {
 		typ, b, err := c.Read(ctx)
 		if err != nil {
-			return attached, err
+			return attached, said(err)
 		}
 		if typ == websocket.MessageText {
 			var ready wire.TerminalReady

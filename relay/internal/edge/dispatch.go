@@ -35,8 +35,20 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		x := newExchange(e, w, r, nil)
 		defer x.finish()
-		x.problem(errNoTunnel())
+		x.problem(e.noTunnel(r, err))
 	}
+}
+
+// noTunnel answers whoever asks for what is not there. All get the same, but for a
+// program with the right address of a tunnel of protocol tcp: it has no page to show,
+// and its user may be told why the connection does not come back.
+func (e *Edge) noTunnel(r *http.Request, err error) *api.Problem {
+	if gone, ok := errors.AsType[*tunnels.Gone](err); ok && e.config.Why != nil && isWebSocket(r) {
+		if text, ok := e.config.Why(gone.ID); ok {
+			return errOver(text)
+		}
+	}
+	return errNoTunnel()
 }
 
 // serveElse serves what is no tunnel's address: the relay's own routes, else the
@@ -250,7 +262,7 @@ func (x *exchange) begin(kind usage.Kind) bool {
 	}
 	use, err := x.e.config.Meter.Begin(x.r.Context(), x.route.Record.Session, x.party(), kind)
 	if err != nil {
-		x.problem(cutProblem(err))
+		x.problem(x.cutProblem(err))
 		return false
 	}
 	x.use = use

@@ -280,7 +280,7 @@ func (x *exchange) fail(err error) {
 		if errors.Is(cause, context.Canceled) {
 			x.abort() // the user left
 		}
-		x.problem(cutProblem(cause))
+		x.problem(x.cutProblem(cause))
 		return
 	}
 	p := x.problemOf(err)

@@ -20,7 +20,12 @@ import (
 
 func errNoTunnel() *api.Problem {
 	return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay,
-		"there is no open tunnel at this address: it was closed, has expired or never existed; ask whoever sent the link for a new one")
+		"there is no open tunnel at this address: it was closed or taken back, has expired, is used up or never existed; ask whoever sent the link for a new one")
+}
+
+// errOver is errNoTunnel for whoever may be told more.
+func errOver(text string) *api.Problem {
+	return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, text+"; ask whoever sent the link for a new one")
 }
 
 func errOrigin() *api.Problem {
@@ -55,7 +60,10 @@ func errSubprotocol() *api.Problem {
 }
 
 // cutProblem is for a use that was ended, or refused, by the relay.
-func cutProblem(cause error) *api.Problem {
+func (x *exchange) cutProblem(cause error) *api.Problem {
+	if over, ok := errors.AsType[*usage.Over](cause); ok && x.route.Record.Protocol == api.ProtocolTCP {
+		return errOver(over.Text).WithCause(cause)
+	}
 	if errors.Is(cause, usage.ErrKicked) {
 		return api.NewProblem(http.StatusForbidden, "viewer_disconnected", api.HopRelay,
 			"the tunnel's owner disconnected you; it admits you again after some minutes")

@@ -76,11 +76,12 @@ func (u *upgraded) kill() { u.cancel() }
 
 // endBecause is end with the code that fits what ended the use.
 func (u *upgraded) endBecause(cause error, draining bool) {
+	over, ok := errors.AsType[*usage.Over](cause)
 	switch {
 	case errors.Is(cause, usage.ErrKicked):
 		u.end(closePolicy, "disconnected by the tunnel's owner")
-	case errors.Is(cause, usage.ErrRevoked):
-		u.end(closeGoingAway, "the link is over")
+	case ok:
+		u.end(closeGoingAway, over.Text)
 	case draining:
 		u.end(closeServiceRestart, restarting)
 	default:

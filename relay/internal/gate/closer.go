@@ -90,9 +90,12 @@ func (c *closer) resync(tell bool) {
 		if tell {
 			c.local.Changed(key, rec)
 		}
+		for id, e := range rec.Ended {
+			c.book.over(id, key, e)
+		}
 		for _, t := range c.store.AgentTunnels(key) {
 			delete(vanished, t.Session)
-			c.book.add(t.Session, key)
+			c.book.add(t)
 			if c.book.introduce(t.Session) && tell {
 				c.local.Opened(key, t)
 			}
@@ -116,6 +119,9 @@ func (c *closer) observe(change store.Change) {
 					c.book.because(id, t.Reason)
 				}
 			}
+			for id, e := range rec.Ended {
+				c.book.over(id, change.Key, e)
+			}
 		}
 		c.agenda.put(change.Key, c.now())
 		c.wake(change.Key)
@@ -125,7 +131,7 @@ func (c *closer) observe(change store.Change) {
 			c.over(change.Session)
 			break
 		}
-		c.book.add(t.Session, t.Key())
+		c.book.add(t)
 		if c.book.introduce(t.Session) {
 			c.local.Opened(t.Key(), t)
 		}
@@ -147,16 +153,15 @@ func (c *closer) observe(change store.Change) {
 
 // over ends what a tunnel has here, when its record is gone.
 func (c *closer) over(id ident.SessionID) {
-	n, ok := c.book.remove(id)
+	n, ok := c.book.find(id)
 	if !ok {
 		return
 	}
-	if n.reason == "" {
-		n.reason = "closed"
-	}
-	c.local.Cut(id, n.reason)
-	c.local.Closed(n.key, id, n.reason)
-	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: n.reason})
+	reason := c.ended(id, n).Reason
+	c.book.remove(id, reason, c.now())
+	c.local.Cut(id, reason)
+	c.local.Closed(n.key, id, reason)
+	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: reason})
 }
 
 // start tends the agents that are due, as far as there are workers.

@@ -19,6 +19,7 @@ const (
 	ReasonAsked   = "closed by a user"
 	ReasonExpired = "expired"
 	ReasonIdle    = "idle"
+	ReasonRevoked = "the credential that opened it was revoked"
 	ReasonPort    = "the agent does not allow the port"
 	ReasonWait    = "the running tasks did not end in time"
 	ReasonLeft    = "the caller left while waiting"
@@ -34,6 +35,10 @@ var errUnchanged = errors.New("unchanged")
 // closing again what is closed is no error. It is not below the largest number of
 // tunnels per agent.
 const closedMemory = 64
+
+// endedFor is for how long an agent's record, and each relay, remember why a tunnel
+// closed: those whom the close cut off come back within seconds.
+const endedFor = 10 * time.Minute
 
 // Step is one change of an agent's record: the record as it is read, the relay's
 // time, and how far the pool's clocks may be apart. Its methods are the gate's
@@ -85,6 +90,7 @@ func (s *Step) Running() int {
 // Expire drops what counts no more. Every other step begins with it. On its own it
 // returns errUnchanged when there was nothing to drop.
 func (s *Step) Expire() error {
+	s.forgetEnded() // with the next change: on its own it is worth no write
 	changed := false
 	for _, id := range sortedKeys(s.Record.Tunnels) {
 		t := s.Record.Tunnels[id]
@@ -123,7 +129,26 @@ func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
 	delete(s.Record.Tunnels, id)
 	past := s.Record.Closed // may be shared with other copies of the record
 	s.Record.Closed = append(slices.Clone(past[max(0, len(past)+1-closedMemory):]), id)
+	ended := make(map[ident.SessionID]store.TunnelEnd, len(s.Record.Ended)+1)
+	for _, id := range s.Record.Closed {
+		if e, ok := s.Record.Ended[id]; ok {
+			ended[id] = e
+		}
+	}
+	ended[id] = store.TunnelEnd{At: s.Now, Reason: reason}
+	s.Record.Ended = ended
 	s.event(Event{Kind: kind, Session: id, Detail: reason})
+}
+
+// forgetEnded drops why tunnels ended that nobody comes back to any more.
+func (s *Step) forgetEnded() {
+	old := func(_ ident.SessionID, e store.TunnelEnd) bool { return s.Now.Sub(e.At) >= endedFor }
+	ended := maps.Clone(s.Record.Ended) // may be shared with other copies of the record
+	maps.DeleteFunc(ended, old)
+	if len(ended) == 0 {
+		ended = nil
+	}
+	s.Record.Ended = ended
 }
 
 // Opening says what is to be opened, and how.

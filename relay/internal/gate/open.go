@@ -141,7 +141,7 @@ func (g *Gate) open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 	if st, ok := rec.Tunnels[t.Session]; ok {
 		opening.Tunnel.OpenedAt, opening.Tunnel.ExpiresAt = st.Expires.Add(-life), st.Expires
 	}
-	g.book.add(t.Session, key)
+	g.book.add(opening.Tunnel)
 	return Opened{Tunnel: opening.Tunnel, Running: running}, nil
 }
 

@@ -50,6 +50,7 @@ type Store interface {
 	Link(id ident.LinkID) (store.LinkRecord, bool)
 	TunnelLinks(id ident.SessionID) []store.LinkRecord
 	AllLinks() iter.Seq[store.LinkRecord]
+	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	CatchUp(ctx context.Context) error
 	Subscribe(buffer int) gate.Feed
 }
@@ -80,6 +81,15 @@ type Links struct {
 
 	mu     sync.Mutex
 	memory map[ident.LinkID]*memory
+	ended  map[ident.LinkID]ended
+	order  []ident.LinkID // of ended, oldest first
+}
+
+// ended is a link that is over, remembered for those who come back by it.
+type ended struct {
+	session ident.SessionID
+	text    string
+	at      time.Time
 }
 
 // memory is what this relay knows of a link before the store does.
@@ -102,7 +112,7 @@ func New(cfg Config) (*Links, error) {
 	if cfg.Skew == 0 {
 		cfg.Skew = gate.DefaultSkew
 	}
-	return &Links{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), memory: map[ident.LinkID]*memory{}}, nil
+	return &Links{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), memory: map[ident.LinkID]*memory{}, ended: map[ident.LinkID]ended{}}, nil
 }
 
 // Spec is what a new link shall be.
@@ -163,10 +173,46 @@ func (l *Links) Revoke(ctx context.Context, by string, session ident.SessionID, 
 	case err != nil:
 		return unavailable(err)
 	}
-	n := l.cfg.Usage.CutLink(session, id, usage.ErrRevoked)
+	n := l.cut(session, id, revoked)
 	l.metrics.revoked.Inc()
 	l.audit(ctx, audit.LinkRevoked, by, r, fmt.Sprintf("%d uses under way here", n))
 	return nil
+}
+
+// What users of a link that is over are told.
+const (
+	revoked = "the link was revoked"
+	expired = "the link expired"
+)
+
+const (
+	endedFor = 10 * time.Minute
+	maxEnded = 4096
+)
+
+// cut ends what came in by a link, and remembers why. The first reason stands.
+func (l *Links) cut(session ident.SessionID, id ident.LinkID, text string) int {
+	l.mu.Lock()
+	now := time.Now()
+	if _, known := l.ended[id]; !known {
+		for len(l.order) > 0 && (len(l.order) >= maxEnded || now.Sub(l.ended[l.order[0]].at) >= endedFor) {
+			delete(l.ended, l.order[0])
+			l.order = l.order[1:]
+		}
+		l.ended[id], l.order = ended{session, text, now}, append(l.order, id)
+	}
+	text = l.ended[id].text
+	l.mu.Unlock()
+	return l.cfg.Usage.CutLink(session, id, &usage.Over{Of: usage.ErrRevoked, Text: text})
+}
+
+// Why says of which tunnel a link was that is over, and why it is. It is false for
+// one that is not over, never was, or ended too long ago.
+func (l *Links) Why(id ident.LinkID) (ident.SessionID, string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e, ok := l.ended[id]
+	return e.session, e.text, ok && time.Since(e.at) < endedFor
 }
 
 func notFound() *api.Problem {

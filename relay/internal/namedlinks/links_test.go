@@ -108,6 +108,10 @@ func (r *records) DeleteLink(_ context.Context, _ ident.SessionID, id ident.Link
 	return nil
 }
 
+func (r *records) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
+	return store.TunnelRecord{Session: id}, true
+}
+
 func (r *records) Link(id ident.LinkID) (store.LinkRecord, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
-	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -74,15 +73,22 @@ func (e *ends) observe(c store.Change) {
 	}
 	r, ok := e.links.cfg.Store.Link(c.Link)
 	if !ok {
-		e.over(c.Link, c.Session, usage.ErrRevoked)
+		e.over(c.Link, c.Session)
 		return
 	}
 	e.put(r)
 }
 
-// over ends a link here.
-func (e *ends) over(id ident.LinkID, session ident.SessionID, cause error) {
-	e.links.cfg.Usage.CutLink(session, id, cause)
+// over ends a link here. One that ends with its tunnel is cut with that, and for that
+// reason.
+func (e *ends) over(id ident.LinkID, session ident.SessionID) {
+	text := revoked
+	if x := e.at[id]; !x.expires.IsZero() && !time.Now().Before(x.expires) {
+		text = expired
+	}
+	if _, open := e.links.cfg.Store.Tunnel(session); open {
+		e.links.cut(session, id, text)
+	}
 	delete(e.at, id)
 	e.links.mu.Lock()
 	delete(e.links.memory, id)
@@ -112,7 +118,7 @@ func (e *ends) resync() {
 		e.put(r)
 	}
 	for id, x := range gone {
-		e.over(id, x.session, usage.ErrRevoked)
+		e.over(id, x.session)
 	}
 }
 
@@ -127,7 +133,7 @@ func (e *ends) due(ctx context.Context, wg *sync.WaitGroup) {
 		case now.Before(x.expires):
 			e.wake(x.expires)
 		case !x.cut:
-			e.links.cfg.Usage.CutLink(x.session, id, usage.ErrRevoked)
+			e.links.cut(x.session, id, expired)
 			x.cut = true
 			e.at[id] = x
 			e.wake(now.Add(e.links.cfg.Skew))

@@ -267,6 +267,9 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	}
 	t, err := a.tunnel(r.Context(), id)
 	if err != nil {
+		if e, ok := a.cfg.Gate.Why(id); ok {
+			err = a.orWhy(err, id, e.Key.Team)
+		}
 		return creds.Principal{}, err
 	}
 	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
@@ -309,7 +312,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 				a.log.Warn("api call", "operation", operation, "request_id", id, "error", p.Cause)
 			}
 		case errors.Is(c.err, errDraining):
-			p = api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "this relay is stopping; try again at once").WithRetry(time.Second)
+			p = api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay restarts; try again at once").WithRetry(time.Second)
 		case r.Context().Err() != nil:
 			p = api.NewProblem(http.StatusServiceUnavailable, "canceled", api.HopRelay, "the caller left") // nobody reads it
 		default:

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -127,7 +128,19 @@ func (a *API) pathTunnel(r *http.Request, p creds.Principal) (store.TunnelRecord
 	if err == nil && t.Team != p.Team {
 		return store.TunnelRecord{}, notFound("tunnel")
 	}
-	return t, err
+	return t, a.orWhy(err, id, p.Team)
+}
+
+// orWhy turns the answer that there is no such tunnel into why it is over, for a
+// caller of the team that had it.
+func (a *API) orWhy(err error, id ident.SessionID, team ident.TeamID) error {
+	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != "tunnel_not_found" {
+		return err
+	}
+	if e, ok := a.cfg.Gate.Why(id); ok && e.Key.Team == team {
+		return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, e.String())
+	}
+	return err
 }
 
 func (a *API) catchUp(ctx context.Context) error {

@@ -360,7 +360,7 @@ func (a *API) extendTunnel(w http.ResponseWriter, r *http.Request, p creds.Princ
 	}
 	expires, err := a.cfg.Gate.Extend(r.Context(), p.Name, t.Key(), t.Session, by)
 	if err != nil {
-		return err
+		return a.orWhy(err, t.Session, p.Team)
 	}
 	return send(w, http.StatusOK, api.Extended{SessionID: t.Session, ExpiresAt: expires.UTC()})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -129,9 +130,18 @@ func (a *API) watchAgents(w http.ResponseWriter, r *http.Request, p creds.Princi
 	if err := s.notices(); err != nil {
 		return nil
 	}
-	_ = s.follow(ctx, feed, wake)
+	err := s.follow(ctx, feed, wake)
+	if errors.Is(err, errDraining) {
+		err = errors.New(restarts)
+	} else if !errors.Is(err, creds.ErrRevoked) && !errors.Is(err, creds.ErrExpired) {
+		return nil // the reader left
+	}
+	_ = s.event(api.Event{Kind: api.EventGoodbye, Detail: err.Error()}, s.n) // if it still listens
 	return nil
 }
+
+// restarts is what callers are told of a relay that stops.
+const restarts = "the relay restarts"
 
 // stream is one open event stream.
 type stream struct {

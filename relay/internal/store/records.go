@@ -30,6 +30,15 @@ type AgentRecord struct {
 	// Closed are the newest closed tunnels, oldest first and bounded, so that to
 	// close one of them again is no error.
 	Closed []ident.SessionID `json:"closed,omitempty"`
+	// Ended says why tunnels that closed lately did, so that every relay of the pool,
+	// also one that starts now, can tell whoever comes back to them.
+	Ended map[ident.SessionID]TunnelEnd `json:"ended,omitempty"`
+}
+
+// TunnelEnd is when and why a tunnel closed.
+type TunnelEnd struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
 }
 
 // Clone returns a copy that shares nothing with r; its maps are never nil.
@@ -48,6 +57,7 @@ func (r AgentRecord) Clone() AgentRecord {
 	}
 	r.Closed = slices.Clone(r.Closed)
 	r.Also = maps.Clone(r.Also)
+	r.Ended = maps.Clone(r.Ended)
 	return r
 }
 

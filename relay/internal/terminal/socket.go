@@ -98,8 +98,8 @@ func (s *socket) end(code websocket.StatusCode, reason string) {
 
 func (s *socket) cut() { _ = s.conn.Close() }
 
-// refused is the one answer to wrong tokens, foreign ones, and tunnels that are not
-// there: which of them it was is nobody's business.
+// refused is the one answer to wrong tokens and foreign ones, whether there is such a
+// tunnel or not: that is nobody's business.
 func refused(cause error) *closing {
 	return &closing{code: wire.CloseRefused, reason: "the token is not right, or the tunnel is closed", cause: cause}
 }
@@ -109,7 +109,13 @@ func (s *socket) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.authenticate(ctx, first.Token); err != nil {
+	err = s.authenticate(ctx, first.Token)
+	if end, ok := errors.AsType[*closing](err); ok { // its token is right
+		s.t.metrics.refused.WithLabelValues("closed").Inc()
+		s.t.note(ctx, s, audit.TerminalRefused, s.actor(), end.reason)
+		return end
+	}
+	if err != nil {
 		s.t.tries.Take(s.remote, time.Now())
 		s.t.metrics.refused.WithLabelValues("token").Inc()
 		s.record = store.TunnelRecord{}
@@ -127,6 +133,8 @@ func (s *socket) converse(ctx context.Context) error {
 	if err != nil {
 		if cause := context.Cause(use.Context()); cause != nil {
 			err = endOf(cause)
+		} else if _, open := s.lookup(); !open { // the machine heard of it first
+			err = s.over()
 		}
 		s.t.metrics.refused.WithLabelValues("agent").Inc()
 		s.t.note(ctx, s, audit.TerminalRefused, s.actor(), err.Error())
@@ -175,7 +183,8 @@ func (s *socket) first(ctx context.Context) (wire.TerminalAttach, error) {
 }
 
 // authenticate finds the tunnel for its admin token. The same work is done for
-// tunnels that are not there.
+// tunnels that are not there. A right token proves that there was such a tunnel, with
+// no record of it: its holder is told the truth, as a *closing.
 func (s *socket) authenticate(ctx context.Context, token string) error {
 	right := ident.Secret(token).Matches(s.t.cfg.AdminToken(s.session).Hash())
 	record, open := s.lookup()
@@ -186,10 +195,10 @@ func (s *socket) authenticate(ctx context.Context, token string) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		if err := s.t.cfg.Store.CatchUp(ctx); err != nil {
-			return fmt.Errorf("no open tunnel: %w", err)
+			return &closing{code: wire.CloseLost, reason: "the relay's store does not answer; it cannot be known whether the tunnel is open", cause: err}
 		}
 		if record, open = s.lookup(); !open {
-			return errors.New("no open tunnel")
+			return s.over()
 		}
 	}
 	if !ident.Secret(token).Matches(record.AdminHash) {
@@ -205,6 +214,15 @@ func (s *socket) lookup() (store.TunnelRecord, bool) {
 	return record, ok && known && agent.Tunnels[s.session].State == store.TunnelOpen && time.Now().Before(record.ExpiresAt)
 }
 
+// over says that the tunnel is, to who may know why.
+func (s *socket) over() *closing {
+	c := &closing{code: websocket.StatusGoingAway, reason: usage.ErrClosed.Error()}
+	if text, ok := s.t.cfg.Why(s.session); ok {
+		c.reason = text
+	}
+	return c
+}
+
 // actor names the viewer in records: who holds the admin token is known only by
 // whose it was.
 func (s *socket) actor() string { return "admin:" + string(s.session) }
@@ -214,7 +232,11 @@ func endOf(cause error) *closing {
 	if errors.Is(cause, usage.ErrKicked) {
 		return &closing{code: wire.CloseDenied, reason: "disconnected by the tunnel's owner", cause: cause}
 	}
-	return &closing{code: websocket.StatusGoingAway, reason: "the tunnel is closed", cause: cause}
+	c := &closing{code: websocket.StatusGoingAway, reason: usage.ErrClosed.Error(), cause: cause}
+	if over, ok := errors.AsType[*usage.Over](cause); ok {
+		c.reason = over.Text
+	}
+	return c
 }
 
 // open opens the agent's stream, and waits for an agent that is away.

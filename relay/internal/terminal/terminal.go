@@ -57,11 +57,13 @@ type Config struct {
 	Store  Store
 	// AdminToken computes the token of a tunnel, whether there is one or not.
 	AdminToken func(ident.SessionID) ident.Secret
-	Dialer     edge.Dialer
-	Meter      *usage.Meter
-	Audit      Auditor
-	Remote     func(r *http.Request) string // the caller's address; nil: that of the connection
-	Hold       time.Duration                // how long a viewer waits for an agent that is away
+	// Why says why a tunnel is over, to who has its admin token; false: not known.
+	Why    func(ident.SessionID) (string, bool)
+	Dialer edge.Dialer
+	Meter  *usage.Meter
+	Audit  Auditor
+	Remote func(r *http.Request) string // the caller's address; nil: that of the connection
+	Hold   time.Duration                // how long a viewer waits for an agent that is away
 	// FirstMessage is how long a viewer may take to send its token; default 10 s.
 	FirstMessage time.Duration
 	Logger       *slog.Logger
@@ -88,8 +90,8 @@ const maxWaiting = 512
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config) (*Terminal, error) {
-	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
-		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Dialer, Meter, Audit and Logger are required")
+	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
+		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Dialer, Meter, Audit and Logger are required")
 	}
 	if cfg.FirstMessage <= 0 {
 		cfg.FirstMessage = 10 * time.Second

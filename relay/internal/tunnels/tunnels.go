@@ -34,6 +34,16 @@ var (
 	ErrNoTunnel = errors.New("no such tunnel")
 )
 
+// Gone is ErrNoTunnel for an address with a right token: its holder once had the
+// tunnel, or the named link, of that id. What others are answered says nothing of it.
+type Gone struct{ ID ident.SessionID }
+
+// Error is ErrNoTunnel's.
+func (*Gone) Error() string { return ErrNoTunnel.Error() }
+
+// Unwrap makes it ErrNoTunnel.
+func (*Gone) Unwrap() error { return ErrNoTunnel }
+
 // Form is the way in which an address names its tunnel.
 type Form uint8
 
@@ -227,7 +237,7 @@ func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, r
 			return nil, ErrNoTunnel // without quorum no tunnel was opened either
 		}
 		if record, link, live = r.lookup(id); !live {
-			return nil, ErrNoTunnel
+			return nil, &Gone{id}
 		}
 	}
 	route := &Route{Record: record, Link: link, Form: form, Rest: rest}

@@ -7,8 +7,15 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// ErrRevoked is the cause that ends the uses of a named link that is over.
+// ErrRevoked is the cause that ends the uses of a named link that is over; an Over of
+// it says why.
 var ErrRevoked = errors.New("the link is over")
+
+// linkEnd is the end of a named link.
+type linkEnd struct {
+	at    time.Time
+	cause error
+}
 
 // CutLink says that a named link of a tunnel is over: it ends all uses that came in
 // by it and refuses later ones, while others go on. It returns how many it ended.
@@ -23,10 +30,10 @@ func (m *Meter) CutLink(id ident.SessionID, link ident.LinkID, cause error) int 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.linksOver == nil {
-		s.linksOver = map[ident.LinkID]time.Time{}
+		s.linksOver = map[ident.LinkID]linkEnd{}
 	}
 	if _, ok := s.linksOver[link]; !ok {
-		s.linksOver[link] = time.Now()
+		s.linksOver[link] = linkEnd{time.Now(), cause}
 	}
 	n := 0
 	for u := range s.uses {
@@ -65,8 +72,8 @@ func (m *Meter) LinkUse(id ident.SessionID, link ident.LinkID) (viewers int, las
 // forgetLinks drops, with the session's mutex held, that links are over, when no
 // request can be left that found them before.
 func (s *session) forgetLinks(now time.Time) {
-	for link, at := range s.linksOver {
-		if now.Sub(at) >= closedFor {
+	for link, end := range s.linksOver {
+		if now.Sub(end.at) >= closedFor {
 			delete(s.linksOver, link)
 		}
 	}

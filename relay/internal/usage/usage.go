@@ -38,12 +38,24 @@ const (
 )
 
 var (
-	// ErrClosed is the cause that ends uses of a tunnel that is over, where the
-	// caller of Cut named none, and the refusal of later ones.
+	// ErrClosed is the cause that ends uses of a tunnel that is over, and the refusal
+	// of later ones; an Over of it says why.
 	ErrClosed = errors.New("the tunnel is closed")
 	// ErrKicked is the cause that ends the uses of a viewer that was sent away.
 	ErrKicked = errors.New("the viewer was disconnected by the tunnel's owner")
 )
+
+// Over is ErrClosed or ErrRevoked with what its users are told.
+type Over struct {
+	Of   error
+	Text string // for people, a clause without a dot
+}
+
+// Error is the text.
+func (o *Over) Error() string { return o.Text }
+
+// Unwrap makes it the error that it is of.
+func (o *Over) Unwrap() error { return o.Of }
 
 // Kind says what a use is, which decides what counts as use.
 type Kind uint8
@@ -125,7 +137,7 @@ type session struct {
 	over    error // why no further use is admitted
 	overAt  time.Time
 
-	linksOver map[ident.LinkID]time.Time // named links that are over
+	linksOver map[ident.LinkID]linkEnd // named links that are over
 }
 
 // viewer is one party of one tunnel.
@@ -218,9 +230,9 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 		defer s.mu.Unlock()
 		return nil, s.over
 	}
-	if _, over := s.linksOver[party.Link]; over {
+	if end, over := s.linksOver[party.Link]; over {
 		defer s.mu.Unlock()
-		return nil, ErrRevoked
+		return nil, end.cause
 	}
 	v := s.viewers[party]
 	if v == nil {

@@ -76,6 +76,7 @@ type watch struct {
 	c     *Client
 	fn    func(api.Event) error
 	last  string        // id of the last event
+	bye   string        // why the relay ended the stream; empty: it did not say
 	retry time.Duration // as the relay wishes
 }
 
@@ -103,13 +104,23 @@ func (s *watch) connect(ctx context.Context) (got bool, err error) {
 	if res.StatusCode != http.StatusOK {
 		return false, ReadProblem(res)
 	}
+	s.bye = ""
 	err = s.read(res.Body, func() { silent.Reset(watchSilence) }, &got)
 	var stop *stopError
 	if err != nil && !errors.As(err, &stop) && !errors.Is(err, io.EOF) {
 		err = s.c.connError(ctx, err)
 	}
+	if s.bye != "" && !errors.As(err, &stop) {
+		err = &goodbyeError{s.bye}
+	}
 	return got, err
 }
+
+// goodbyeError is the end of a stream that the relay gave a reason for. It is io.EOF.
+type goodbyeError struct{ text string }
+
+func (e *goodbyeError) Error() string { return e.text }
+func (e *goodbyeError) Unwrap() error { return io.EOF }
 
 // read parses the event stream (HTML standard, section 9.2.6). It returns io.EOF
 // at the stream's end.
@@ -168,6 +179,10 @@ func (s *watch) emit(kind string, data []byte) error {
 	}
 	if ev.Kind == "" {
 		ev.Kind = kind
+	}
+	if ev.Kind == api.EventGoodbye {
+		s.bye = ev.Detail
+		return nil
 	}
 	if err := s.fn(ev); err != nil {
 		return &stopError{err}

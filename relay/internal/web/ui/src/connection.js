@@ -67,7 +67,8 @@ export class Connection extends EventTarget {
     if (!opened) {
       // A browser tells nothing of a handshake that was refused; a plain request does.
       const answer = await fetch(this.url.replace(/^ws/, "http"), { cache: "no-store" }).then((r) => r.json()).catch(() => null);
-      if (answer && answer.code !== "upgrade_required") reason = answer.detail;
+      if (!answer) reason = "the relay cannot be reached";
+      else if (answer.code !== "upgrade_required") reason = answer.detail;
     }
     if (this.#socket) return;
     this.#emit("state", { state: "lost", reason, wait });

@@ -35,6 +35,7 @@ export function connect(secret, team) {
     return r.status === 204 ? null : r.json();
   }
 
+  const closed = new Set(); // by this page
   const agent = (id) => "/agents/" + encodeURIComponent(id);
   const tunnel = (id) => "/tunnels/" + encodeURIComponent(id);
   return {
@@ -42,7 +43,8 @@ export function connect(secret, team) {
     tunnels: (id) => ask("GET", agent(id) + "/tunnel"),
     // The key makes a repetition after a lost answer harmless.
     open: (id, body, key, signal) => ask("POST", agent(id) + "/tunnel", body, { signal, headers: { "Idempotency-Key": key } }),
-    close: (id, session) => ask("DELETE", agent(id) + "/tunnel?session_id=" + session),
+    close: (id, session) => closed.add(session) && ask("DELETE", agent(id) + "/tunnel?session_id=" + session),
+    closedHere: (session) => closed.has(session),
     extend: (session, expires) => ask("POST", tunnel(session) + "/extend", { expires_in: expires }),
     viewers: (session) => ask("GET", tunnel(session) + "/viewers"),
     kick: (session, viewer) => ask("DELETE", tunnel(session) + "/viewers/" + encodeURIComponent(viewer)),
@@ -58,9 +60,9 @@ const first = 400, longest = 15_000;
 
 // follow keeps the event stream open until stop is called: EventSource cannot send
 // Authorization. state is "live", "connecting" or "waiting" (with the time of the
-// next try).
+// next try, and the relay's reason if it gave one).
 export function follow(api, { event, state, refused }) {
-  let stopped = false, last = "", delay = first, abort = null, wake = null;
+  let stopped = false, last = "", delay = first, abort = null, wake = null, why = "";
 
   async function once() {
     abort = new AbortController();
@@ -91,7 +93,8 @@ export function follow(api, { event, state, refused }) {
     }
     if (data.length === 0) return;
     const e = JSON.parse(data.join("\n"));
-    if (e.kind === "snapshot") { delay = first; state("live"); }
+    if (e.kind === "goodbye") { why = e.detail; return; }
+    if (e.kind === "snapshot") { delay = first; why = ""; state("live"); }
     event(e);
   }
 
@@ -101,12 +104,13 @@ export function follow(api, { event, state, refused }) {
         await once();
       } catch (e) {
         if (stopped) return;
+        if (e instanceof Problem) why = e.message;
         if (e instanceof Problem && [400, 401, 403].includes(e.status)) { refused(e); return; }
       }
       if (stopped) return;
       const wait = delay * (0.7 + 0.6 * Math.random());
       delay = Math.min(delay * 1.7, longest);
-      state("waiting", Date.now() + wait);
+      state("waiting", Date.now() + wait, why);
       await new Promise((ok) => { const t = setTimeout(ok, wait); wake = () => { clearTimeout(t); ok(); }; });
       wake = null;
     }

@@ -7,7 +7,7 @@ import "./console.css";
 import { connect, follow } from "./console-api.js";
 import { Agent } from "./console-agent.js";
 import { Fault } from "./console-parts.js";
-import { plural, states } from "./console-text.js";
+import { plural, said, states } from "./console-text.js";
 
 function SignIn({ enter, reason }) {
   const [secret, setSecret] = useState("");
@@ -51,7 +51,7 @@ function Board({ api, leave }) {
   };
   useEffect(() => {
     stream.current = follow(api, {
-      state: (state, at) => setLink((old) => ({ state, at, since: state === "live" ? Date.now() : old.since })),
+      state: (state, at, why) => setLink((old) => ({ state, at, why: state === "connecting" ? old.why : why, since: state === "live" ? Date.now() : old.since })),
       refused: (e) => leave(e),
       event: (e) => {
         switch (e.kind) {
@@ -72,6 +72,7 @@ function Board({ api, leave }) {
             break;
           case "tunnel_closed":
             setWarnings((m) => { const n = new Map(m); n.delete(e.session_id); return n; });
+            if (!api.closedHere(e.session_id)) tell(`a tunnel to ${e.agent_id} is over: ${e.detail}`);
             break;
         }
       },
@@ -100,7 +101,7 @@ function Board({ api, leave }) {
       <input ref=${search} type="search" aria-label="Filter machines" placeholder="Filter (press /)" value=${filter} onInput=${(e) => setFilter(e.target.value)} />
       <button type="button" onClick=${() => leave(null)}>Sign out</button>
     </header>
-    ${!live && link.since && html`<div class="banner" role="alert"><span>The relay cannot be reached. This is what was known ${Math.max(1, Math.round((now - link.since) / 1000)) < 2 ? "a moment ago" : "before"}; tunnels go on without this page.</span> <button type="button" onClick=${() => stream.current.retry()}>Try now${link.state === "waiting" ? ` (${Math.max(0, Math.ceil((link.at - now) / 1000))} s)` : ""}</button></div>`}
+    ${!live && link.since && html`<div class="banner" role="alert"><span>${link.why ? said({ message: link.why }) : "The relay cannot be reached."} This is what was known ${Math.max(1, Math.round((now - link.since) / 1000)) < 2 ? "a moment ago" : "before"}; tunnels go on without this page.</span> <button type="button" onClick=${() => stream.current.retry()}>Try now${link.state === "waiting" ? ` (${Math.max(0, Math.ceil((link.at - now) / 1000))} s)` : ""}</button></div>`}
     <main id="agents" tabindex="-1" class=${live || !link.since ? "" : "stale"} aria-busy=${agents === null}>
       ${agents === null && html`<div class="empty" role="status"><p>Loading machines…</p></div>`}
       ${agents && html`<p class="summary" role="status">${plural(all.length, "machine")}${counts.length > 0 ? ": " + counts.map(([s, n]) => `${n} ${states[s][0].toLowerCase()}`).join(", ") : ""}${words.length ? ` · ${shown.length} shown` : ""}</p>`}

@@ -29,10 +29,11 @@ const themes = {
     brightBlack: "#57606a", brightRed: "#a40e26", brightGreen: "#1a7f37", brightYellow: "#633c01", brightBlue: "#0969da", brightMagenta: "#6639ba", brightCyan: "#3192aa", brightWhite: "#1c2024",
   },
 };
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const themeNow = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
 const term = new Terminal({
-  allowProposedApi: true, cursorBlink: true, scrollback: 20000, minimumContrastRatio: 4.5, fontSize: matchMedia("(max-width: 40rem)").matches ? 12 : 14,
+  allowProposedApi: true, cursorBlink: !still.matches, scrollback: 20000, minimumContrastRatio: 4.5, fontSize: matchMedia("(max-width: 40rem)").matches ? 12 : 14,
   fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono"), theme: themes[themeNow()],
   macOptionIsMeta: true, rightClickSelectsWord: true,
 });
@@ -65,6 +66,8 @@ function show(card) {
   else term.focus();
 }
 
+const sentence = (s) => s ? s.charAt(0).toUpperCase() + s.slice(1) + "." : "";
+
 let lastExit = null;
 connection.addEventListener("state", ({ detail }) => {
   switch (detail.state) {
@@ -94,13 +97,13 @@ connection.addEventListener("end", ({ detail }) => {
   if (detail.code === code.refused) {
     options.token = "";
     $("token").value = "";
-    $("why").textContent = detail.reason + ".";
+    $("why").textContent = sentence(detail.reason);
     say("refused", "bad");
     return show("login");
   }
   say(detail.code === code.ended ? "ended" : "closed", detail.code === code.ended ? "" : "bad");
   $("over-title").textContent = detail.code === code.ended ? "The terminal ended" : detail.code === code.goingAway ? "The tunnel is closed" : "The terminal is not available";
-  $("over-text").textContent = detail.code === code.ended && lastExit ? lastExit.text + "." : detail.code === code.goingAway ? "Whoever opened it can open another one." : detail.reason + ".";
+  $("over-text").textContent = detail.code === code.ended && lastExit ? lastExit.text + "." : detail.code === code.goingAway ? sentence(detail.reason) + " Whoever opened it can open another one." : sentence(detail.reason);
   $("again").hidden = detail.code === code.goingAway;
   show("over");
 });
@@ -161,6 +164,7 @@ $("larger").addEventListener("click", () => font(1));
 // --- colours
 const paint = () => { term.options.theme = themes[themeNow()]; };
 dark.addEventListener("change", paint);
+still.addEventListener("change", () => { term.options.cursorBlink = !still.matches; });
 $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = themeNow() === "dark" ? "light" : "dark";
   paint();
