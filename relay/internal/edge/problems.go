@@ -47,7 +47,7 @@ func errTooMany(limit int) *api.Problem {
 }
 
 func errDraining() *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is restarting; connect again in a moment").WithRetry(2 * time.Second)
+	return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
 }
 
 func errUpgradeRequired() *api.Problem {

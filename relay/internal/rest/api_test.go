@@ -281,7 +281,18 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 			t.Errorf("closed %v", c.Closed)
 		}
 	}
-	w.want(w.do("GET", tunnel+"/viewers", o.AdminToken, ""), "Not Found tunnel_not_found")
+	for _, who := range []string{o.AdminToken, "user", "integration"} { // what it was theirs to use, they may know the end of
+		for _, call := range [][3]string{{"GET", "/viewers"}, {"POST", "/extend", `{"expires_in":"48h"}`}, {"POST", "/links", `{"name":"x"}`}} {
+			r := w.do(call[0], tunnel+call[1], who, call[2])
+			w.want(r, "Not Found tunnel_not_found")
+			if p := into[api.Problem](t, r, 404); p.Detail != "the tunnel was closed" {
+				t.Errorf("%s %s of a closed tunnel is told %q", who, call[1], p.Detail)
+			}
+		}
+	}
+	if p := into[api.Problem](t, w.do("GET", tunnel+"/viewers", "stranger", ""), 404); p.Detail != "there is no such tunnel" {
+		t.Errorf("another team is told %q", p.Detail)
+	}
 	w.want(w.do("DELETE", "/agents/gpu-1/tunnel?session_id="+string(ident.NewSessionID()), "user", ""), "Not Found tunnel_not_found")
 	w.want(w.do("DELETE", "/agents/gpu-1/tunnel?session=x", "user", ""), "Bad Request unknown_parameter")
 	if c := into[api.Closed](t, w.do("DELETE", "/agents/gpu-1/tunnel", "user", ""), 200); !slices.Equal(c.Closed, []ident.SessionID{p.SessionID}) {

@@ -93,6 +93,18 @@ func (e *events) next() (event, bool) {
 	}
 }
 
+// last reads to the end and returns the last event.
+func (e *events) last() (last event) {
+	e.t.Helper()
+	for {
+		ev, ok := e.next()
+		if !ok {
+			return last
+		}
+		last = ev
+	}
+}
+
 // until returns the first event of a kind that fits.
 func (e *events) until(kind string, fits func(api.Event) bool) event {
 	e.t.Helper()
@@ -170,19 +182,15 @@ func TestWatch(t *testing.T) {
 	w.auth.mu.Lock()
 	w.auth.cancels["user:alice"](creds.ErrRevoked)
 	w.auth.mu.Unlock()
-	for {
-		if _, ok := e.next(); !ok {
-			break
-		}
+	if bye := e.last(); bye.kind != api.EventGoodbye || bye.data.Detail != creds.ErrRevoked.Error() {
+		t.Errorf("whose credential was revoked hears last %+v", bye)
 	}
 	// And with the relay.
 	e = w.watch(server, "device", "")
 	e.until(api.EventSnapshot, nil)
 	w.api.Drain()
-	for {
-		if _, ok := e.next(); !ok {
-			break
-		}
+	if bye := e.last(); bye.kind != api.EventGoodbye || bye.data.Detail != "the relay restarts" {
+		t.Errorf("at a restart the last event is %+v", bye)
 	}
 	w.want(w.do("GET", "/agents/watch", "user", ""), "Service Unavailable relay_draining")
 }

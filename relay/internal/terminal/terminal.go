@@ -174,7 +174,7 @@ func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 	defer t.mu.Unlock()
 	switch {
 	case t.draining:
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is restarting; connect again in a moment").WithRetry(2 * time.Second)
+		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
 	case t.waiting >= maxWaiting:
 		t.metrics.refused.WithLabelValues("limit").Inc()
 		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "too many viewers are about to connect").WithRetry(5 * time.Second)

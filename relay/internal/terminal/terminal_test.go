@@ -47,6 +47,7 @@ type world struct {
 	away    atomic.Bool
 	refusal atomic.Pointer[wire.Verdict]
 	opens   atomic.Int32
+	why     atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
 
 	mu      sync.Mutex
 	records []audit.Record
@@ -60,7 +61,7 @@ func newWorld(t *testing.T, change func(*terminal.Config)) *world {
 	w.open.Store(true)
 	cfg := terminal.Config{
 		Page:   http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "page") }),
-		Origin: origin, Store: w, AdminToken: tokenOf, Dialer: w, Meter: w.meter, Audit: w, Hold: 5 * time.Second, FirstMessage: 2 * time.Second, Logger: testkit.Logger(t),
+		Origin: origin, Store: w, AdminToken: tokenOf, Why: w.whyOver, Dialer: w, Meter: w.meter, Audit: w, Hold: 5 * time.Second, FirstMessage: 2 * time.Second, Logger: testkit.Logger(t),
 	}
 	if change != nil {
 		change(&cfg)
@@ -81,6 +82,13 @@ func newWorld(t *testing.T, change func(*terminal.Config)) *world {
 		w.server.Close()
 	})
 	return w
+}
+
+func (w *world) whyOver(ident.SessionID) (string, bool) {
+	if why := w.why.Load(); why != nil {
+		return *why, true
+	}
+	return "", false
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }
@@ -328,7 +336,7 @@ func TestRefusals(t *testing.T) {
 		"no token":              {first: wire.TerminalAttach{}, code: wire.CloseRefused},
 		"a wrong token":         {first: wire.TerminalAttach{Token: "adm-wrong"}, code: wire.CloseRefused},
 		"another tunnel's":      {first: wire.TerminalAttach{Token: tokenOf(other).Reveal()}, code: wire.CloseRefused},
-		"a closed tunnel":       {first: right, prepare: func(w *world) { w.open.Store(false) }, code: wire.CloseRefused},
+		"a closed tunnel":       {first: right, prepare: func(w *world) { w.open.Store(false) }, code: websocket.StatusGoingAway},
 		"no JSON":               {first: []int{1}, code: websocket.StatusPolicyViolation},
 		"a bad name":            {first: wire.TerminalAttach{Token: right.Token, Attach: "../x"}, code: websocket.StatusPolicyViolation},
 		"terminals are off":     {first: right, prepare: refuse(wire.CodeTerminalDisabled), code: wire.CloseDenied, opens: 1},
@@ -351,7 +359,7 @@ func TestRefusals(t *testing.T) {
 			if n := w.opens.Load(); n != c.opens {
 				t.Errorf("the agent was asked %d times, want %d", n, c.opens)
 			}
-			if c.code == wire.CloseRefused && len(w.audited(audit.TerminalRefused)) != 1 {
+			if (c.code == wire.CloseRefused || c.code == websocket.StatusGoingAway) && len(w.audited(audit.TerminalRefused)) != 1 {
 				t.Error("the refusal is audited")
 			}
 		})
@@ -362,15 +370,120 @@ func refuse(code wire.Code) func(*world) {
 	return func(w *world) { w.refusal.Store(&wire.Verdict{Code: code, Text: "said the agent"}) }
 }
 
-// Nobody learns from the answer whether a tunnel exists.
+// Nobody learns from the answer whether a tunnel exists, or why it is over, but who
+// has its token.
 func TestRefusalsAreTheSame(t *testing.T) {
 	w := newWorld(t, nil)
 	wrongCode, wrong := w.ends(w.enter(session, wire.TerminalAttach{Token: "adm-wrong"}))
 	w.open.Store(false)
+	why := "the tunnel expired"
+	w.why.Store(&why)
 	goneCode, gone := w.ends(w.enter(session, wire.TerminalAttach{Token: "adm-wrong"}))
-	closedCode, closed := w.ends(w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()}))
-	if wrongCode != goneCode || wrong != gone || goneCode != closedCode || gone != closed {
-		t.Errorf("%d %q, %d %q, %d %q", wrongCode, wrong, goneCode, gone, closedCode, closed)
+	foreignCode, foreign := w.ends(w.enter(session, wire.TerminalAttach{Token: tokenOf(other).Reveal()}))
+	if wrongCode != goneCode || wrong != gone || goneCode != foreignCode || gone != foreign {
+		t.Errorf("%d %q, %d %q, %d %q", wrongCode, wrong, goneCode, gone, foreignCode, foreign)
+	}
+}
+
+// A right token of a tunnel that is over is no guess.
+func TestARightTokenIsNoGuess(t *testing.T) {
+	w := newWorld(t, nil)
+	w.open.Store(false)
+	for range 12 {
+		if code, _ := w.ends(w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})); code != websocket.StatusGoingAway {
+			t.Fatalf("told %d, want that the tunnel is closed", code)
+		}
+	}
+}
+
+// Who is cut off is told the true reason, whichever comes first: the close frame, or
+// a try of theirs to come back.
+func TestTheTrueReasonWhicheverRoadIsFaster(t *testing.T) {
+	over := func(text string) func(*world) {
+		return func(w *world) {
+			w.why.Store(&text)
+			w.open.Store(false)
+			w.meter.Cut(session, &usage.Over{Of: usage.ErrClosed, Text: text})
+		}
+	}
+	for name, c := range map[string]struct {
+		end    func(*world)
+		code   websocket.StatusCode
+		reason string
+	}{
+		"closed":  {over("the tunnel was closed"), websocket.StatusGoingAway, "the tunnel was closed"},
+		"expired": {over("the tunnel expired"), websocket.StatusGoingAway, "the tunnel expired"},
+		"idle":    {over("the tunnel was closed: nobody used it for 30m"), websocket.StatusGoingAway, "nobody used it for 30m"},
+		"revoked": {over("the tunnel was closed: the credential that opened it was revoked"), websocket.StatusGoingAway, "credential that opened it was revoked"},
+		"unknown": {func(w *world) {
+			w.open.Store(false)
+			w.meter.Cut(session, usage.ErrClosed)
+		}, websocket.StatusGoingAway, "the tunnel is closed"},
+		"kicked": {func(w *world) { w.meter.Kick(session, w.meter.Viewers(session)[0].ViewerID) }, wire.CloseDenied, "disconnected by the tunnel's owner"},
+		"restart": {func(w *world) {
+			go func() { _ = w.term.Drain(context.Background()) }()
+			testkit.Eventually(w.T, "the relay drains", func() bool {
+				c, res, err := w.dial(other, origin)
+				if err == nil {
+					_ = c.CloseNow()
+				}
+				return err != nil && res != nil && res.StatusCode == http.StatusServiceUnavailable
+			})
+		}, websocket.StatusServiceRestart, "the relay restarts"},
+	} {
+		attach := wire.TerminalAttach{Token: tokenOf(session).Reveal()}
+		start := func(t *testing.T) (*world, *websocket.Conn) {
+			w := newWorld(t, nil)
+			s := w.enter(session, attach)
+			if _, b, err := w.read(s); err != nil || !strings.Contains(b, wire.TerminalAttached) {
+				t.Fatalf("attach: %s %v", b, err)
+			}
+			return w, s
+		}
+		t.Run(name+", the close frame first", func(t *testing.T) {
+			w, s := start(t)
+			c.end(w)
+			if code, reason := w.ends(s); code != c.code || !strings.Contains(reason, c.reason) {
+				t.Errorf("told %d %q, want %d and that %s", code, reason, c.code, c.reason)
+			}
+		})
+		t.Run(name+", the new attempt first", func(t *testing.T) {
+			w, s := start(t)
+			if name == "kicked" { // while there is somebody to kick
+				c.end(w)
+			}
+			_ = s.CloseNow()
+			if name != "kicked" {
+				c.end(w)
+			}
+			if name == "restart" {
+				_, res, err := w.dial(session, origin)
+				if err == nil || res == nil || res.StatusCode != http.StatusServiceUnavailable {
+					t.Fatalf("a new attempt at a relay that restarts: %+v %v", res, err)
+				}
+				if b, _ := io.ReadAll(res.Body); !strings.Contains(string(b), c.reason) {
+					t.Errorf("told %s, want that %s", b, c.reason)
+				}
+				return
+			}
+			if code, reason := w.ends(w.enter(session, attach)); code != c.code || !strings.Contains(reason, c.reason) {
+				t.Errorf("told %d %q, want %d and that %s", code, reason, c.code, c.reason)
+			}
+		})
+	}
+}
+
+// The machine may hear of the end before this relay's users do.
+func TestTheMachineHeardFirst(t *testing.T) {
+	w := newWorld(t, nil)
+	refuse(wire.CodeUnknownTunnel)(w)
+	why := "the tunnel expired"
+	s := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	<-w.agents
+	w.why.Store(&why)
+	w.open.Store(false)
+	if code, reason := w.ends(s); code != websocket.StatusGoingAway || reason != why {
+		t.Errorf("told %d %q, want that %s", code, reason, why)
 	}
 }
 
