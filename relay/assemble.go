@@ -170,7 +170,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Next: own, Owns: own.Owns,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -86,8 +86,11 @@ type Config struct {
 	Links    Links // nil: there are no named links
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,
 	// where programs may be told; nil: they are not.
-	Why    func(id ident.SessionID) (string, bool)
-	Prober Prober // nil: tunnels with an undecided host header are served as public
+	Why func(id ident.SessionID) (string, bool)
+	// Stopping says that the relay is about to drain: what is lost from then on is lost
+	// by that, since agents move before users are told. nil: it never does.
+	Stopping func() bool
+	Prober   Prober // nil: tunnels with an undecided host header are served as public
 	// Next serves what is no tunnel's; nil: a 404 problem.
 	Next http.Handler
 	// Owns says whether Next has a route for the request. Only other paths are

@@ -107,7 +107,11 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 		late.Go(func() { u.end(closeServiceRestart, restarting) })
 	}
 	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func() {
-		u.end(closeServiceRestart, "the way to the app was lost; connect again")
+		reason := "the way to the app was lost; connect again"
+		if stopping := x.e.config.Stopping; stopping != nil && stopping() {
+			reason = restarting
+		}
+		u.end(closeServiceRestart, reason)
 	}}, options)
 	close(u.done)
 	late.Wait()

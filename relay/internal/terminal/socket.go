@@ -386,7 +386,10 @@ func (s *socket) cutLate(wg *sync.WaitGroup) {
 // lost says why an agent's stream ended. An agent that ends it in good order mostly
 // heard before this relay's own users did that the tunnel is closed: then that is
 // the reason.
-func lost(ctx context.Context, use *usage.Use, err error) *closing {
+func (s *socket) lost(ctx context.Context, use *usage.Use, err error) *closing {
+	if s.t.cfg.Stopping != nil && s.t.cfg.Stopping() { // agents move before Drain tells users
+		return &closing{code: websocket.StatusServiceRestart, reason: restarting, cause: err}
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		wait := time.NewTimer(closeGrace)
 		defer wait.Stop()
@@ -406,7 +409,7 @@ func (s *socket) down(ctx context.Context, use *usage.Use, stream edge.Stream) e
 	for {
 		typ, payload, grown, err := wire.ReadFrame(stream, buf)
 		if err != nil {
-			return lost(ctx, use, err)
+			return s.lost(ctx, use, err)
 		}
 		buf = grown
 		if typ == wire.FrameData {

@@ -49,8 +49,8 @@ type Auditor interface {
 	Append(ctx context.Context, r audit.Record) error
 }
 
-// Config is what a Terminal needs. All but Hold, Remote, FirstMessage and Registerer
-// are required.
+// Config is what a Terminal needs. All but Stopping, Hold, Remote, FirstMessage
+// and Registerer are required.
 type Config struct {
 	Page   http.Handler // the page, the same for everybody
 	Origin string       // of the page: the relay's public one, canonical
@@ -58,12 +58,14 @@ type Config struct {
 	// AdminToken computes the token of a tunnel, whether there is one or not.
 	AdminToken func(ident.SessionID) ident.Secret
 	// Why says why a tunnel is over, to who has its admin token; false: not known.
-	Why    func(ident.SessionID) (string, bool)
-	Dialer edge.Dialer
-	Meter  *usage.Meter
-	Audit  Auditor
-	Remote func(r *http.Request) string // the caller's address; nil: that of the connection
-	Hold   time.Duration                // how long a viewer waits for an agent that is away
+	Why func(ident.SessionID) (string, bool)
+	// Stopping says that the relay is about to drain; nil: it never does.
+	Stopping func() bool
+	Dialer   edge.Dialer
+	Meter    *usage.Meter
+	Audit    Auditor
+	Remote   func(r *http.Request) string // the caller's address; nil: that of the connection
+	Hold     time.Duration                // how long a viewer waits for an agent that is away
 	// FirstMessage is how long a viewer may take to send its token; default 10 s.
 	FirstMessage time.Duration
 	Logger       *slog.Logger
