@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -156,7 +157,7 @@ func TestTheTrueReason(t *testing.T) {
 		end    func()
 	}{
 		{"the tunnel was closed", nil, closeAll},
-		{"the tunnel expired", map[string]any{"expires_in": "40s"}, func() {}},
+		{"the tunnel expired", map[string]any{"expires_in": "30s"}, func() {}},
 	} {
 		page := world.Until(fmt.Sprintf(`!document.getElementById("over").hidden && document.getElementById("over-title").textContent === "The tunnel is closed" && document.getElementById("over-text").textContent.includes(%q)`, c.says[4:]))
 
@@ -220,6 +221,73 @@ func TestTheTrueReason(t *testing.T) {
 		_ = socket.CloseNow()
 		closeAll()
 		u.leave()
+	}
+}
+
+// The console says what happened to tunnels and to itself, also when the line to it
+// broke first.
+func TestTheTrueReasonInTheConsole(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r, line := relayBehind(w)
+	w.Agent(r, "gpu-1")
+	sk := r.Credential("integration", world.Team, "--name", "console")
+	other := r.Credential("integration", world.Team)
+	c := newConsole(w, r)
+	c.signIn(sk)
+	for _, x := range []struct {
+		says   string
+		limits map[string]any
+		end    func()
+	}{
+		{"a tunnel to gpu-1 is over: closed by a user", map[string]any{"target_port": 9}, func() { r.API(other, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil) }},
+		{"a tunnel to gpu-1 is over: expired", map[string]any{"target_port": 9, "expires_in": "10s"}, func() {}},
+		{"a tunnel to gpu-1 is over: idle", map[string]any{"target_port": 9, "idle_timeout": "10s"}, func() {}},
+	} {
+		// A message stays for 6 s, and another page may be slow: it is noted when it comes.
+		note := evaluate(`(() => { window.said = ""; window.noter?.disconnect(); window.noter = new MutationObserver(() => { window.said += document.querySelector(".toasts").innerText.toLowerCase() + "\n"; });
+			window.noter.observe(document.querySelector(".toasts"), { childList: true, subtree: true, characterData: true }); })()`)
+		said := world.Until(fmt.Sprintf(`window.said.includes(%q)`, x.says))
+		for _, eventFirst := range []bool{true, false} {
+			tun := r.Open(other, "gpu-1", x.limits)
+			c.do("the tunnel is shown", note, text("port 9"))
+			if !eventFirst {
+				line.Cut()
+				c.do("the console is cut off", world.Until(`document.querySelector(".pulse.lost")`))
+			}
+			x.end()
+			(&cutOff{w: w, r: r, all: []api.Tunnel{tun}}).over()
+			if !eventFirst {
+				line.Heal()
+			}
+			c.do(fmt.Sprintf("it says that %s (the event first: %v)", x.says, eventFirst), said, world.Until(`document.querySelector(".pulse.live") && !document.querySelector(".tunnel")`))
+		}
+	}
+
+	if err := r.Stop(30 * time.Second); err != nil {
+		t.Errorf("the relay stops: %v", err)
+	}
+	c.do("at a restart the console says so", text("the relay restarts"))
+	r.Start()
+	r.WaitReady(30 * time.Second)
+	c.do("and is back by itself", world.Until(`document.querySelector(".pulse.live") && !document.querySelector(".banner")`))
+
+	for _, name := range []string{"console", "console-2"} { // the event first, then the new attempt
+		if name == "console-2" {
+			secret := r.Credential("integration", world.Team, "--name", name)
+			c.do("the form is emptied", fill("#secret", ""))
+			c.signIn(secret)
+			line.Cut()
+			c.do("the console is cut off", world.Until(`document.querySelector(".pulse.lost")`))
+		}
+		admin := []string{"--socket", filepath.Join(r.DataDir, "admin.sock")}
+		for l := range strings.Lines(w.Run(nil, filepath.Join(w.Bin, "adit-relay"), append([]string{"credential", "list", "--team", world.Team}, admin...)...)) {
+			if f := strings.Fields(l); slices.Contains(f, name) {
+				w.Run(nil, filepath.Join(w.Bin, "adit-relay"), append([]string{"credential", "revoke", f[0]}, admin...)...)
+			}
+		}
+		line.Heal()
+		c.do("whose credential was revoked is told so, at the form", world.Until(`document.querySelector("#secret")`), text("the credential was revoked"))
 	}
 }
 

@@ -212,7 +212,9 @@ func TestTerminalLooks(t *testing.T) {
 				scheme = "dark"
 			}
 			s.do("the page is shown "+l.name, chromedp.EmulateViewport(l.width, l.height), chromedp.Func(func(ctx context.Context, tg *chromedp.Target) error {
-				_, err := cdp.Call(ctx, tg, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+				_, err := cdp.Call(ctx, tg, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+					{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}, // it replaces all that was set
+				}})
 				return err
 			}), evaluate(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))`))
 			if dir := os.Getenv("ADIT_E2E_SHOTS"); dir != "" {
@@ -244,6 +246,51 @@ func TestTerminalLooks(t *testing.T) {
 	see("search")
 	s.do("the end", chromedp.Click("#close-search"), keys("exit\r"), world.Until(`!document.getElementById("over").hidden`))
 	see("over")
+}
+
+// With motion a page is looked at when what moves has come to rest; who wants none
+// sees none.
+func TestTerminalMotion(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.Relay()
+	terminalAgent(w, r)
+	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
+	axe, err := os.ReadFile("../internal/web/ui/node_modules/axe-core/axe.min.js")
+	if err != nil {
+		t.Fatalf("npm's packages are not installed: %v", err)
+	}
+	s := &screen{w, w.Browser(4 * time.Minute)}
+	media := func(motion string) chromedp.Action[chromedp.Void] {
+		return chromedp.Func(func(ctx context.Context, tg *chromedp.Target) error {
+			_, err := cdp.Call(ctx, tg, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-reduced-motion", Value: motion}}})
+			return err
+		})
+	}
+	// A cursor that blinks never ends.
+	moving := `document.getAnimations().filter((a) => a.effect.getComputedTiming().iterations !== Infinity)`
+	count := `(() => { window.moves = 0; document.addEventListener("transitionrun", () => window.moves++); document.addEventListener("animationstart", () => window.moves++); })()`
+	form := []chromedp.Action[chromedp.Void]{world.Navigate(r.URL + wire.TerminalPath + string(tun.SessionID)), chromedp.WaitVisible("#token"), evaluate(count)}
+	refusedNow := world.Until(`document.getElementById("state").textContent === "refused"`)
+
+	s.do("a page with motion", append(append([]chromedp.Action[chromedp.Void]{media("no-preference")}, form...), chromedp.SendKeys("#token", "adm-wrong\r"), refusedNow,
+		world.Until(`window.moves > 0`), evaluate(`Promise.all(`+moving+`.map((a) => a.finished.catch(() => 0)))`), world.Until(moving+`.length === 0`), evaluate(string(axe)+";0"))...)
+	faults, err := chromedp.Run(s.ctx, chromedp.Evaluate[string](`axe.run(document, {resultTypes: ["violations"]}).then((r) => r.violations.filter((v) => ["serious", "critical"].includes(v.impact)).map((v) => v.id + ": " + v.nodes.map((n) => n.target + " " + n.failureSummary).join(" | ")).join("\n"))`, chromedp.EvalAwaitPromise))
+	if err != nil || faults != "" {
+		t.Errorf("axe finds no serious fault once it rests: %v\n%s", err, faults)
+	}
+
+	s.do("a page without motion", append(append([]chromedp.Action[chromedp.Void]{media("reduce")}, form...), chromedp.SendKeys("#token", "adm-wrong\r"), refusedNow)...)
+	if n := get[int](s, `document.getAnimations().length`); n != 0 || get[int](s, `window.moves`) != 0 {
+		t.Errorf("%d things move although the user wants none", n)
+	}
+	s.do("the console", world.Navigate(r.URL+"/console"), world.Until(`document.querySelector("#secret")`), evaluate(count),
+		chromedp.SendKeys("#secret", r.Credential("integration", world.Team)), chromedp.KeyEvent("\r"), world.Until(`document.querySelector(".pulse.live")`))
+	r.Kill()
+	s.do("which shows that it is cut off", world.Until(`document.querySelector(".pulse.lost")`))
+	if n := get[int](s, `document.getAnimations().length`); n != 0 || get[int](s, `window.moves`) != 0 {
+		t.Errorf("in the console %d things move although the user wants none", n)
+	}
 }
 
 func TestTerminalFlood(t *testing.T) {
@@ -338,11 +385,12 @@ func TestTerminalViewers(t *testing.T) {
 	}
 	closed := time.Now()
 	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
-	first.do("a closed tunnel ends the terminal and says so", world.Until(`document.getElementById("over-title").textContent === "The tunnel is closed" && !document.getElementById("over").hidden`))
-	looker.do("for all", world.Until(`!document.getElementById("over").hidden`))
+	told := world.Until(`document.getElementById("over-title").textContent === "The tunnel is closed" && document.getElementById("over-text").textContent.startsWith("The tunnel was closed.") && !document.getElementById("over").hidden`)
+	first.do("a closed tunnel ends the terminal and says so", told)
+	looker.do("for all", told)
 	t.Logf("both were told within %v", time.Since(closed))
 	tab := w.Tab(ctx)
-	w.Do(tab, "its token opens nothing any more", world.Navigate(terminalURL(r, tun)), world.Until(`document.getElementById("state").textContent === "refused"`))
+	w.Do(tab, "its token opens nothing any more, and tells why", world.Navigate(terminalURL(r, tun)), told)
 }
 
 // dialTerminal opens a terminal's WebSocket as a program does.
@@ -404,7 +452,6 @@ func TestTerminalRefusals(t *testing.T) {
 		"the URL's token":       {session, strings.TrimSuffix(pathOf(r.PathURL(tun))[len("/tunnel/"):], "/"), wire.CloseRefused},
 		"a team's credential":   {session, sk, wire.CloseRefused},
 		"another tunnel's":      {session, foreign.AdminToken, wire.CloseRefused},
-		"a replayed one":        {string(gone.SessionID), gone.AdminToken, wire.CloseRefused},
 		"a tunnel never opened": {strings.Repeat("ab", 16), tun.AdminToken, wire.CloseRefused},
 	} {
 		s, err := dialTerminal(t, r, c.session, r.URL, wire.TerminalAttach{Token: c.token})
@@ -414,6 +461,14 @@ func TestTerminalRefusals(t *testing.T) {
 		if got := terminalEnd(t, s); got.Code != c.code || got.Reason != "the token is not right, or the tunnel is closed" {
 			t.Errorf("%s is refused as all others: %v", name, got)
 		}
+	}
+	// A right token proves that its holder had the tunnel: they are told what became of it.
+	replayed, err := dialTerminal(t, r, string(gone.SessionID), r.URL, wire.TerminalAttach{Token: gone.AdminToken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := terminalEnd(t, replayed); got.Code != websocket.StatusGoingAway || got.Reason != "the tunnel was closed" {
+		t.Errorf("the token of a closed tunnel is told %v", got)
 	}
 	if strings.Contains(a.Log(), `"terminal started"`) {
 		t.Error("nothing reached the agent")
