@@ -83,6 +83,13 @@ func (p *parts) whyTCP(id ident.SessionID) (string, bool) {
 	return text, ok && text != "" && t.Protocol == api.ProtocolTCP
 }
 
+// terminals are the terminal's codes for the API, which is made before it.
+type terminals struct{ p *parts }
+
+func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by string, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return t.p.terminal.Mint(ctx, r, by, lives, readOnly)
+}
+
 // prober asks agents about the apps behind tunnels and keeps what they found in
 // the tunnel's record, for every relay and every list.
 type prober struct{ p *parts }

@@ -141,7 +141,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links,
+		Auth: p.creds, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
 		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})

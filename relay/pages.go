@@ -23,7 +23,7 @@ func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handl
 		r.log.Warn("this build has no web pages: scripts/build makes them, with npm")
 	}
 	p.terminal, err = terminal.New(terminal.Config{
-		Page: assets.Page("terminal"), Origin: p.resolver.PublicOrigin(), Store: p.store, AdminToken: p.gate.AdminToken,
+		Page: assets.Page("terminal"), Origin: p.resolver.PublicOrigin(), Store: p.store, Key: p.key, AdminToken: p.gate.AdminToken,
 		Dialer: dialer{p}, Meter: p.meter, Audit: p.audit, Remote: r.remote, Hold: r.cfg.Tunnel.Hold.D(), Why: p.why, Stopping: r.draining.Load,
 		Logger: r.log.With("part", "terminal"), Registerer: reg,
 	})

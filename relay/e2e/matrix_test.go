@@ -51,6 +51,7 @@ var apiRoutes = []apiRoute{
 	{"GET", "/agents/{agent_id}/tunnel", kindsTeam, "", "", 200, "", "agent_not_found"},
 	{"DELETE", "/agents/{agent_id}/tunnel", kindsTeam, "?no_such=1", "", 400, "unknown_parameter", "agent_not_found"},
 	{"POST", "/tunnels/{session_id}/extend", kindsAdmin, "", `{"expires_in":"1ms"}`, 422, "out_of_range", "tunnel_not_found"},
+	{"POST", "/tunnels/{session_id}/terminal", kindsAdmin, "", `{"expires_in":"1ms"}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/viewers", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
 	{"DELETE", "/tunnels/{session_id}/viewers/{viewer_id}", kindsAdmin, "", "", 404, "viewer_not_found", "tunnel_not_found"},
 	{"POST", "/tunnels/{session_id}/links", kindsAdmin, "", `{"name":""}`, 422, "out_of_range", "tunnel_not_found"},

@@ -125,6 +125,19 @@ type Extended struct {
 	ExpiresAt time.Time       `json:"expires_at"`
 }
 
+// TerminalRequest is the body of POST /tunnels/{session_id}/terminal; the zero value
+// asks for a code that is good for five minutes and may type.
+type TerminalRequest struct {
+	ExpiresIn *Duration `json:"expires_in,omitempty"` // at most 24 h, and never past the tunnel's end
+	ReadOnly  bool      `json:"read_only,omitempty"`  // whoever enters with it looks on
+}
+
+// TerminalCode is its answer: an address that opens the terminal in a browser, once.
+type TerminalCode struct {
+	TerminalURL   string    `json:"terminal_url"`
+	CodeExpiresAt time.Time `json:"code_expires_at"`
+}
+
 // Viewer is one party using a tunnel now.
 type Viewer struct {
 	ViewerID    ident.ViewerID `json:"viewer_id"`

@@ -53,6 +53,8 @@ const (
 	PrefixAdmin       = "adm-" // a tunnel's admin token
 	PrefixLease       = "lt-"  // a task lease's token
 	PrefixEnrol       = "en-"  // a single-use enrolment token
+	PrefixCode        = "tc-"  // a code that enters a terminal once
+	PrefixRight       = "tr-"  // what a terminal's page comes back with
 )
 
 // NewSecret returns a fresh secret: the prefix and 200 random bits in base32 (40

@@ -35,6 +35,8 @@ func TestRedact(t *testing.T) {
 		{"#adm-" + base32, "#adm-[redacted]"},
 		{"lt-" + base32 + "/en-" + base32, "lt-[redacted]/en-[redacted]"},
 		{"SK-" + strings.ToUpper(base32), "SK-[redacted]"},
+		{"https://relay.example.com/terminal/" + session + "#code=tc-" + base32, "https://relay.example.com/terminal/" + session + "#code=tc-[redacted]"},
+		{`{"state":"admitted","right":"tr-` + base32 + `"}`, `{"state":"admitted","right":"tr-[redacted]"}`},
 		{"xsk-" + base32, "xsk-[redacted]"},
 		{"sk%2D" + base32, "sk%2D[redacted]"},
 		// What is none stays.

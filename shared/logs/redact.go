@@ -10,7 +10,7 @@ const mark = "[redacted]"
 
 // Redact cuts secrets out of a text and leaves the rest as it is:
 //
-//   - Adit's own secrets (sk-…, dk-…, ak-…, adm-…, lt-…, en-…) keep their prefix;
+//   - Adit's own secrets (sk-…, dk-…, ak-…, adm-…, lt-…, en-…, tc-…, tr-…) keep their prefix;
 //   - a tunnel's segment, in a path or a host name, keeps its session id;
 //   - what follows Bearer, Basic and the like, and JSON web tokens;
 //   - the values of Authorization and Cookie headers, as HTTP, Go or JSON print them;
@@ -89,6 +89,7 @@ var prefixes = []string{
 	strings.TrimSuffix(ident.PrefixIntegration, "-"), strings.TrimSuffix(ident.PrefixDevice, "-"),
 	strings.TrimSuffix(ident.PrefixAgent, "-"), strings.TrimSuffix(ident.PrefixAdmin, "-"),
 	strings.TrimSuffix(ident.PrefixLease, "-"), strings.TrimSuffix(ident.PrefixEnrol, "-"),
+	strings.TrimSuffix(ident.PrefixCode, "-"), strings.TrimSuffix(ident.PrefixRight, "-"),
 }
 
 // token looks around a hyphen, or one that is written %2d, for a secret or segment.

@@ -199,7 +199,8 @@ func ParseExit(p []byte) (Exit, bool) {
 // TerminalAttach is the first message of a terminal's WebSocket, as JSON text. The
 // relay answers TerminalReady, also as text, before the first frame.
 type TerminalAttach struct {
-	Token    string `json:"token"` // the tunnel's admin token
+	Token    string `json:"token"`          // the tunnel's admin token, or a right of TerminalAdmitted
+	Code     string `json:"code,omitempty"` // in the token's place: works once
 	Cols     uint16 `json:"cols,omitempty"`
 	Rows     uint16 `json:"rows,omitempty"`
 	ReadOnly bool   `json:"read_only,omitempty"`
@@ -213,14 +214,18 @@ const DefaultTerminal = "main"
 
 // TerminalReady tells a viewer, as JSON text, how far its attachment is.
 type TerminalReady struct {
-	State    string `json:"state"` // TerminalWaiting any number of times, then TerminalAttached
+	State    string `json:"state"` // TerminalWaiting any number of times, then TerminalAttached; a reader ignores others
 	Terminal string `json:"terminal,omitempty"`
 	Agent    string `json:"agent,omitempty"`
 	ReadOnly bool   `json:"read_only,omitempty"`
+	Right    string `json:"right,omitempty"` // of TerminalAdmitted
 }
 
 // The states of TerminalReady.
 const (
+	// TerminalAdmitted answers a code, before all else: with the right that came with
+	// it the viewer is let in again for as long as the tunnel is open.
+	TerminalAdmitted = "admitted"
 	TerminalWaiting  = "waiting"  // the machine has no link now
 	TerminalAttached = "attached" // frames follow
 )
@@ -238,7 +243,7 @@ const (
 	CloseEnded    = 4000 // the program ended: FrameExit said how
 	CloseDropped  = 4001 // FrameDropped said why: attach again
 	CloseLost     = 4002 // the link to the machine: attach again
-	CloseRefused  = 4401 // wrong token, or no such tunnel any more: which of them is not told
+	CloseRefused  = 4401 // wrong token or code, whether there is such a tunnel or not
 	CloseDenied   = 4403 // the machine's owner does not allow it, or sent this viewer away
 	CloseNothing  = 4404 // there is no terminal to look on at, yet
 	CloseLimit    = 4429 // too many terminals or viewers

@@ -49,6 +49,7 @@ const (
 	TerminalOpened  Event = "terminal_opened"
 	TerminalClosed  Event = "terminal_closed"
 	TerminalRefused Event = "terminal_refused"
+	TerminalCode    Event = "terminal_code" // one was made, with which a terminal can be entered
 
 	RelayStarted  Event = "relay_started"
 	RelayDraining Event = "relay_draining"
@@ -77,7 +78,7 @@ var rules = map[Event]rule{
 	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
 	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
 	AuthRefused:    {rate: 5, burst: 100},
-	TerminalOpened: durable, TerminalClosed: durable, TerminalRefused: {rate: 5, burst: 100},
+	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {rate: 5, burst: 100},
 	RelayStarted: durable, RelayDraining: durable, RelayStopped: durable,
 }
 

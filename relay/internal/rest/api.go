@@ -61,6 +61,11 @@ type Usage interface {
 	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) bool
 }
 
+// Terminals makes codes that enter a tunnel's terminal.
+type Terminals interface {
+	Mint(ctx context.Context, t store.TunnelRecord, by string, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
+}
+
 // Prober asks an agent what listens on a port.
 type Prober interface {
 	Probe(ctx context.Context, key ident.AgentKey, p wire.Probe) (wire.Probed, error)
@@ -72,8 +77,8 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage, Links and Logger
-// are required.
+// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage, Links, Terminals
+// and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Gate       *gate.Gate
@@ -81,6 +86,7 @@ type Config struct {
 	Addresses  Addresses
 	Usage      Usage
 	Links      Links
+	Terminals  Terminals
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has
 	Audit      gate.Auditor
@@ -112,8 +118,8 @@ var errDraining = errors.New("the relay is draining")
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Audit == nil || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Links, Audit and Logger are required")
+	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Links, Terminals, Audit and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond

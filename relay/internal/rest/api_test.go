@@ -2,6 +2,7 @@ package rest_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"reflect"
@@ -51,7 +52,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		} `json:"components"`
 	}](t, w.do("GET", "/openapi.json", "", ""), 200)
 	for _, v := range []any{
-		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{},
+		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{}, api.TerminalRequest{}, api.TerminalCode{},
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{},
 	} {
@@ -90,6 +91,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"GET /api/v1/agents": team, "GET /api/v1/agents/{agent_id}": team, "GET /api/v1/agents/watch": team,
 		"POST /api/v1/agents/{agent_id}/tunnel": team, "GET /api/v1/agents/{agent_id}/tunnel": team, "DELETE /api/v1/agents/{agent_id}/tunnel": team,
 		"POST /api/v1/tunnels/{session_id}/extend":                append(slices.Clone(team), "admin"),
+		"POST /api/v1/tunnels/{session_id}/terminal":              append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/viewers":                append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/viewers/{viewer_id}": append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/links":                 append(slices.Clone(team), "admin"),
@@ -265,6 +267,13 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 	if left := time.Until(e.ExpiresAt); left < 47*time.Hour {
 		t.Errorf("extended to %v", left)
 	}
+	for body, want := range map[string]time.Duration{"": 5 * time.Minute, `{"expires_in":"1h","read_only":true}`: time.Hour} {
+		c := into[api.TerminalCode](t, w.do("POST", tunnel+"/terminal", o.AdminToken, body), 201)
+		if left := time.Until(c.CodeExpiresAt); left > want || left < want-time.Minute || !strings.HasSuffix(c.TerminalURL, fmt.Sprint(body != "")) {
+			t.Errorf("a terminal of %q: %+v", body, c)
+		}
+	}
+	w.want(w.do("POST", tunnel+"/terminal", "user", `{"expires_in":"25h"}`), "Unprocessable Entity out_of_range")
 	if v := into[api.ViewerList](t, w.do("GET", tunnel+"/viewers", o.AdminToken, ""), 200); len(v.Viewers) != 1 {
 		t.Errorf("%d viewers", len(v.Viewers))
 	}

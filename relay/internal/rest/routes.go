@@ -49,6 +49,7 @@ func (a *API) table() []route {
 		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, operation: "closeTunnels", serve: a.closeTunnels},
 
 		{method: "POST", path: "/tunnels/{session_id}/extend", admits: teamAdmin, operation: "extendTunnel", serve: a.extendTunnel},
+		{method: "POST", path: "/tunnels/{session_id}/terminal", admits: teamAdmin, operation: "openTerminal", serve: a.openTerminal},
 		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, operation: "listViewers", serve: a.listViewers},
 		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, operation: "kickViewer", serve: a.kickViewer},
 

@@ -365,6 +365,34 @@ func (a *API) extendTunnel(w http.ResponseWriter, r *http.Request, p creds.Princ
 	return send(w, http.StatusOK, api.Extended{SessionID: t.Session, ExpiresAt: expires.UTC()})
 }
 
+// Of a code that enters a terminal: how long it is good for.
+const (
+	codeLives    = 5 * time.Minute
+	maxCodeLives = 24 * time.Hour
+)
+
+func (a *API) openTerminal(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	t, err := a.pathTunnel(r, p)
+	if err != nil {
+		return err
+	}
+	var req api.TerminalRequest
+	if err := decode(w, r, &req, false); err != nil {
+		return err
+	}
+	lives := codeLives
+	if req.ExpiresIn != nil {
+		if lives = req.ExpiresIn.D(); lives < time.Second || lives > maxCodeLives {
+			return invalid("expires_in", "a second to 24h")
+		}
+	}
+	address, until, err := a.cfg.Terminals.Mint(r.Context(), t, p.Name, lives, req.ReadOnly)
+	if err != nil {
+		return a.orWhy(err, t.Session, p.Team)
+	}
+	return send(w, http.StatusCreated, api.TerminalCode{TerminalURL: address, CodeExpiresAt: until.UTC()})
+}
+
 func (a *API) listViewers(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	t, err := a.pathTunnel(r, p)
 	if err != nil {

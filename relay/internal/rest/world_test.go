@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -174,6 +175,13 @@ var (
 	errLoad     error
 )
 
+// terminals make codes that open nothing.
+type terminals struct{}
+
+func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by, readOnly), time.Now().Add(lives), nil
+}
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
@@ -199,7 +207,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {

@@ -60,27 +60,32 @@ func (s *Store) Enrolment(ctx context.Context, hash string) (EnrolmentRecord, er
 }
 
 // TakeEnrolment uses a token up and returns it; ErrNotFound when it is unknown,
-// expired or used. The deletion leaves a mark with this call's nonce, so that a
-// lost answer does not cost the token: of two takers exactly one gets it.
+// expired or used.
 func (s *Store) TakeEnrolment(ctx context.Context, hash string) (EnrolmentRecord, error) {
 	defer s.metrics.took(opEnrolment)()
-	const doing = "use an enrolment token"
+	return takeRecord(ctx, s, "use an enrolment token", enrolmentKey(hash), takenKey(hash), func(r EnrolmentRecord) bool { return s.now().Before(r.ExpiresAt) })
+}
+
+// takeRecord uses a record up and returns it; ErrNotFound when there is none that is
+// valid. The deletion leaves a mark with this call's nonce, so that a lost answer does
+// not cost the record: of two takers exactly one gets it.
+func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, valid func(R) bool) (record R, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
+	var none R
 	nonce := ident.NewNonce()
-	var record EnrolmentRecord
 	var last error
 	for attempt := 0; ; attempt++ {
 		if attempt > 0 && !pause(ctx, attempt) {
-			return EnrolmentRecord{}, unavailable(ctx, doing, last)
+			return none, unavailable(ctx, doing, last)
 		}
-		cur, _, err := s.get(ctx, enrolmentKey(hash))
+		cur, _, err := s.get(ctx, key)
 		if err != nil {
 			last = err
 			continue
 		}
 		if cur == nil {
-			mark, _, err := s.get(ctx, takenKey(hash))
+			mark, _, err := s.get(ctx, taken)
 			if err != nil {
 				last = err
 				continue
@@ -88,26 +93,26 @@ func (s *Store) TakeEnrolment(ctx context.Context, hash string) (EnrolmentRecord
 			if mark != nil && string(mark.value) == nonce {
 				return record, nil
 			}
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+			return none, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		}
-		record = EnrolmentRecord{}
+		record = none
 		if err := json.Unmarshal(cur.value, &record); err != nil {
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+			return none, fmt.Errorf("%s: %w", doing, err)
 		}
-		if !s.now().Before(record.ExpiresAt) {
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		if !valid(record) {
+			return none, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		}
-		ok, err := s.txn(ctx, []clientv3.Cmp{unchangedSince(enrolmentKey(hash), cur)},
-			clientv3.OpDelete(enrolmentKey(hash)), clientv3.OpPut(takenKey(hash), nonce, clientv3.WithLease(cur.lease)))
+		ok, err := s.txn(ctx, []clientv3.Cmp{unchangedSince(key, cur)},
+			clientv3.OpDelete(key), clientv3.OpPut(taken, nonce, clientv3.WithLease(cur.lease)))
 		switch {
 		case err == nil && ok:
 			return record, nil
 		case err == nil:
 			s.metrics.conflicts.Inc()
 		case errors.Is(err, rpctypes.ErrLeaseNotFound): // it has just run out
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+			return none, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		case rejected(err):
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+			return none, fmt.Errorf("%s: %w", doing, err)
 		default:
 			s.metrics.unknown.Inc()
 			last = err

@@ -22,6 +22,7 @@ const (
 	dirOnce       = "once"
 	dirEnrolment  = "enrolment"
 	dirTaken      = "taken" // enrolment tokens used up, until they would have expired
+	dirCode       = "code"  // that enter terminals, once
 	dirFile       = "file"  // what ACME keeps, sealed
 	dirLock       = "lock"  // held by a lease of its own
 )
@@ -39,13 +40,15 @@ func presenceKey(k ident.AgentKey) string {
 	return root + dirPresence + "/" + string(k.Team) + "/" + string(k.Agent)
 }
 
-func tunnelKey(id ident.SessionID) string        { return root + dirTunnel + "/" + string(id) }
-func credentialKey(id ident.CredentialID) string { return root + dirCredential + "/" + string(id) }
-func relayKey(id ident.RelayID) string           { return root + dirRelay + "/" + string(id) }
-func enrolmentKey(hash string) string            { return root + dirEnrolment + "/" + hash }
-func takenKey(hash string) string                { return root + dirTaken + "/" + hash }
-func fileKey(name string) string                 { return root + dirFile + "/" + name }
-func lockKey(name string) string                 { return root + dirLock + "/" + name }
+func tunnelKey(id ident.SessionID) string            { return root + dirTunnel + "/" + string(id) }
+func credentialKey(id ident.CredentialID) string     { return root + dirCredential + "/" + string(id) }
+func relayKey(id ident.RelayID) string               { return root + dirRelay + "/" + string(id) }
+func enrolmentKey(hash string) string                { return root + dirEnrolment + "/" + hash }
+func takenKey(hash string) string                    { return root + dirTaken + "/" + hash }
+func codesPrefix(id ident.SessionID) string          { return root + dirCode + "/" + string(id) + "/" }
+func codeKey(id ident.SessionID, hash string) string { return codesPrefix(id) + hash }
+func fileKey(name string) string                     { return root + dirFile + "/" + name }
+func lockKey(name string) string                     { return root + dirLock + "/" + name }
 
 // onceKey hides the caller's text: it may hold what must not be stored, and it
 // has no bound on its length.

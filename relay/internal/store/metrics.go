@@ -17,6 +17,7 @@ const (
 	opDeletePresence op = "delete_presence"
 	opCredential     op = "credential"
 	opEnrolment      op = "enrolment"
+	opCode           op = "code"
 	opLink           op = "link"
 	opFile           op = "file"
 	opCatchUp        op = "catch_up"
@@ -27,7 +28,7 @@ const (
 
 var allOps = []op{
 	opUpdateAgent, opUpdateTunnel, opPutPresence, opDeletePresence, opCredential,
-	opEnrolment, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
+	opEnrolment, opCode, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
 }
 
 type metrics struct {

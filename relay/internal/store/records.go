@@ -169,6 +169,15 @@ type EnrolmentRecord struct {
 	ExpiresAt time.Time     `json:"expires_at"`
 }
 
+// CodeRecord is a code with which a viewer enters a tunnel's terminal, once.
+type CodeRecord struct {
+	Hash      string          `json:"sha256"` // of the code
+	Session   ident.SessionID `json:"session_id"`
+	ReadOnly  bool            `json:"read_only,omitempty"`
+	CreatedBy string          `json:"created_by"`
+	ExpiresAt time.Time       `json:"expires_at"`
+}
+
 // RelayRecord is one relay of the pool, attached to its own lease.
 type RelayRecord struct {
 	ID       ident.RelayID `json:"id"`

@@ -49,6 +49,7 @@ type socket struct {
 	remote  string
 	agent   string // user agent
 	record  store.TunnelRecord
+	actor   string // for records: by what it was let in
 
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
 	conn    net.Conn        // below it
@@ -109,10 +110,10 @@ func (s *socket) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.authenticate(ctx, first.Token)
+	err = s.authenticate(ctx, &first)
 	if end, ok := errors.AsType[*closing](err); ok { // its token is right
 		s.t.metrics.refused.WithLabelValues("closed").Inc()
-		s.t.note(ctx, s, audit.TerminalRefused, s.actor(), end.reason)
+		s.t.note(ctx, s, audit.TerminalRefused, s.actor, end.reason)
 		return end
 	}
 	if err != nil {
@@ -120,9 +121,17 @@ func (s *socket) converse(ctx context.Context) error {
 		s.t.metrics.refused.WithLabelValues("token").Inc()
 		s.record = store.TunnelRecord{}
 		s.t.note(ctx, s, audit.TerminalRefused, "anonymous", err.Error())
+		if errors.Is(err, errCode) {
+			return &closing{code: wire.CloseRefused, reason: err.Error(), cause: err}
+		}
 		return refused(err)
 	}
 	s.t.trusted(s)
+	if first.Code != "" { // before anything can go wrong: the code is used up
+		s.tell(ctx, wire.TerminalReady{
+			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, first.ReadOnly).Reveal(),
+		})
+	}
 	use, err := s.t.cfg.Meter.Begin(ctx, s.session, s.party(), usage.Terminal)
 	if err != nil {
 		s.t.metrics.refused.WithLabelValues("closed").Inc()
@@ -137,7 +146,7 @@ func (s *socket) converse(ctx context.Context) error {
 			err = s.over()
 		}
 		s.t.metrics.refused.WithLabelValues("agent").Inc()
-		s.t.note(ctx, s, audit.TerminalRefused, s.actor(), err.Error())
+		s.t.note(ctx, s, audit.TerminalRefused, s.actor, err.Error())
 		return err
 	}
 	defer stream.Close()
@@ -164,7 +173,7 @@ func (s *socket) first(ctx context.Context) (wire.TerminalAttach, error) {
 		s.t.metrics.refused.WithLabelValues("late").Inc()
 		return a, fmt.Errorf("read the first message: %w", err)
 	}
-	bad := &closing{code: websocket.StatusPolicyViolation, reason: "the first message is JSON with a token"}
+	bad := &closing{code: websocket.StatusPolicyViolation, reason: "the first message is JSON with a token or a code"}
 	if typ != websocket.MessageText {
 		return a, bad
 	}
@@ -182,14 +191,26 @@ func (s *socket) first(ctx context.Context) (wire.TerminalAttach, error) {
 	return a, nil
 }
 
-// authenticate finds the tunnel for its admin token. The same work is done for
-// tunnels that are not there. A right token proves that there was such a tunnel, with
-// no record of it: its holder is told the truth, as a *closing.
-func (s *socket) authenticate(ctx context.Context, token string) error {
-	right := ident.Secret(token).Matches(s.t.cfg.AdminToken(s.session).Hash())
+// authenticate finds the tunnel for its admin token, a right to it, or a code, and
+// uses the code up. The same work is done for tunnels that are not there. A right
+// token proves that there was such a tunnel, with no record of it: its holder is told
+// the truth, as a *closing.
+func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error {
+	token, admin := ident.Secret(a.Token), s.t.cfg.AdminToken(s.session)
+	isAdmin, mayType, mayLook := token.Matches(admin.Hash()), token.Matches(s.t.right(s.session, false).Hash()), token.Matches(s.t.right(s.session, true).Hash())
 	record, open := s.lookup()
-	if !right {
+	s.actor = "terminal:" + string(s.session)
+	switch {
+	case isAdmin: // who holds it is known only by whose it was
+		s.actor, a.Code = "admin:"+string(s.session), ""
+	case mayType:
+		a.Code = ""
+	case mayLook:
+		a.ReadOnly, a.Code = true, ""
+	case a.Code == "":
 		return errors.New("wrong token")
+	case !s.t.signed(s.session, a.Code):
+		return errCode
 	}
 	if !open { // the viewer may be faster than what feeds our copy
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -201,8 +222,15 @@ func (s *socket) authenticate(ctx context.Context, token string) error {
 			return s.over()
 		}
 	}
-	if !ident.Secret(token).Matches(record.AdminHash) {
+	if !admin.Matches(record.AdminHash) {
 		return errors.New("the token is not this tunnel's")
+	}
+	if a.Code != "" {
+		code, err := s.redeem(ctx, a.Code)
+		if err != nil {
+			return err
+		}
+		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
 	}
 	s.record = record
 	return nil
@@ -223,10 +251,6 @@ func (s *socket) over() *closing {
 	return c
 }
 
-// actor names the viewer in records: who holds the admin token is known only by
-// whose it was.
-func (s *socket) actor() string { return "admin:" + string(s.session) }
-
 // endOf is for a use that the relay ended.
 func endOf(cause error) *closing {
 	if errors.Is(cause, usage.ErrKicked) {
@@ -243,7 +267,7 @@ func endOf(cause error) *closing {
 func (s *socket) open(ctx context.Context, a wire.TerminalAttach) (edge.Stream, error) {
 	o := wire.TerminalOpen{
 		Terminal: a.Attach, Cols: a.Cols, Rows: a.Rows, ReadOnly: a.ReadOnly, Instance: a.Instance, Seen: a.Seen,
-		Who: s.actor() + " from " + s.remote,
+		Who: s.actor + " from " + s.remote,
 	}
 	payload, err := o.Payload()
 	if err != nil {
@@ -332,12 +356,8 @@ func (s *socket) tell(ctx context.Context, r wire.TerminalReady) {
 
 // attached carries frames until either side ends, between two records.
 func (s *socket) attached(ctx context.Context, use *usage.Use, stream edge.Stream, a wire.TerminalAttach) error {
-	how := "may type"
-	if a.ReadOnly {
-		how = "read-only"
-	}
-	what := fmt.Sprintf("terminal %s, %s, tunnel opened by %s", a.Attach, how, s.record.OpenedBy)
-	if err := s.t.append(ctx, s, audit.TerminalOpened, s.actor(), what); err != nil {
+	what := fmt.Sprintf("terminal %s, %s, tunnel opened by %s", a.Attach, how(a.ReadOnly), s.record.OpenedBy)
+	if err := s.t.append(ctx, s, audit.TerminalOpened, s.actor, what); err != nil {
 		return &closing{code: wire.CloseInternal, reason: "the relay could not record this session, and so does not admit it", cause: err}
 	}
 	start := time.Now()
@@ -372,7 +392,7 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream edge.Strea
 		<-fired
 	}
 	end := fmt.Sprintf("%s; %d bytes typed, %d bytes printed, %s", what, s.in.Load(), s.out.Load(), time.Since(start).Round(time.Second))
-	s.t.note(context.WithoutCancel(ctx), s, audit.TerminalClosed, s.actor(), end)
+	s.t.note(context.WithoutCancel(ctx), s, audit.TerminalClosed, s.actor, end)
 	return cause
 }
 

@@ -37,11 +37,14 @@ const (
 	maxAddresses = 8192
 )
 
-// Store is what is read of the store: the relay's copy in memory.
+// Store is what is read of the relay's copy of the store in memory, and the codes.
 type Store interface {
 	CatchUp(ctx context.Context) error
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	// CreateCode and TakeCode keep codes that work once, for the whole pool.
+	CreateCode(ctx context.Context, r store.CodeRecord, most int) error
+	TakeCode(ctx context.Context, session ident.SessionID, hash string) (store.CodeRecord, error)
 }
 
 // Auditor keeps records.
@@ -55,6 +58,7 @@ type Config struct {
 	Page   http.Handler // the page, the same for everybody
 	Origin string       // of the page: the relay's public one, canonical
 	Store  Store
+	Key    ident.ClusterKey // signs codes and rights
 	// AdminToken computes the token of a tunnel, whether there is one or not.
 	AdminToken func(ident.SessionID) ident.Secret
 	// Why says why a tunnel is over, to who has its admin token; false: not known.

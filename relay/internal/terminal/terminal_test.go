@@ -50,6 +50,8 @@ type world struct {
 	why     atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
 
 	mu      sync.Mutex
+	codes   map[string]store.CodeRecord
+	down    bool // the store does not take codes
 	records []audit.Record
 	broken  bool // the audit log cannot be written
 	agents  chan *stream
@@ -57,7 +59,7 @@ type world struct {
 
 func newWorld(t *testing.T, change func(*terminal.Config)) *world {
 	t.Helper()
-	w := &world{T: t, meter: usage.New(usage.Config{}), agents: make(chan *stream, 16)}
+	w := &world{T: t, meter: usage.New(usage.Config{}), agents: make(chan *stream, 16), codes: map[string]store.CodeRecord{}}
 	w.open.Store(true)
 	cfg := terminal.Config{
 		Page:   http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "page") }),
@@ -89,6 +91,30 @@ func (w *world) whyOver(ident.SessionID) (string, bool) {
 		return *why, true
 	}
 	return "", false
+}
+
+func (w *world) CreateCode(_ context.Context, r store.CodeRecord, most int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.codes) >= most {
+		return store.ErrLimit
+	}
+	w.codes[r.Hash] = r
+	return nil
+}
+
+func (w *world) TakeCode(_ context.Context, session ident.SessionID, hash string) (store.CodeRecord, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.codes[hash]
+	switch {
+	case w.down:
+		return r, store.ErrUnavailable
+	case !ok || r.Session != session || !time.Now().Before(r.ExpiresAt):
+		return r, store.ErrNotFound
+	}
+	delete(w.codes, hash)
+	return r, nil
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }

@@ -97,6 +97,13 @@ func (c *Client) Extend(ctx context.Context, session ident.SessionID, req api.Ex
 	return out, err
 }
 
+// OpenTerminal makes an address that opens a tunnel's terminal in a browser, once.
+func (c *Client) OpenTerminal(ctx context.Context, session ident.SessionID, req api.TerminalRequest) (api.TerminalCode, error) {
+	var out api.TerminalCode
+	err := c.do(ctx, call{what: "open a terminal of " + string(session), method: http.MethodPost, path: sessionPath(session) + "/terminal", in: req, out: &out})
+	return out, err
+}
+
 // Viewers lists who uses a tunnel now.
 func (c *Client) Viewers(ctx context.Context, session ident.SessionID) (api.ViewerList, error) {
 	var out api.ViewerList

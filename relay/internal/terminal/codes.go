@@ -1,0 +1,123 @@
+package terminal
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/wire"
+)
+
+// A terminal's address in a browser holds a code: it works once, so it opens nothing
+// for whoever finds it later in a history or a chat. What the code opens is a right,
+// which the page keeps in its memory and comes back with after a lost link. Both are
+// bound to the tunnel by the cluster key: a right needs no record, and a code that is
+// not signed never costs the store a question.
+
+// maxCodes bounds a tunnel's codes that nobody has used.
+const maxCodes = 16
+
+var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// A code is 128 random bits and 72 bits of their signature.
+const (
+	codeRandom = 16
+	codeSigned = 9
+)
+
+func (t *Terminal) mac(what string, session ident.SessionID, more []byte) []byte {
+	mac := hmac.New(sha256.New, t.cfg.Key[:])
+	fmt.Fprintf(mac, "%s\n%s\n", what, session)
+	mac.Write(more)
+	return mac.Sum(nil)
+}
+
+func (t *Terminal) newCode(session ident.SessionID) ident.Secret {
+	b := make([]byte, codeRandom, codeRandom+codeSigned)
+	_, _ = rand.Read(b) // crypto/rand.Read never fails since Go 1.24
+	return ident.Secret(ident.PrefixCode + encoding.EncodeToString(append(b, t.mac("terminal-code", session, b)[:codeSigned]...)))
+}
+
+// signed says whether a code was made for a tunnel; not whether it is good still.
+func (t *Terminal) signed(session ident.SessionID, code string) bool {
+	text, ok := strings.CutPrefix(code, ident.PrefixCode)
+	b, err := encoding.DecodeString(text)
+	if !ok || err != nil || len(b) != codeRandom+codeSigned {
+		return false
+	}
+	return hmac.Equal(b[codeRandom:], t.mac("terminal-code", session, b[:codeRandom])[:codeSigned])
+}
+
+// right is what a viewer who came by a code comes back with. It is worth nothing when
+// the tunnel is over: session ids are not used again.
+func (t *Terminal) right(session ident.SessionID, readOnly bool) ident.Secret {
+	what := "terminal-right"
+	if readOnly {
+		what = "terminal-look"
+	}
+	return ident.Secret(ident.PrefixRight + encoding.EncodeToString(t.mac(what, session, nil)[:25]))
+}
+
+// Mint makes a code of an open tunnel, and returns the address that holds it and when
+// it ends.
+func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by string, lives time.Duration, readOnly bool) (address string, until time.Time, err error) {
+	until = time.Now().Add(lives).UTC().Truncate(time.Millisecond)
+	if until.After(tunnel.ExpiresAt) {
+		until = tunnel.ExpiresAt
+	}
+	code := t.newCode(tunnel.Session)
+	switch err := t.cfg.Store.CreateCode(ctx, store.CodeRecord{Hash: code.Hash(), Session: tunnel.Session, ReadOnly: readOnly, CreatedBy: by, ExpiresAt: until}, maxCodes); {
+	case errors.Is(err, store.ErrLimit):
+		return "", until, api.Problemf(http.StatusTooManyRequests, "terminal_code_limit", api.HopRelay,
+			"the tunnel has %d terminal codes that nobody has used, which is the limit; use one, or wait for their end", maxCodes).WithRetry(time.Minute)
+	case err != nil:
+		return "", until, api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
+			"the relay's store does not answer; nothing was granted").WithRetry(2 * time.Second).WithCause(err)
+	}
+	rec := audit.Record{
+		Event: audit.TerminalCode, Actor: by, Team: tunnel.Team, Agent: tunnel.Agent, Session: tunnel.Session,
+		Detail: how(readOnly) + ", once, until " + until.Format(time.RFC3339),
+	}
+	if trace, ok := gate.TraceOf(ctx); ok {
+		rec.RequestID, rec.RemoteAddr = trace.Request, trace.Remote
+	}
+	if err := t.cfg.Audit.Append(context.WithoutCancel(ctx), rec); err != nil {
+		return "", until, fmt.Errorf("record a terminal code: %w", err)
+	}
+	return t.cfg.Origin + wire.TerminalPath + string(tunnel.Session) + "#code=" + code.Reveal(), until, nil
+}
+
+// redeem uses a code up. The error is a *closing but for a code that is not signed,
+// which counts as a wrong token does; so does one that was used.
+func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, error) {
+	r, err := s.t.cfg.Store.TakeCode(ctx, s.session, ident.Secret(code).Hash())
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return r, errCode
+	case err != nil:
+		return r, &closing{code: wire.CloseLost, reason: "the relay's store does not answer, so the code cannot be looked up; try again", cause: err}
+	}
+	return r, nil
+}
+
+// errCode is for every code that opens nothing.
+var errCode = errors.New("the code is not right, was used already, or has expired")
+
+func how(readOnly bool) string {
+	if readOnly {
+		return "read-only"
+	}
+	return "may type"
+}
