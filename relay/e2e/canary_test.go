@@ -28,6 +28,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
+	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // canaries are secrets by the name of what they are. Each is searched for without
@@ -39,7 +40,7 @@ type canaries struct {
 
 func (c *canaries) add(name, secret string) string {
 	c.t.Helper()
-	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-"} {
+	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-", "tc-", "tr-"} {
 		secret = strings.TrimPrefix(secret, prefix)
 	}
 	if len(secret) < 16 {
@@ -397,6 +398,47 @@ func (d *day) api() {
 	_ = json.Unmarshal([]byte(idem.Body), &again)
 	d.c.tunnel("the tunnel with a key", d.r, again)
 	d.watchOnce(auth(d.sk))
+	d.terminal(auth)
+}
+
+// terminal makes codes, uses one, and sends them where they do not belong.
+func (d *day) terminal(auth func(string) []string) {
+	path := api.Base + "/tunnels/" + string(d.tun.SessionID) + "/terminal"
+	mint := func(name, secret string) string {
+		d.t.Helper()
+		a := call(d.r, "POST", path, "", auth(secret)...)
+		_, code, ok := strings.Cut(a.Body, "#code=")
+		code, _, _ = strings.Cut(code, `"`)
+		if a.Status != 201 || !ok {
+			d.t.Fatalf("a terminal's code: %s %s", a, a.Body)
+		}
+		d.c.add(name, code)
+		return code
+	}
+	code := mint("terminal code that was used", d.tun.AdminToken)
+	mint("terminal code that nobody used", d.sk)
+	for range 2 {
+		c, err := dialTerminal(d.t, d.r, string(d.tun.SessionID), d.r.URL, wire.TerminalAttach{Code: code})
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		if _, b, err := c.Read(d.t.Context()); err == nil {
+			var ready wire.TerminalReady
+			if err := json.Unmarshal(b, &ready); err != nil || ready.Right == "" {
+				d.t.Fatalf("a code is answered %s %v", b, err)
+			}
+			d.c.add("right to a terminal", ready.Right)
+			terminalEnd(d.t, c)
+		}
+	}
+	for _, path := range []string{"/terminal/" + string(d.tun.SessionID) + "?code=" + code, "/terminal/" + code, "/terminal/" + code + "/ws"} {
+		a := call(d.r, "GET", path, "")
+		d.pages["a code in a path or query "+path[:12]] = a.Body + fmt.Sprint(a.Header)
+	}
+	a := call(d.r, "POST", path, `{"`+code+`":1}`, auth(d.sk)...)
+	if a.Status != 400 {
+		d.t.Errorf("a code as a field: %s", a)
+	}
 }
 
 func (d *day) open(agent string) api.Tunnel {

@@ -67,7 +67,7 @@ func newCutOff(w *world.World, r *world.Relay, sk string, tab *screen, port int,
 	c.all = []api.Tunnel{tcp, ws, shell}
 	c.seat = sit(w, []string{"ADIT_URL=" + r.URL, "ADIT_ADMIN_TOKEN=" + shell.AdminToken}, "terminal", string(shell.SessionID))
 	c.connect = w.Start("adit connect", []string{"ADIT_TUNNEL_URL=" + tcp.TunnelURL}, filepath.Join(w.Bin, "adit"), "connect", "-L", fmt.Sprintf("127.0.0.1:%d", c.port))
-	c.page.do("the terminal's page attaches", world.Navigate("about:blank"), world.Navigate(terminalURL(r, shell)), connected())
+	c.page.do("the terminal's page attaches", world.Navigate("about:blank"), world.Navigate(terminalURL(r, shell, false)), connected())
 	c.seat.sees("# ")
 	c.address = strings.Replace(r.PathURL(ws), "http", "ws", 1) + "ws"
 	var err error

@@ -51,18 +51,24 @@ type screen struct {
 	ctx context.Context
 }
 
-func terminalURL(r *world.Relay, t api.Tunnel) string {
-	return r.URL + wire.TerminalPath + string(t.SessionID) + "#token=" + t.AdminToken
+// terminalURL makes an address that enters a tunnel's terminal once.
+func terminalURL(r *world.Relay, t api.Tunnel, readOnly bool) string {
+	r.W.T.Helper()
+	var made api.TerminalCode
+	if status, p := r.API(t.AdminToken, http.MethodPost, "/tunnels/"+string(t.SessionID)+"/terminal", api.TerminalRequest{ReadOnly: readOnly}, &made); status != http.StatusCreated {
+		r.W.T.Fatalf("a terminal's address: %d %v", status, p)
+	}
+	return made.TerminalURL
 }
 
 // terminalPage opens a terminal's page and waits until it is attached.
-func terminalPage(w *world.World, r *world.Relay, tab context.Context, t api.Tunnel, more string) *screen {
+func terminalPage(w *world.World, r *world.Relay, tab context.Context, t api.Tunnel, readOnly bool) *screen {
 	w.T.Helper()
 	if status, body := world.Get(w.HTTP(), r.URL+wire.TerminalPath+string(t.SessionID)); status != http.StatusOK || strings.Contains(body, "built without its web pages") {
 		w.T.Fatalf("this relay has no web pages (%d): build it with scripts/build", status)
 	}
 	s := &screen{w, tab}
-	s.do("the terminal's page attaches", world.Navigate(terminalURL(r, t)+more), connected())
+	s.do("the terminal's page attaches", world.Navigate(terminalURL(r, t, readOnly)), connected())
 	return s
 }
 
@@ -142,12 +148,12 @@ func TestTerminalPrograms(t *testing.T) {
 	r := w.Relay()
 	terminalAgent(w, r)
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
-	s := terminalPage(w, r, w.Browser(4*time.Minute), tun, "")
-	if hash := get[string](s, `location.href`); strings.Contains(hash, "token") || strings.Contains(hash, "#") {
-		t.Errorf("the token leaves the address bar at once: %s", hash)
+	s := terminalPage(w, r, w.Browser(4*time.Minute), tun, false)
+	if hash := get[string](s, `location.href`); strings.Contains(hash, "code") || strings.Contains(hash, "#") {
+		t.Errorf("the code leaves the address bar at once: %s", hash)
 	}
-	if kept := get[string](s, `JSON.stringify([localStorage, sessionStorage, document.cookie, history.state])`); strings.Contains(kept, "adm-") {
-		t.Errorf("the token is kept nowhere: %s", kept)
+	if kept := get[string](s, `JSON.stringify([localStorage, sessionStorage, document.cookie, history.state])`); strings.Contains(kept, "tc-") || strings.Contains(kept, "tr-") {
+		t.Errorf("neither the code nor what it brought is kept: %s", kept)
 	}
 	s.do("reports of what the page's policy forbids are collected", evaluate(`window.forbidden = []; new ReportingObserver((l) => forbidden.push(...l.map((x) => JSON.stringify(x.body))), { types: ["csp-violation"], buffered: true }).observe()`))
 
@@ -299,7 +305,7 @@ func TestTerminalFlood(t *testing.T) {
 	r := w.Relay()
 	terminalAgent(w, r)
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
-	s := terminalPage(w, r, w.Browser(5*time.Minute), tun, "")
+	s := terminalPage(w, r, w.Browser(5*time.Minute), tun, false)
 	// Eight digits and a line end of two in 1 050 000 lines: 10.5 MB.
 	const lines = 1050000
 	s.do("line feeds are counted, and how long the page is busy at once", keys("PS1=\r"), evaluate(`(() => {
@@ -331,7 +337,7 @@ func TestTerminalHeals(t *testing.T) {
 	line := wan.Start(t, fmt.Sprintf("127.0.0.1:%d", r.Port), wan.Options{})
 	terminalAgent(w, r, "ADIT_RELAY_URL=http://"+line.Addr())
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
-	s := terminalPage(w, r, w.Browser(4*time.Minute), tun, "")
+	s := terminalPage(w, r, w.Browser(4*time.Minute), tun, false)
 	gapless := func(what string) {
 		t.Helper()
 		if broken := get[string](s, `(() => { const n = [...`+bufferText+`.matchAll(/tick-(\d+)-/g)].map((m) => +m[1]); for (let i = 1; i < n.length; i++) if (n[i] !== n[i-1] + 1) return n[i-1] + " then " + n[i]; return n.length ? "" : "none"; })()`); broken != "" {
@@ -356,7 +362,7 @@ func TestTerminalHeals(t *testing.T) {
 	s.do("a restarted relay is no end either", connected(), world.Until(fmt.Sprintf("%s > %d", count, at+5)))
 	gapless("after a kill of the relay")
 
-	s.do("another page gets the replay", world.Navigate("about:blank"), world.Navigate(terminalURL(r, tun)), connected(), world.Until(count+" > 10"))
+	s.do("another page gets the replay", world.Navigate("about:blank"), world.Navigate(terminalURL(r, tun, false)), connected(), world.Until(count+" > 10"))
 	gapless("in a new page")
 	s.do("and may interrupt it", keys("\x03"), keys("echo d'one'\r"), shows("\ndone"))
 }
@@ -369,8 +375,8 @@ func TestTerminalViewers(t *testing.T) {
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": 9})
 	ctx := w.Browser(4 * time.Minute)
-	first := terminalPage(w, r, ctx, tun, "")
-	looker := terminalPage(w, r, w.Tab(ctx), tun, "&read_only")
+	first := terminalPage(w, r, ctx, tun, false)
+	looker := terminalPage(w, r, w.Tab(ctx), tun, true)
 	looker.do("who only looks on is told so", world.Until(`!document.getElementById("readonly").hidden && document.getElementById("viewers").textContent === "2 viewers"`))
 	looker.do("their keys do nothing", keys("echo in'truder'\r"))
 	first.do("the other one types", keys("echo work'ing'\r"), shows("\nworking"))
@@ -383,14 +389,15 @@ func TestTerminalViewers(t *testing.T) {
 	if len(v.Viewers) != 1 || v.Viewers[0].Connections != 2 { // one browser
 		t.Errorf("they are viewers of the tunnel: %+v", v)
 	}
-	closed := time.Now()
+	unused, closed := terminalURL(r, tun, false), time.Now()
 	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
 	told := world.Until(`document.getElementById("over-title").textContent === "The tunnel is closed" && document.getElementById("over-text").textContent.startsWith("The tunnel was closed.") && !document.getElementById("over").hidden`)
 	first.do("a closed tunnel ends the terminal and says so", told)
 	looker.do("for all", told)
 	t.Logf("both were told within %v", time.Since(closed))
 	tab := w.Tab(ctx)
-	w.Do(tab, "its token opens nothing any more, and tells why", world.Navigate(terminalURL(r, tun)), told)
+	w.Do(tab, "a code that nobody used opens nothing any more, and tells why", world.Navigate(unused), told)
+	w.Do(tab, "nor does its token", world.Navigate("about:blank"), world.Navigate(r.URL+wire.TerminalPath+string(tun.SessionID)), chromedp.WaitVisible("#token"), chromedp.SendKeys("#token", tun.AdminToken+"\r"), told)
 }
 
 // dialTerminal opens a terminal's WebSocket as a program does.
@@ -493,6 +500,54 @@ func TestTerminalRefusals(t *testing.T) {
 	}
 }
 
+// An address with a code enters once: in its page, which comes back by itself with what
+// the code brought, and in no other.
+func TestTerminalIsEnteredWithACodeThatWorksOnce(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r, line := relayBehind(w)
+	terminalAgent(w, r)
+	sk := r.Credential("integration", world.Team)
+	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": 9})
+	ctx := w.Browser(4 * time.Minute)
+	address := terminalURL(r, tun, false)
+	s := &screen{w, ctx}
+	s.do("the code enters", world.Navigate(address), connected(), keys("echo o'ne'\r"), shows("\none"))
+	line.Cut()
+	s.do("the page is cut off", world.Until(`document.getElementById("state").dataset.tone === "warn"`))
+	line.Heal()
+	s.do("and comes back without a code", connected(), keys("echo tw'o'\r"), shows("\ntwo"))
+	r.Kill()
+	r.Start()
+	r.WaitReady(30 * time.Second)
+	s.do("also when the relay restarted", connected(), keys("echo thr'ee'\r"), shows("\nthree"))
+
+	again := &screen{w, w.Tab(ctx)}
+	again.do("the address enters no second time, and says so", world.Navigate(address), world.Until(`document.getElementById("state").textContent === "refused" && document.getElementById("why").textContent === "The code is not right, was used already, or has expired."`))
+	fresh := terminalURL(r, tun, false)
+	again.do("a fresh code may be pasted", chromedp.SendKeys("#token", fresh[strings.Index(fresh, "tc-"):]+"\r"), connected(), shows("\nthree"))
+	again.do("what a reload forgets is asked for", world.Navigate("about:blank"), world.Navigate(r.URL+wire.TerminalPath+string(tun.SessionID)), chromedp.WaitVisible("#token"))
+	again.do("a token is not taken from an address", world.Navigate("about:blank"), world.Navigate(r.URL+wire.TerminalPath+string(tun.SessionID)+"#token="+tun.AdminToken), chromedp.WaitVisible("#token"),
+		world.Until(`document.getElementById("why").textContent.includes("not taken any more") && !location.href.includes("#")`))
+
+	// From the command line, for an agent: the tunnel is left open.
+	out := strings.TrimSpace(w.Run([]string{"ADIT_URL=" + r.URL, "ADIT_TOKEN=" + sk}, filepath.Join(w.Bin, "adit"), "terminal", "gpu-1", "--browser", "--read-only", "--expires", "1h"))
+	again.do("adit terminal --browser makes one", world.Navigate("about:blank"), world.Navigate(out), world.Until(`document.getElementById("over-text").textContent.includes("nothing to look on at") || /look on/.test(document.getElementById("state").textContent)`))
+	out = strings.TrimSpace(w.Run([]string{"ADIT_URL=" + r.URL, "ADIT_ADMIN_TOKEN=" + tun.AdminToken}, filepath.Join(w.Bin, "adit"), "terminal", string(tun.SessionID), "--browser"))
+	again.do("and one of a tunnel that is open", world.Navigate("about:blank"), world.Navigate(out), connected(), shows("\nthree"))
+	var made api.TerminalCode
+	if err := json.Unmarshal([]byte(w.Run([]string{"ADIT_URL=" + r.URL, "ADIT_TOKEN=" + sk}, filepath.Join(w.Bin, "adit"), "terminal", string(tun.SessionID), "--browser", "--json")), &made); err != nil || time.Until(made.CodeExpiresAt) > 5*time.Minute {
+		t.Errorf("as JSON: %+v %v", made, err)
+	}
+	audit := w.Run(nil, filepath.Join(w.Bin, "adit-relay"), "audit", "--socket", filepath.Join(r.DataDir, "admin.sock"))
+	if strings.Count(audit, `"terminal_code"`) != 5 || strings.Contains(audit, fresh[strings.Index(fresh, "tc-"):]) {
+		t.Errorf("who made codes is audited, without the codes:\n%s", audit)
+	}
+	if log := r.Log(); strings.Contains(log, fresh[strings.Index(fresh, "tc-")+3:]) || strings.Contains(log, address[strings.Index(address, "tc-")+3:]) {
+		t.Error("a code is in the relay's log")
+	}
+}
+
 func TestTerminalIsOffUnlessEnabled(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
@@ -500,7 +555,7 @@ func TestTerminalIsOffUnlessEnabled(t *testing.T) {
 	w.Agent(r, "gpu-1")
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
 	s := &screen{w, w.Browser(2 * time.Minute)}
-	s.do("the page says that the machine has terminals off, and how to turn them on", world.Navigate(terminalURL(r, tun)),
+	s.do("the page says that the machine has terminals off, and how to turn them on", world.Navigate(terminalURL(r, tun, false)),
 		world.Until(`document.getElementById("over-text").textContent.includes("terminal.enabled")`))
 }
 
@@ -510,6 +565,6 @@ func TestTerminalIdleLimit(t *testing.T) {
 	r := w.Relay()
 	terminalAgent(w, r, "ADIT_TERMINAL_IDLE_TIMEOUT=3s")
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": 9})
-	s := terminalPage(w, r, w.Browser(2*time.Minute), tun, "")
+	s := terminalPage(w, r, w.Browser(2*time.Minute), tun, false)
 	s.do("a terminal that nobody uses ends, and says why", world.Until(`document.getElementById("over-text").textContent.includes("nothing was typed or printed for 3s")`))
 }

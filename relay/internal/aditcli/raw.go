@@ -15,6 +15,7 @@ import (
 
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/backoff"
+	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -24,6 +25,7 @@ type remoteTerminal struct {
 	transport http.RoundTripper
 	at        *url.URL
 	tty       *os.File
+	session   ident.SessionID     // of a tunnel that was opened for it
 	attach    wire.TerminalAttach // with how far the output was seen
 
 	shown bool // something was printed already

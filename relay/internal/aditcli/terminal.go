@@ -30,7 +30,9 @@ func (a *app) terminalCommand() *cobra.Command {
 	var (
 		port            int
 		keep, readOnly  bool
+		browser         bool
 		name, tokenFile string
+		expires         duration
 	)
 	cmd := &cobra.Command{
 		Use:   "terminal AGENT|SESSION",
@@ -44,11 +46,16 @@ is open already: all who attach see and type the same. That needs the tunnel's a
 token, from ADIT_ADMIN_TOKEN, --token-file or a prompt; never as an argument, which
 other users of this machine could see.
 
+--browser opens nothing here: it prints a URL that opens the terminal in a browser,
+once, within five minutes or what --expires says. For an AGENT the tunnel stays open
+until it is closed or idle; for a SESSION your login is enough.
+
 At the beginning of a line, ~. leaves, ~? lists these, and ~~ types a ~. The shell
 survives a lost link: this command attaches again by itself. The exit code is the
 shell's.`,
 		Example: `  adit terminal gpu-7
   adit terminal gpu-7 --keep
+  adit terminal gpu-7 --browser --expires 1h
   ADIT_ADMIN_TOKEN=adm-… adit terminal 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5 --read-only`,
 		Args:              exactArgs("AGENT|SESSION"),
 		ValidArgsFunction: a.completeAgents,
@@ -58,6 +65,12 @@ shell's.`,
 			}
 			if !wire.ValidTerminal(name) {
 				return usagef("--name %q: a terminal's name is 1 to %d of a-z, 0-9 and hyphen", name, wire.MaxTerminalName)
+			}
+			if browser {
+				return a.browserTerminal(cmd, args[0], tokenFile, port, name, api.TerminalRequest{ExpiresIn: expires.set, ReadOnly: readOnly})
+			}
+			if expires.set != nil {
+				return usagef("--expires is the life of a URL: it needs --browser")
 			}
 			tty, err := a.tty()
 			if err != nil {
@@ -91,7 +104,65 @@ shell's.`,
 	f.StringVar(&name, "name", wire.DefaultTerminal, "which of the tunnel's terminals")
 	f.StringVar(&tokenFile, "token-file", "", "file that holds the tunnel's admin token")
 	f.IntVar(&port, "port", 8188, "port that the tunnel is for; any that the machine allows")
+	f.BoolVar(&browser, "browser", false, "print a URL that opens the terminal in a browser, once")
+	f.Var(&expires, "expires", "how long that URL is good for, at most 24h (default 5m)")
 	return cmd
+}
+
+// browserTerminal prints a URL that enters a terminal once. For an agent it opens a
+// tunnel, and leaves it.
+func (a *app) browserTerminal(cmd *cobra.Command, target, tokenFile string, port int, name string, req api.TerminalRequest) error {
+	ctx := cmd.Context()
+	id, err := ident.ParseSessionID(target)
+	isSession := err == nil
+	connect := a.connectRelay
+	if token := a.getenv(envAdminToken); isSession && (token != "" || tokenFile != "") {
+		connect = func(cmd *cobra.Command) (*session, error) {
+			s, err := a.connectTerminal(cmd, target)
+			if err != nil {
+				return nil, err
+			}
+			text, err := a.adminToken(nil, tokenFile)
+			if err != nil {
+				return nil, err
+			}
+			s.Token = ident.Secret(text)
+			return newSession(s.settings, client.DefaultTimeout)
+		}
+	}
+	s, err := connect(cmd)
+	if err != nil {
+		return err
+	}
+	defer s.client.Close()
+	done := func() {}
+	var agent ident.AgentID
+	if !isSession {
+		t := &remoteTerminal{app: a}
+		if agent, err = parseAgent(target); err != nil {
+			return err
+		}
+		if done, err = a.openForTerminal(ctx, s, t, target, port, false); err != nil {
+			return err
+		}
+		id = t.session
+	}
+	made, err := s.client.OpenTerminal(ctx, id, req)
+	if err != nil {
+		done()
+		return err
+	}
+	if name != wire.DefaultTerminal {
+		made.TerminalURL += "&terminal=" + name
+	}
+	if !isSession {
+		a.notef("session %s stays open; close it with: adit close %s --session %s", id, agent, id)
+	}
+	if a.json {
+		return a.document(made)
+	}
+	a.notef("it works once, until %s", made.CodeExpiresAt.Local().Format(time.RFC3339))
+	return a.printf("%s\n", made.TerminalURL)
 }
 
 // tty is the terminal that this command runs in.
@@ -159,7 +230,7 @@ func (a *app) openForTerminal(ctx context.Context, s *session, t *remoteTerminal
 		}
 		return nil, err
 	}
-	t.attach.Token = tun.AdminToken
+	t.attach.Token, t.session = tun.AdminToken, tun.SessionID
 	if t.at, err = terminalSocket(s.URL, tun.SessionID); err != nil {
 		return nil, err
 	}

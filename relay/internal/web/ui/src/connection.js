@@ -24,7 +24,7 @@ export class Connection extends EventTarget {
   constructor(url, options, screen) {
     super();
     this.url = url;
-    this.options = options; // token, readOnly, terminal
+    this.options = options; // code or token, readOnly, terminal
     this.screen = screen;
   }
 
@@ -40,13 +40,17 @@ export class Connection extends EventTarget {
     this.#emit("state", { state: "connecting", tries: this.#tries });
     socket.onopen = () => {
       opened = true;
-      const { token, readOnly, terminal } = this.options;
-      socket.send(JSON.stringify({ token, ...this.screen.size(), read_only: readOnly, attach: terminal, instance: this.#instance, seen: this.#received }));
+      const { code, token, readOnly, terminal } = this.options;
+      socket.send(JSON.stringify({ ...(code ? { code } : { token }), ...this.screen.size(), read_only: readOnly, attach: terminal, instance: this.#instance, seen: this.#received }));
     };
     socket.onmessage = ({ data }) => {
       if (this.#socket !== socket) return;
       if (typeof data === "string") {
         const message = JSON.parse(data);
+        if (message.state === "admitted") { // the code is used up; this is what comes back
+          Object.assign(this.options, { code: "", token: message.right, readOnly: !!message.read_only });
+          return;
+        }
         if (message.state === "attached") this.#tries = 0;
         this.#emit("state", message);
       } else this.#frame(new Uint8Array(data));

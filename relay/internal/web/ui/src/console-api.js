@@ -46,6 +46,7 @@ export function connect(secret, team) {
     close: (id, session) => closed.add(session) && ask("DELETE", agent(id) + "/tunnel?session_id=" + session),
     closedHere: (session) => closed.has(session),
     extend: (session, expires) => ask("POST", tunnel(session) + "/extend", { expires_in: expires }),
+    terminal: (session) => ask("POST", tunnel(session) + "/terminal", {}),
     viewers: (session) => ask("GET", tunnel(session) + "/viewers"),
     kick: (session, viewer) => ask("DELETE", tunnel(session) + "/viewers/" + encodeURIComponent(viewer)),
     links: (session) => ask("GET", tunnel(session) + "/links"),

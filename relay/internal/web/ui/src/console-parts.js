@@ -9,6 +9,13 @@ export function Fault({ error }) {
   return html`<p class="fault" role="alert">${said(error)}${error.code && html` <code>${error.code}</code>`}</p>`;
 }
 
+/** visit opens an address in a tab that knows nothing of this one. */
+export function visit(url) {
+  const a = document.createElement("a");
+  Object.assign(a, { href: url, target: "_blank", rel: "noopener noreferrer" });
+  a.click();
+}
+
 /** Busy is a button that runs something and cannot be pressed twice. */
 export function Act({ run, label, children, ...rest }) {
   const [busy, setBusy] = useState(false);

@@ -1,7 +1,7 @@
 // One open tunnel of an agent: what it is used for, and all that can be done to it.
 import { html } from "htm/preact";
 import { useCallback, useEffect, useState } from "preact/hooks";
-import { Act, Choice, Copy, Dialog, Fault, QR } from "./console-parts.js";
+import { Act, Choice, Copy, Dialog, Fault, QR, visit } from "./console-parts.js";
 import { ago, appName, bytes, clock, plural, seconds, until } from "./console-text.js";
 
 export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) {
@@ -36,6 +36,7 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
       ${!tcp && html`<a class="button primary" href=${s.tunnel_url} target="_blank" rel="noopener noreferrer" aria-label=${`Open ${name} in a new tab`}>Open</a>`}
       <${Copy} text=${s.tunnel_url} what=${`Copy link of ${name}`} />
       <button type="button" aria-label=${`QR code of ${name}`} onClick=${() => setAsk("qr")}>QR</button>
+      <${Act} label=${`Terminal of ${name} in a new tab`} run=${run(async () => { visit((await api.terminal(s.session_id)).terminal_url); tell(`the terminal of ${name} opens in a new tab`); })}>Terminal</${Act}>
       <button type="button" aria-expanded=${panel === "viewers"} aria-label=${`Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""} of ${name}`} onClick=${toggle("viewers")}>Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""}</button>
       <button type="button" aria-expanded=${panel === "links"} aria-label=${`Named links of ${name}`} onClick=${toggle("links")}>Links</button>
       <button type="button" aria-label=${`Extend ${name}`} onClick=${() => setAsk("extend")}>Extend</button>

@@ -9,10 +9,11 @@ import { Connection, code } from "./connection.js";
 
 const $ = (id) => document.getElementById(id);
 
-// The token comes in the fragment, which no server sees, and leaves the address bar
-// and the history at once. It is kept in this page's memory and nowhere else.
+// A code comes in the fragment, which no server sees, and leaves the address bar and
+// the history at once. It works once; the right to come back that it brings is kept in
+// this page's memory and nowhere else. No other secret is taken from an address.
 const fragment = new URLSearchParams(location.hash.slice(1));
-const options = { token: fragment.get("token") ?? "", readOnly: fragment.has("read_only"), terminal: fragment.get("terminal") || "main" };
+const options = { code: fragment.get("code") ?? "", token: "", readOnly: false, terminal: fragment.get("terminal") || "main" };
 if (location.hash) history.replaceState(null, "", location.pathname + location.search);
 const session = location.pathname.split("/").pop();
 
@@ -95,7 +96,7 @@ connection.addEventListener("exit", ({ detail }) => { lastExit = detail; });
 connection.addEventListener("end", ({ detail }) => {
   $("viewers").hidden = true;
   if (detail.code === code.refused) {
-    options.token = "";
+    options.code = options.token = "";
     $("token").value = "";
     $("why").textContent = sentence(detail.reason);
     say("refused", "bad");
@@ -110,7 +111,9 @@ connection.addEventListener("end", ({ detail }) => {
 
 $("login").addEventListener("submit", (e) => {
   e.preventDefault();
-  options.token = $("token").value.trim();
+  const secret = $("token").value.trim(), isCode = secret.startsWith("tc-");
+  options.code = isCode ? secret : "";
+  options.token = isCode ? "" : secret;
   $("token").value = "";
   options.readOnly = $("look").checked;
   connection.open();
@@ -212,8 +215,12 @@ term.attachCustomKeyEventHandler((e) => {
   return false;
 });
 
-if (options.token) connection.open();
-else { say("not connected"); show("login"); }
+if (options.code) connection.open();
+else {
+  if (fragment.has("token")) $("why").textContent = "Addresses with a token in them are not taken any more: paste the token here, or ask for an address with a code.";
+  say("not connected");
+  show("login");
+}
 
 // For tests in a real browser, which look at the screen as a program can.
 globalThis.terminal = term;
