@@ -328,3 +328,27 @@ func TestConsoleObeysItsPolicy(t *testing.T) {
 		world.Until(`(() => { try { return !document.querySelector("iframe").contentDocument?.querySelector("#secret"); } catch { return true; } })()`))
 	c.do("nor hold one that it opened", evaluate(`window.held = window.open("/console"); 0`), world.Until(`window.held.closed || (() => { try { return !window.held.document.querySelector("#secret") && window.held.document.URL !== "about:blank"; } catch { return true; } })()`))
 }
+
+// The console opens a tunnel's terminal in a tab of its own: no secret is carried by
+// hand, and none is in the console's own address.
+func TestConsoleOpensATerminal(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.Relay()
+	terminalAgent(w, r)
+	sk := r.Credential("integration", world.Team)
+	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": 9, "label": "shell"})
+	c := newConsole(w, r)
+	c.signIn(sk)
+	c.do("the terminal of a tunnel is one press away", world.Until(`document.querySelector("[aria-label='Terminal of shell in a new tab']")`), chromedp.Click(`[aria-label="Terminal of shell in a new tab"]`), text("opens in a new tab"))
+	w.Eventually(45*time.Second, "its page is attached", func() bool {
+		var v api.ViewerList
+		r.API(tun.AdminToken, http.MethodGet, "/tunnels/"+string(tun.SessionID)+"/viewers", nil, &v)
+		return len(v.Viewers) == 1 && v.Viewers[0].Connections == 1
+	})
+	if at := c.read(`location.href`); at != r.URL+"/console" {
+		t.Errorf("the console is at %s", at)
+	}
+	r.API(sk, http.MethodDelete, "/agents/gpu-1/tunnel", nil, nil)
+	c.do("the tunnel goes, and its button", world.Until(`!document.querySelector(".tunnel")`))
+}
