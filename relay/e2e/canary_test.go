@@ -428,7 +428,9 @@ func (d *day) terminal(auth func(string) []string) {
 				d.t.Fatalf("a code is answered %s %v", b, err)
 			}
 			d.c.add("right to a terminal", ready.Right)
-			terminalEnd(d.t, c)
+			if end := terminalEnd(d.t, c); end.Code != wire.CloseDenied {
+				d.t.Errorf("a machine without terminals: %v", end)
+			}
 		}
 	}
 	for _, path := range []string{"/terminal/" + string(d.tun.SessionID) + "?code=" + code, "/terminal/" + code, "/terminal/" + code + "/ws"} {

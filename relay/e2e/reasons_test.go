@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -55,9 +56,7 @@ func newCutOff(w *world.World, r *world.Relay, sk string, tab *screen, port int,
 	t := w.T
 	t.Helper()
 	open := func(more map[string]any) api.Tunnel {
-		for k, v := range limits {
-			more[k] = v
-		}
+		maps.Copy(more, limits)
 		return r.Open(sk, "gpu-1", more)
 	}
 	// Those that take longest to begin come first: a tunnel's time runs from its opening.

@@ -99,22 +99,6 @@ func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by strin
 	return t.cfg.Origin + wire.TerminalPath + string(tunnel.Session) + "#code=" + code.Reveal(), until, nil
 }
 
-// redeem uses a code up. The error is a *closing but for a code that is not signed,
-// which counts as a wrong token does; so does one that was used.
-func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, error) {
-	r, err := s.t.cfg.Store.TakeCode(ctx, s.session, ident.Secret(code).Hash())
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return r, errCode
-	case err != nil:
-		return r, &closing{code: wire.CloseLost, reason: "the relay's store does not answer, so the code cannot be looked up; try again", cause: err}
-	}
-	return r, nil
-}
-
-// errCode is for every code that opens nothing.
-var errCode = errors.New("the code is not right, was used already, or has expired")
-
 func how(readOnly bool) string {
 	if readOnly {
 		return "read-only"

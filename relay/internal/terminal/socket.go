@@ -99,12 +99,6 @@ func (s *socket) end(code websocket.StatusCode, reason string) {
 
 func (s *socket) cut() { _ = s.conn.Close() }
 
-// refused is the one answer to wrong tokens and foreign ones, whether there is such a
-// tunnel or not: that is nobody's business.
-func refused(cause error) *closing {
-	return &closing{code: wire.CloseRefused, reason: "the token is not right, or the tunnel is closed", cause: cause}
-}
-
 func (s *socket) converse(ctx context.Context) error {
 	first, err := s.first(ctx)
 	if err != nil {
@@ -189,78 +183,6 @@ func (s *socket) first(ctx context.Context) (wire.TerminalAttach, error) {
 	}
 	s.ws.SetReadLimit(maxMessage)
 	return a, nil
-}
-
-// authenticate finds the tunnel for its admin token, a right to it, or a code, and
-// uses the code up. The same work is done for tunnels that are not there. A right
-// token proves that there was such a tunnel, with no record of it: its holder is told
-// the truth, as a *closing.
-func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error {
-	token, admin := ident.Secret(a.Token), s.t.cfg.AdminToken(s.session)
-	isAdmin, mayType, mayLook := token.Matches(admin.Hash()), token.Matches(s.t.right(s.session, false).Hash()), token.Matches(s.t.right(s.session, true).Hash())
-	record, open := s.lookup()
-	s.actor = "terminal:" + string(s.session)
-	switch {
-	case isAdmin: // who holds it is known only by whose it was
-		s.actor, a.Code = "admin:"+string(s.session), ""
-	case mayType:
-		a.Code = ""
-	case mayLook:
-		a.ReadOnly, a.Code = true, ""
-	case a.Code == "":
-		return errors.New("wrong token")
-	case !s.t.signed(s.session, a.Code):
-		return errCode
-	}
-	if !open { // the viewer may be faster than what feeds our copy
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		if err := s.t.cfg.Store.CatchUp(ctx); err != nil {
-			return &closing{code: wire.CloseLost, reason: "the relay's store does not answer; it cannot be known whether the tunnel is open", cause: err}
-		}
-		if record, open = s.lookup(); !open {
-			return s.over()
-		}
-	}
-	if !admin.Matches(record.AdminHash) {
-		return errors.New("the token is not this tunnel's")
-	}
-	if a.Code != "" {
-		code, err := s.redeem(ctx, a.Code)
-		if err != nil {
-			return err
-		}
-		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
-	}
-	s.record = record
-	return nil
-}
-
-func (s *socket) lookup() (store.TunnelRecord, bool) {
-	record, ok := s.t.cfg.Store.Tunnel(s.session)
-	agent, known := s.t.cfg.Store.Agent(record.Key())
-	return record, ok && known && agent.Tunnels[s.session].State == store.TunnelOpen && time.Now().Before(record.ExpiresAt)
-}
-
-// over says that the tunnel is, to who may know why.
-func (s *socket) over() *closing {
-	c := &closing{code: websocket.StatusGoingAway, reason: usage.ErrClosed.Error()}
-	if text, ok := s.t.cfg.Why(s.session); ok {
-		c.reason = text
-	}
-	return c
-}
-
-// endOf is for a use that the relay ended.
-func endOf(cause error) *closing {
-	if errors.Is(cause, usage.ErrKicked) {
-		return &closing{code: wire.CloseDenied, reason: "disconnected by the tunnel's owner", cause: cause}
-	}
-	c := &closing{code: websocket.StatusGoingAway, reason: usage.ErrClosed.Error(), cause: cause}
-	if over, ok := errors.AsType[*usage.Over](cause); ok {
-		c.reason = over.Text
-	}
-	return c
 }
 
 // open opens the agent's stream, and waits for an agent that is away.
