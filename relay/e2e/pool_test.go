@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // agents is how many a test has: a few in the short form.
@@ -30,6 +33,7 @@ func TestPool(t *testing.T) {
 	n := agents(24)
 	f.run(n, 1)
 	t.Run("any relay serves any tunnel", f.anyRelay)
+	t.Run("any relay takes a terminal's code once, and knows why a tunnel is over", f.codes)
 	t.Run("close and revoke reach all relays", f.closeAndRevoke)
 	t.Run("etcd's leader is killed", func(t *testing.T) { f.leaderKilled(t, n) })
 	t.Run("the relay that holds the links is killed", func(t *testing.T) { f.relayKilled(t, n) })
@@ -98,6 +102,52 @@ func (f *fleet) anyRelay(t *testing.T) {
 		}
 	}
 	f.strangers(t)
+}
+
+// codes enters a terminal, which these machines do not have: what the relays say before
+// and after that shows whom they admit.
+func (f *fleet) codes(t *testing.T) {
+	tun := f.relays[0].Open(f.secret, agentName(0), map[string]any{"target_port": f.port()})
+	var made api.TerminalCode
+	if status, p := f.relays[0].API(f.secret, http.MethodPost, "/tunnels/"+string(tun.SessionID)+"/terminal", nil, &made); status != http.StatusCreated {
+		t.Fatalf("make a code: %d %v", status, p)
+	}
+	enter := func(r *world.Relay, a wire.TerminalAttach) (wire.TerminalReady, websocket.CloseError) {
+		t.Helper()
+		c, err := dialTerminal(t, r, string(tun.SessionID), "", a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ready wire.TerminalReady
+		if _, b, err := c.Read(t.Context()); err != nil {
+			ce, _ := errors.AsType[websocket.CloseError](err)
+			return ready, ce
+		} else if err := json.Unmarshal(b, &ready); err != nil {
+			t.Fatal(err)
+		}
+		return ready, terminalEnd(t, c)
+	}
+	_, code, _ := strings.Cut(made.TerminalURL, "#code=")
+	ready, end := enter(f.relays[1], wire.TerminalAttach{Code: code})
+	if ready.State != wire.TerminalAdmitted || end.Code != wire.CloseDenied {
+		t.Errorf("a code of another relay: %+v %v", ready, end)
+	}
+	for i, r := range f.relays {
+		if _, end := enter(r, wire.TerminalAttach{Code: code}); end.Code != wire.CloseRefused {
+			t.Errorf("a used code at %s: %v", f.names[i], end)
+		}
+		if _, end := enter(r, wire.TerminalAttach{Token: ready.Right}); end.Code != wire.CloseDenied {
+			t.Errorf("what it brought, at %s: %v", f.names[i], end)
+		}
+	}
+	closeAll(f.relays[2], f.secret, agentName(0), tun)
+	for i, r := range f.relays {
+		for _, a := range []wire.TerminalAttach{{Token: ready.Right}, {Token: tun.AdminToken}} {
+			if _, end := enter(r, a); end.Code != websocket.StatusGoingAway || end.Reason != "the tunnel was closed" {
+				t.Errorf("after the close %s says %v", f.names[i], end)
+			}
+		}
+	}
 }
 
 // strangers tries the door of the relays without being one.

@@ -106,7 +106,14 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 	if x.e.draining.Load() || app.leaving() { // Drain or Yield looked before it was registered
 		late.Go(func() { u.end(closeServiceRestart, restarting) })
 	}
-	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func() {
+	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func(err error) {
+		if cause := context.Cause(x.use.Context()); cause != nil { // the streams of a tunnel that closes are cut right after its uses
+			u.endBecause(cause, x.e.draining.Load())
+			return
+		}
+		if !errors.Is(err, link.ErrClosed) {
+			return // it was the app
+		}
 		reason := "the way to the app was lost; connect again"
 		if stopping := x.e.config.Stopping; stopping != nil && stopping() {
 			reason = restarting
@@ -124,18 +131,27 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 	}
 }
 
-// lastWord is the app's side of an upgraded connection. When the link below it is
-// lost, the user is told before the copying ends.
+// lastWord is the app's side of an upgraded connection. When it is lost, or cut, the
+// user is told before the copying ends.
 type lastWord struct {
 	splice.Conn
-	lost func()
+	lost func(err error)
 }
 
 // Read implements io.Reader.
 func (c *lastWord) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if err != nil && errors.Is(err, link.ErrClosed) {
-		c.lost()
+	if err != nil {
+		c.lost(err)
+	}
+	return n, err
+}
+
+// Write implements io.Writer.
+func (c *lastWord) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		c.lost(err)
 	}
 	return n, err
 }

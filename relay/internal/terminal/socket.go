@@ -329,6 +329,9 @@ func (s *socket) cutLate(wg *sync.WaitGroup) {
 // heard before this relay's own users did that the tunnel is closed: then that is
 // the reason.
 func (s *socket) lost(ctx context.Context, use *usage.Use, err error) *closing {
+	if cause := context.Cause(use.Context()); cause != nil { // streams are cut right after the uses
+		return endOf(cause)
+	}
 	if s.t.cfg.Stopping != nil && s.t.cfg.Stopping() { // agents move before Drain tells users
 		return &closing{code: websocket.StatusServiceRestart, reason: restarting, cause: err}
 	}
