@@ -17,6 +17,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // previous is a world of the programs of the version before this one, in the same
@@ -281,4 +282,28 @@ func TestUpgradeMixedPool(t *testing.T) {
 		t.Errorf("each machine is linked to one relay: %d hops, want %d", hops, n)
 	}
 	t.Logf("%d machines on relays of two versions; %d requests took the hop between them", n, hops)
+
+	// A code of this version enters through it, whoever holds the machine; why a tunnel is
+	// over is known to this version, whoever closed it.
+	for i, tun := range tunnels {
+		code := terminalURL(f.relays[0], tun, false)
+		c, err := dialTerminal(t, f.relays[0], string(tun.SessionID), "", wire.TerminalAttach{Code: code[strings.Index(code, "#code=")+6:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, b, err := c.Read(t.Context()); err != nil || !strings.Contains(string(b), wire.TerminalAdmitted) {
+			t.Errorf("a code: %s %v", b, err)
+		}
+		closeAll(f.relays[i%2], f.secret, agentName(i), tun)
+		f.w.Eventually(30*time.Second, "both relays know of the close", func() bool {
+			status, _ := f.relays[0].Raw(tun.AdminToken, http.MethodGet, "/tunnels/"+string(tun.SessionID)+"/viewers", nil)
+			return status == http.StatusNotFound
+		})
+		if c, err = dialTerminal(t, f.relays[0], string(tun.SessionID), "", wire.TerminalAttach{Token: tun.AdminToken}); err != nil {
+			t.Fatal(err)
+		}
+		if end := terminalEnd(t, c); end.Code != websocket.StatusGoingAway || end.Reason != "the tunnel was closed" && end.Reason != "the tunnel is closed" {
+			t.Errorf("after the close by %s: %v", f.names[i%2], end)
+		}
+	}
 }
