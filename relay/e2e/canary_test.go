@@ -27,6 +27,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 )
 
@@ -406,7 +407,7 @@ func (d *day) open(agent string) api.Tunnel {
 }
 
 func (d *day) watchOnce(header []string) {
-	ctx, cancel := context.WithTimeout(d.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), testkit.Patience)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("http://127.0.0.1:%d/api/v1/agents/watch", d.r.Port), nil)
 	req.Header.Set(header[0], header[1])
@@ -517,7 +518,7 @@ func (d *day) raw() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(testkit.Patience))
 		_, _ = conn.Write([]byte(line))
 		b := make([]byte, 4096)
 		n, _ := io.ReadAtLeast(conn, b, 12)

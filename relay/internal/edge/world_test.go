@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -231,7 +232,7 @@ func (w *world) dial() (net.Conn, *bufio.Reader) {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
 	return c, bufio.NewReader(c)
 }
 
@@ -246,15 +247,7 @@ func text(t testing.TB, r io.Reader) string {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("this did not happen within 5 s: %s", what)
-		}
-		<-tick.C
-	}
+	testkit.Eventually(t, what, ok)
 }
 
 // dialer reaches apps on this machine instead of an agent's.

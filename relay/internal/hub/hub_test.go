@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -205,16 +206,7 @@ func (a *agent) echo() {
 
 func within(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(10 * time.Second)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatalf("expected soon: %s", what)
-		}
-	}
+	testkit.Eventually(t, what, cond)
 }
 
 func TestStreamGoesToTheAgentAndBack(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // events is an open event stream.
@@ -79,7 +80,7 @@ func (w *world) watch(server *httptest.Server, secret, last string) *events {
 // next returns the next event, comments left out.
 func (e *events) next() (event, bool) {
 	e.t.Helper()
-	limit := time.After(5 * time.Second)
+	limit := time.After(testkit.Patience)
 	for {
 		select {
 		case ev, ok := <-e.c:
@@ -157,7 +158,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("told again of %+v", ev)
 	}
 	// It says that it lives.
-	limit := time.After(5 * time.Second)
+	limit := time.After(testkit.Patience)
 	for comment := false; !comment; {
 		select {
 		case ev := <-e.c:
