@@ -67,10 +67,10 @@ func terminalPage(w *world.World, r *world.Relay, tab context.Context, t api.Tun
 }
 
 // connected waits until the page is attached and painted: Chromium drops keys that
-// come before its first frame.
+// come before what it drew first is on the screen.
 func connected() chromedp.Action[chromedp.Void] {
 	return func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
-		if v, err := world.Until(`document.getElementById("state").textContent === "connected"`)(ctx, t); err != nil {
+		if v, err := world.Until(`document.getElementById("state").textContent === "connected" && performance.getEntriesByName("first-contentful-paint").length > 0`)(ctx, t); err != nil {
 			return v, err
 		}
 		return evaluate(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))`)(ctx, t)

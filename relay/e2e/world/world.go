@@ -166,7 +166,7 @@ func telling(log string) string {
 	var out strings.Builder
 	for line := range strings.Lines(log) {
 		calm := strings.Contains(line, `"level":"DEBUG"`) || strings.Contains(line, `"level":"INFO"`)
-		if !calm || !strings.Contains(line, `"from":"etcd"`) {
+		if !calm || !strings.Contains(line, `"from":"etcd`) {
 			out.WriteString(line)
 		}
 	}
