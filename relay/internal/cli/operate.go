@@ -116,6 +116,13 @@ func newAudit() *cobra.Command {
 	var team, agent, session, event, since string
 	cmd := &cobra.Command{
 		Use: "audit", Short: "print the audit log of the running relay as JSON lines", Args: exactArgs(0),
+		Long: `Audit prints what the running relay recorded: who opened, closed, extended and
+viewed tunnels, who was refused, what was granted and revoked. Of what one caller
+causes again and again (refusals, views, an agent that reconnects) only the first
+records are written, then one each half minute; its 'left_out' is how many like it
+were not. What opens, closes, grants or revokes is always written. A team that
+writes more than its share of the history loses its own oldest records first, not
+those of others.`,
 		Example: `  adit-relay audit --since 24h
   adit-relay audit --agent gpu-1 --event tunnel_opened`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
