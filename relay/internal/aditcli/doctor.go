@@ -94,7 +94,7 @@ func (d *doctor) report(c check) {
 	colour := map[string]string{stateOK: green, stateWarn: yellow, stateFailed: red}[c.State]
 	_ = d.app.printf("%s  %-10s  %8.1f ms  %s\n", d.app.paint(colour, fmt.Sprintf("%-6s", c.State)), c.Check, c.Millis, c.Detail)
 	if c.Remedy != "" {
-		_ = d.app.printf("        -> %s\n", c.Remedy)
+		_ = d.app.printf("        -> %s\n", clean(c.Remedy))
 	}
 }
 

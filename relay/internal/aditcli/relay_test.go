@@ -96,7 +96,7 @@ func (r *relay) machines() []api.Agent {
 		},
 		{AgentID: "busy", AgentStatus: api.StatusBusy, LastHeartbeat: time.Now(), RunningCount: 1, RunningTasks: []ident.TaskID{"render"}, CurrentTaskID: "render"},
 		// What a machine says of itself must not steer the terminal.
-		{AgentID: "odd", AgentStatus: api.StatusSyncing, LastHeartbeat: time.Now(), SyncPhase: "models\x1b[2J", SyncPercent: &pct},
+		{AgentID: "odd", AgentStatus: api.StatusSyncing, LastHeartbeat: time.Now(), SyncPhase: "models\x1b[2J\u009b2J\u202e", SyncPercent: &pct},
 	}
 }
 

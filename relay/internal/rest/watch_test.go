@@ -188,6 +188,37 @@ func TestWatch(t *testing.T) {
 	w.want(w.do("GET", "/agents/watch", "user", ""), "Service Unavailable relay_draining")
 }
 
+// One team's event streams are bounded, and another team's are not touched.
+func TestATeamHasAShareOfEventStreams(t *testing.T) {
+	w := newWorld(t)
+	server := w.serve()
+	const share = 256
+	var streams []*events
+	for range share {
+		streams = append(streams, w.watch(server, "user", ""))
+	}
+	w.want(w.do("GET", "/agents/watch", "integration", ""), "Too Many Requests team_watch_limit")
+	w.watch(server, "stranger", "").stop()
+	for _, e := range streams {
+		e.stop()
+	}
+	eventually(t, "streams that ended are not counted", func() bool {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, "GET", server.URL+api.Base+"/agents/watch", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer integration")
+		res, err := server.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+}
+
 // A caller that waits for tasks to end is answered when the relay drains, and
 // what waits is taken back.
 func TestDrainEndsWaitingOpens(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -50,9 +51,11 @@ type socket struct {
 	agent   string // user agent
 	record  store.TunnelRecord
 
+	place   *caller.Place   // among those without a token
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
 	conn    net.Conn        // below it
-	counted bool            // it no longer counts as unauthenticated; guarded by t.mu
+	dropped bool            // another one needed its place; guarded by t.mu
+	joined  bool            // it counts as one of its team; guarded by t.mu
 	stream  edge.Stream     // to the machine, once there is one; guarded by t.mu
 
 	in, out atomic.Int64 // bytes typed and printed
@@ -116,7 +119,12 @@ func (s *socket) converse(ctx context.Context) error {
 		s.t.note(ctx, s, audit.TerminalRefused, "anonymous", err.Error())
 		return refused(err)
 	}
-	s.t.trusted(s)
+	if !s.t.join(s) {
+		s.t.metrics.refused.WithLabelValues("limit").Inc()
+		err := &closing{code: wire.CloseLimit, reason: fmt.Sprintf("the team has %d terminal viewers on this relay, as many as one team may have", maxTeam)}
+		s.t.note(ctx, s, audit.TerminalRefused, s.actor(), err.reason)
+		return err
+	}
 	use, err := s.t.cfg.Meter.Begin(ctx, s.session, s.party(), usage.Terminal)
 	if err != nil {
 		s.t.metrics.refused.WithLabelValues("closed").Inc()
