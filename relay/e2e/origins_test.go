@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -97,6 +99,61 @@ func TestAnAppsScriptNeverHasTheRelaysOrigin(t *testing.T) {
 	}
 	js(w, tab, `for (let i = 0; i < 180; i++) for (const d of ["localhost", ".localhost"]) document.cookie = "tossed" + i + "=" + "x".repeat(4000) + "; path=/; domain=" + d`)
 	w.Do(ctx, "the console opens after the app set all cookies that it could", world.Navigate(r.URL+"/console"), world.Until(consoleAt(r.URL)))
+}
+
+// Beside a wildcard domain the path form leads to the tunnel's own host, where nothing
+// is the relay's; TCP, which shows no page, works in both forms.
+func TestThePathFormLeadsToTheTunnelsHost(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.Relay()
+	w.Agent(r, "gpu-1")
+	sk := r.Credential("integration", world.Team)
+	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": app(t, hello), "host_header": "public"})
+	if tun.AlternateURLs == nil || len(tun.AlternateURLs) != 0 {
+		t.Errorf("the tunnel has one address: %v", tun.AlternateURLs)
+	}
+	inPath := "/tunnel/" + world.Segment(tun)
+	for path, want := range map[string]string{"": "", "/": "", "/a%2fb?c=d": "a%2fb?c=d"} {
+		for _, method := range []string{"GET", "HEAD", "POST"} {
+			if a := call(r, method, inPath+path, ""); a.Status != http.StatusPermanentRedirect || a.Header.Get("Location") != r.HostURL(tun)+want {
+				t.Errorf("%s of the path form with %q: %s to %s", method, path, a, a.Header.Get("Location"))
+			}
+		}
+	}
+	if a := call(r, "GET", "/static/app.js", "", "Referer", r.URL+inPath+"/", "Cookie", "adit_tunnel="+world.Segment(tun)); a.Status != 404 || a.code() != "not_found" {
+		t.Errorf("an absolute path: %s", a)
+	}
+	host := fmt.Sprintf("%s.localhost:%d", world.Segment(tun), r.Port)
+	for _, path := range []string{"/console", wire.TerminalPath + string(tun.SessionID), api.Base + "/agents", "/healthz", "/readyz", "/install", "/_adit/ui/x", inPath + "/"} {
+		if a := call(r, "GET", path, "", "Host", host); a.Status != 200 || a.Body != "hello from "+path {
+			t.Errorf("%s on a tunnel's host is the app's: %s", path, a)
+		}
+		if a := call(r, "GET", path, "", "Host", fmt.Sprintf("www.localhost:%d", r.Port)); a.Status != 404 || a.code() != "tunnel_not_found" {
+			t.Errorf("%s on a host that is nobody's: %s", path, a)
+		}
+	}
+
+	env := func(url string) []string {
+		return []string{"ADIT_TUNNEL_URL=" + url, "ADIT_URL=" + r.URL, "XDG_CONFIG_HOME=" + w.Dir}
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(w.Bin, "adit"), "doctor", "-")
+	cmd.Env, cmd.Stdin = append(cmd.Environ(), env("")...), strings.NewReader(r.URL+inPath+"/\n")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "leads to the tunnel's own host") || !strings.Contains(string(out), "answers 200") {
+		t.Errorf("adit doctor goes the whole way: %v\n%s", err, out)
+	}
+	tcp := r.Open(sk, "gpu-1", map[string]any{"target_port": tcpEcho(t), "tunnel_protocol": "tcp"})
+	for _, url := range []string{r.HostURL(tcp), r.PathURL(tcp)} {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(w.Bin, "adit"), "connect", "--stdio")
+		cmd.Env, cmd.Stdin = append(cmd.Environ(), env(url)...), strings.NewReader("over the command\n")
+		if out, err := cmd.Output(); err != nil || string(out) != "over the command\n" {
+			t.Errorf("adit connect: %q, %v", out, err)
+		}
+	}
+	closeAll(r, sk, "gpu-1", tun)
+	if a := call(r, "GET", inPath+"/", ""); a.Status != 404 || a.code() != "tunnel_not_found" {
+		t.Errorf("a closed tunnel's path form: %s", a)
+	}
 }
 
 // Where the path form is on, no worker begins there: not for a tunnel's own path, whose
