@@ -258,9 +258,10 @@ func TestAnAppsHeadersSpeakForItselfOnly(t *testing.T) {
 	w := world.New(t)
 	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
-	const powers = "NEL: {\"report_to\":\"spy\",\"max_age\":2592000,\"include_subdomains\":true,\"success_fraction\":1}\r\n" +
+	const powers = "Reporting-Endpoints: default=\"https://evil.example/\"\r\n" +
+		"NEL: {\"report_to\":\"spy\",\"max_age\":2592000,\"include_subdomains\":true,\"success_fraction\":1}\r\n" +
 		"Report-To: {\"group\":\"spy\",\"max_age\":2592000,\"include_subdomains\":true,\"endpoints\":[{\"url\":\"https://evil.example/\"}]}\r\n"
-	const shared = "Reporting-Endpoints: default=\"https://evil.example/\"\r\nAccept-CH: Sec-CH-UA-Model\r\nUse-As-Dictionary: match=\"/*\"\r\nSet-Login: logged-in\r\n" +
+	const shared = "Accept-CH: Sec-CH-UA-Model\r\nUse-As-Dictionary: match=\"/*\"\r\nSet-Login: logged-in\r\n" +
 		"Expect-CT: max-age=99\r\nPublic-Key-Pins: x\r\nOrigin-Agent-Cluster: ?0\r\nService-Worker-Allowed: /\r\n"
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -323,8 +324,8 @@ func TestAnAppsHeadersSpeakForItselfOnly(t *testing.T) {
 	}
 }
 
-// The host name is the key: no third party learns it by a Referer, whatever policy the
-// app has.
+// The host name is the key: no third party learns it by a Referer or a report, whatever
+// policies the app has.
 func TestNoThirdPartyLearnsATunnelsAddress(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
@@ -344,8 +345,14 @@ func TestNoThirdPartyLearnsATunnelsAddress(t *testing.T) {
 		rw.Header().Set("Content-Type", "text/html")
 		_, _ = io.WriteString(rw, "<title>third party</title>")
 	}))
+	reported := make(chan struct{})
+	var report sync.Once
 	policies := []string{"origin", "strict-origin", "origin-when-cross-origin", "strict-origin-when-cross-origin", "unsafe-url", "no-referrer-when-downgrade", "no-referrer, unsafe-url", "none-such"}
 	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"host_header": "public", "target_port": app(t, func(rw http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/report" {
+			report.Do(func() { close(reported) })
+			return
+		}
 		policy := req.URL.Query().Get("policy")
 		rw.Header().Set("Referrer-Policy", policy)
 		if strings.HasPrefix(req.URL.Path, "/go") {
@@ -353,6 +360,7 @@ func TestNoThirdPartyLearnsATunnelsAddress(t *testing.T) {
 			return
 		}
 		i := strings.TrimPrefix(req.URL.Path, "/")
+		rw.Header()["Content-Security-Policy-Report-Only"] = []string{"img-src 'none'; report-uri " + third + "/report", "img-src 'none'; report-uri /report"}
 		rw.Header().Set("Content-Type", "text/html")
 		fmt.Fprintf(rw, `<title>app</title><img id=a src="%s/image%s.svg"><img id=b src="/go%s.svg?policy=%s"><a id=c href="%s/page%s">away</a>`, third, i, i, policy, third, i)
 	})})
@@ -363,8 +371,16 @@ func TestNoThirdPartyLearnsATunnelsAddress(t *testing.T) {
 			world.Until(`document.title === "app" && document.getElementById("a").naturalWidth > 0 && document.getElementById("b").naturalWidth > 0`),
 			evaluate(`document.getElementById("c").click()`), world.Until(`document.title === "third party"`))
 	}
+	select {
+	case <-reported:
+	case <-time.After(30 * time.Second):
+		t.Error("a report of a policy's violation reaches the app itself")
+	}
 	mu.Lock()
 	defer mu.Unlock()
+	if _, ok := referers["/report"]; ok {
+		t.Error("a report of a policy's violation, with the page's address, reaches the third party")
+	}
 	if len(referers) < 3*len(policies) {
 		t.Errorf("the third party was asked %d times: %v", len(referers), referers)
 	}

@@ -17,9 +17,9 @@ func stays(name string) bool {
 	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade":
 		return true
-	// They speak for the connection, which is the relay's, and have the browser tell
-	// others the tunnel's address, which is the key to it, also after the page is gone.
-	case "Alt-Svc", "Nel", "Report-To":
+	// They speak for the connection, which is the relay's, or have the browser tell
+	// others the tunnel's address, which is the key to it.
+	case "Alt-Svc", "Nel", "Report-To", "Reporting-Endpoints":
 		return true
 	// A session of the device may take in the whole site, other tunnels and the relay.
 	case "Sec-Session-Registration", "Secure-Session-Registration":
@@ -49,7 +49,6 @@ func stays(name string) bool {
 //	Observe-Browsing-Topics         the origin's topics
 //	Origin-Agent-Cluster            the process of all pages of the origin
 //	Origin-Trial                    features that anybody may have switched on for an origin
-//	Reporting-Endpoints             where reports go
 //	Service-Worker-Allowed          workers over the whole origin
 //	Set-Login                       whether the origin's user is signed in
 //	Speculation-Rules               pages of the origin loaded ahead
@@ -139,7 +138,9 @@ func (x *exchange) rewritten(name string, values []string) []string {
 	case "Referrer-Policy":
 		return []string{referrerPolicy(values)}
 	case "Clear-Site-Data":
-		return slices.DeleteFunc(each(values, ownSiteData), func(v string) bool { return v == "" })
+		return slices.DeleteFunc(each(values, ownSiteData), isEmpty)
+	case "Content-Security-Policy", "Content-Security-Policy-Report-Only":
+		return slices.DeleteFunc(each(values, ownReports), isEmpty)
 	case "Access-Control-Allow-Origin":
 		if x.local {
 			return each(values, x.publicAllowOrigin)
@@ -154,6 +155,8 @@ func each(values []string, f func(string) string) []string {
 	}
 	return values
 }
+
+func isEmpty(v string) bool { return v == "" }
 
 // sameOrigin is the policy under which browsers say where they come from to the tunnel
 // alone.
@@ -200,4 +203,24 @@ func ownSiteData(v string) string {
 		}
 	}
 	return strings.Join(kept, ", ")
+}
+
+// ownReports takes the places for reports out of a Content-Security-Policy that are not
+// the app's own: a report names the page's address.
+func ownReports(v string) string {
+	if !strings.Contains(strings.ToLower(v), "report-uri") {
+		return v
+	}
+	policies := strings.Split(v, ",")
+	for i, policy := range policies {
+		policies[i] = strings.Join(slices.DeleteFunc(strings.Split(policy, ";"), reportsElsewhere), ";")
+	}
+	return strings.Join(policies, ",")
+}
+
+func reportsElsewhere(directive string) bool {
+	words := strings.Fields(directive)
+	return len(words) > 0 && strings.EqualFold(words[0], "report-uri") && slices.ContainsFunc(words[1:], func(to string) bool {
+		return !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "//") || strings.HasPrefix(to, `/\`)
+	})
 }

@@ -32,7 +32,7 @@ var powerful = map[string]struct {
 	"Cross-Origin-Opener-Policy": {"same-origin", true}, "Expect-CT": {`report-uri="https://evil.example/"`, true},
 	"NEL": {`{"report_to":"x","max_age":99}`, false}, "No-Vary-Search": {"params", true}, "Observe-Browsing-Topics": {"?1", true},
 	"Origin-Agent-Cluster": {"?0", true}, "Origin-Trial": {"x", true}, "Public-Key-Pins": {"x", true}, "Public-Key-Pins-Report-Only": {"x", true},
-	"Report-To": {`{"max_age":99,"endpoints":[{"url":"https://evil.example/"}]}`, false}, "Reporting-Endpoints": {`x="https://evil.example/"`, true},
+	"Report-To": {`{"max_age":99,"endpoints":[{"url":"https://evil.example/"}]}`, false}, "Reporting-Endpoints": {`x="https://evil.example/"`, false},
 	"Sec-Session-Registration": {"x", false}, "Secure-Session-Registration": {"x", false}, "Service-Worker-Allowed": {"/", true}, "Set-Login": {"logged-in", true},
 	"Speculation-Rules": {`"/rules.json"`, true}, "Strict-Transport-Security": {"max-age=99", true}, "Supports-Loading-Mode": {"credentialed-prerender", true},
 	"Use-As-Dictionary": {`match="/*"`, true}, "A-Field-Of-The-Future": {"?1", true}, "Clear-Site-Data": {`"cache"`, true},
@@ -214,6 +214,31 @@ func TestNoReferrerPolicyShowsTheAddress(t *testing.T) {
 				if got := get(seg, path).Header["Referrer-Policy"]; len(got) != 1 || got[0] != c.want {
 					t.Errorf("%s, %s: %q became %q, want %q", form, path, c.lines, got, c.want)
 				}
+			}
+		}
+	}
+}
+
+// A report of a policy's violation names the page's address.
+func TestReportsGoToTheAppOnly(t *testing.T) {
+	w := newWorld(t, nil)
+	var set []string
+	port := w.appFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.Header()["Content-Security-Policy"] = set })
+	_, seg := w.tunnel(port, nil)
+	for asked, want := range map[string]string{
+		"default-src 'self'": "default-src 'self'",
+		"frame-ancestors 'self'; report-uri /api/csp-report":    "frame-ancestors 'self'; report-uri /api/csp-report",
+		"img-src 'none'; Report-URI https://evil.example/r;a b": "img-src 'none';a b",
+		"a; report-uri /own https://evil.example/":              "a",
+		"a; report-uri //evil.example/":                         "a",
+		`a; report-uri /\evil.example/`:                         "a",
+		"report-uri https://evil.example/":                      "",
+		"a; report-uri /own, b; report-uri https://evil":        "a; report-uri /own, b",
+	} {
+		set = []string{asked}
+		for form, get := range map[string]func(string, string) *http.Response{"path form": w.get, "subdomain form": w.getHost} {
+			if got := strings.Join(get(seg, "/").Header["Content-Security-Policy"], "|"); got != want {
+				t.Errorf("%s: %s became %s, want %s", form, asked, got, want)
 			}
 		}
 	}
