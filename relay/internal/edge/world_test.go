@@ -264,12 +264,12 @@ func text(t testing.TB, r io.Reader) string {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("this did not happen within 5 s: %s", what)
+			t.Fatalf("this did not happen within 30 s: %s", what)
 		}
 		<-tick.C
 	}
