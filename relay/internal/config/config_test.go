@@ -140,3 +140,20 @@ func TestPathFormAndConsole(t *testing.T) {
 		}
 	}
 }
+
+func TestACMEAsksForTheConsolesName(t *testing.T) {
+	c := config.Default()
+	c.PublicURL, c.ConsoleURL, c.RelayID = "https://gw.example.com", "https://console.example.net:8443", "relay-1"
+	c.TLS.ACME.Enabled, c.TLS.ACME.Email = true, "ops@example.com"
+	c.Complete()
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(c.CertificateNames(), " "); got != "gw.example.com console.example.net" {
+		t.Errorf("certificates are asked for %s", got)
+	}
+	c.ConsoleURL = "http://localhost:8080"
+	if got := strings.Join(c.CertificateNames(), " "); got != "gw.example.com" {
+		t.Errorf("certificates are asked for %s, though the console has no https", got)
+	}
+}
