@@ -130,6 +130,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.resolver, err = tunnels.New(tunnels.Config{
 		Store: p.store, Key: p.key, PublicURL: r.cfg.Public(), WildcardDomain: r.cfg.WildcardDomain,
+		PathForm: r.cfg.ServesPathForm(), ConsoleURL: r.cfg.Console(),
 	})
 	if err != nil {
 		return err

@@ -179,6 +179,9 @@ func (r *Relay) status(context.Context) admin.Status {
 	if r.cfg.WildcardDomain == "" {
 		st.Warnings = append(st.Warnings, "no wildcard_domain: apps with absolute paths (Jupyter, TensorBoard, vite) do not work in path form")
 	}
+	if r.cfg.ServesPathForm() && r.cfg.ConsoleURL == "" {
+		st.Warnings = append(st.Warnings, "path_form is on without console_url: an app's script shares the console's origin, and can show a page of its own at the console's address")
+	}
 	if r.p.certs != nil {
 		st.Certificates = r.p.certs.Status()
 		st.Warnings = append(st.Warnings, r.certificateWarnings(st.Certificates)...)

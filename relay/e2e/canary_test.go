@@ -53,7 +53,7 @@ func (c *canaries) add(name, secret string) string {
 // tunnel adds the secrets of a tunnel and returns its whole segment.
 func (c *canaries) tunnel(name string, r *world.Relay, tun api.Tunnel) string {
 	c.add("admin token of "+name, tun.AdminToken)
-	segment := strings.TrimSuffix(r.PathURL(tun)[strings.Index(r.PathURL(tun), "/tunnel/")+8:], "/")
+	segment := world.Segment(tun)
 	c.add("access token of "+name, segment[33:])
 	return segment
 }
@@ -115,7 +115,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	w := world.New(t)
 	is := issuer.Start(t)
 	c := &canaries{t: t, value: map[string]string{}}
-	r := w.Relay(append(oidcEnv(is), "ADIT_TUNNEL_HOLD=300ms")...)
+	r := w.Relay(append(oidcEnv(is), "ADIT_TUNNEL_HOLD=300ms", world.PathForm)...)
 	agent := w.NewAgent(r, "gpu-1", "ADIT_ALLOW_PORTS=1024-65535")
 	text, err := os.ReadFile(filepath.Join(agent.StateDir, "credential"))
 	if err != nil {

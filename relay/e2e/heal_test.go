@@ -193,7 +193,7 @@ func TestClosedTunnelEndsItsConnections(t *testing.T) {
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": port})
 	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
-	c, _, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(r.PathURL(tun), "http")+"ws", nil)
+	c, _, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(r.HostURL(tun), "http")+"ws", &websocket.DialOptions{HTTPClient: w.HTTP()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -139,7 +139,7 @@ var quiet = []string{"ADIT_LOG_LEVEL=info"}
 
 func newNeighbour(w *world.World, env ...string) *neighbour {
 	w.T.Helper()
-	n := &neighbour{relay: w.Relay(append(slices.Clone(quiet), env...)...), c: w.HTTP()}
+	n := &neighbour{relay: w.Relay(append(append([]string{world.PathForm}, quiet...), env...)...), c: w.HTTP()}
 	n.agent = w.Agent(n.relay, "gpu-1", quiet...)
 	n.sk = n.relay.Credential("integration", world.Team)
 	n.url = n.relay.Open(n.sk, "gpu-1", map[string]any{"target_port": app(w.T, hello), "host_header": "public"}).TunnelURL
@@ -619,7 +619,7 @@ func exchangeRaw(t *testing.T, r *world.Relay, text string) string {
 // counts what arrives at the app.
 func TestNoSmuggling(t *testing.T) {
 	w := world.New(t)
-	r := w.Relay("ADIT_TUNNEL_HEADER_TIMEOUT=3s")
+	r := w.Relay("ADIT_TUNNEL_HEADER_TIMEOUT=3s", world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	a := newRawApp(t)

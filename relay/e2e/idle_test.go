@@ -141,7 +141,7 @@ func TestIdleCloseExplainsItself(t *testing.T) {
 		return r.Open(sk, "gpu-1", map[string]any{"target_port": port, "label": label, "idle_timeout": idle.String(), "host_header": "public"})
 	}
 	dial := func(tun api.Tunnel) *websocket.Conn {
-		c, _, err := websocket.Dial(t.Context(), "ws"+strings.TrimPrefix(r.PathURL(tun), "http")+"ws", nil)
+		c, _, err := websocket.Dial(t.Context(), "ws"+strings.TrimPrefix(r.HostURL(tun), "http")+"ws", &websocket.DialOptions{HTTPClient: w.HTTP()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +265,7 @@ func TestHardEnd(t *testing.T) {
 	if status, p := r.API(longer.AdminToken, http.MethodPost, "/tunnels/"+string(longer.SessionID)+"/extend", map[string]any{"expires_in": "1h"}, &extended); status != http.StatusOK || time.Until(extended.ExpiresAt) < 59*time.Minute {
 		t.Fatalf("extend: %d %v %+v", status, p, extended)
 	}
-	c, _, err := websocket.Dial(t.Context(), "ws"+strings.TrimPrefix(r.PathURL(tun), "http")+"ws", nil)
+	c, _, err := websocket.Dial(t.Context(), "ws"+strings.TrimPrefix(r.HostURL(tun), "http")+"ws", &websocket.DialOptions{HTTPClient: w.HTTP()})
 	if err != nil {
 		t.Fatal(err)
 	}

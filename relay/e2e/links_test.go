@@ -105,7 +105,7 @@ func as(r *world.Relay, l api.NamedLink, method, agent string, header ...string)
 func TestNamedLinks(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost")
+	r := w.Relay("ADIT_WILDCARD_DOMAIN=localhost", world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	port, asked := sharedApp(t)

@@ -115,7 +115,7 @@ var metricName = regexp.MustCompile(`\b(adit|go|process)_[a-z0-9_]+`)
 
 func TestPrometheusAnswersEveryQueryAndAlert(t *testing.T) {
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	a := w.Agent(r, "gpu-1")
 	p := startPrometheus(w, r, a)
 	sk := r.Credential("integration", world.Team)

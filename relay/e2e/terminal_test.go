@@ -401,7 +401,7 @@ func TestTerminalRefusals(t *testing.T) {
 	}{
 		"no token":              {session, "", wire.CloseRefused},
 		"a wrong token":         {session, "adm-wrong", wire.CloseRefused},
-		"the URL's token":       {session, strings.TrimSuffix(pathOf(r.PathURL(tun))[len("/tunnel/"):], "/"), wire.CloseRefused},
+		"the URL's token":       {session, world.Segment(tun), wire.CloseRefused},
 		"a team's credential":   {session, sk, wire.CloseRefused},
 		"another tunnel's":      {session, foreign.AdminToken, wire.CloseRefused},
 		"a replayed one":        {string(gone.SessionID), gone.AdminToken, wire.CloseRefused},

@@ -297,14 +297,18 @@ func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tc
 		d.throughTCP(ctx, tr, u)
 		return
 	}
-	failed := false
-	a := traced(ctx, tr, pageURL(u), func(c check) {
-		if failed = c.State == stateFailed; failed {
+	step := func(c check) {
+		if c.State == stateFailed {
 			d.report(c)
 			return
 		}
 		steps(c)
-	})
+	}
+	a := traced(ctx, tr, pageURL(u), step)
+	if to := movedTo(u, a); to != nil {
+		steps(check{Check: "relay", State: stateOK, Millis: millis(a.took), Detail: "leads to the tunnel's own host"})
+		a = traced(ctx, tr, pageURL(to), step)
+	}
 	switch {
 	case a == nil:
 	case a.problem != nil:
