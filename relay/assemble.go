@@ -107,7 +107,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	p.meter = usage.New(usage.Config{Logger: r.log.With("part", "usage"), Registerer: reg})
+	p.meter = usage.New(usage.Config{Viewed: r.viewed, Logger: r.log.With("part", "usage"), Registerer: reg})
 	p.gate, err = gate.New(gate.Config{
 		Store: gate.Shared{Store: p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
 		Limits: gate.Limits{
@@ -130,6 +130,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.resolver, err = tunnels.New(tunnels.Config{
 		Store: p.store, Key: p.key, PublicURL: r.cfg.Public(), WildcardDomain: r.cfg.WildcardDomain,
+		PathForm: r.cfg.ServesPathForm(), ConsoleURL: r.cfg.Console(),
 	})
 	if err != nil {
 		return err

@@ -59,6 +59,9 @@ func (r *Relay) toHTTPS(w http.ResponseWriter, req *http.Request) {
 		}
 		base = "https://" + host
 	}
+	if r.p.resolver.AtConsole(req.Host) {
+		base = r.p.resolver.ConsoleOrigin()
+	}
 	w.Header().Set("Connection", "close")
 	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, req, base+req.URL.RequestURI(), http.StatusPermanentRedirect)
@@ -81,6 +84,9 @@ func (r *Relay) certificateWarnings(all []certs.Status) []string {
 	}
 	if d := r.cfg.WildcardDomain; d != "" && !r.p.certs.Covers("x."+d) {
 		out = append(out, fmt.Sprintf("no certificate for *.%s: tunnels' own hosts do not work over https; see tls.acme.dns_hook and tls.cert_file in relay.yaml", d))
+	}
+	if u := r.cfg.Console(); u != nil && u.Scheme == "https" && !r.p.certs.Covers(u.Hostname()) {
+		out = append(out, fmt.Sprintf("no certificate for %s: console_url does not work over https; see tls in relay.yaml", u.Hostname()))
 	}
 	return out
 }

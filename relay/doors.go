@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -71,6 +73,28 @@ func (r *Relay) agentEvent(e hub.Event) {
 	}
 	if err := r.p.audit.Append(context.Background(), rec); err != nil {
 		r.log.Warn("write audit record", "event", event, "error", err)
+	}
+}
+
+// viewed records that somebody became a viewer of a tunnel.
+func (r *Relay) viewed(v usage.View) {
+	t, ok := r.p.store.Tunnel(v.Session)
+	if !ok {
+		return // closed this moment
+	}
+	rec := audit.Record{
+		Event: audit.TunnelViewed, Actor: "viewer", Team: t.Team, Agent: t.Agent, Session: t.Session,
+		Detail: fmt.Sprintf("viewer %s, %s", v.Viewer, v.Kind),
+	}
+	if link, ok := r.p.store.Link(v.Party.Link); ok {
+		rec.Detail += fmt.Sprintf(", by link %s %q", link.ID, link.Name)
+	}
+	rec.Detail += fmt.Sprintf(", user agent %q", v.Party.UserAgent)
+	if v.Party.Remote.IsValid() {
+		rec.RemoteAddr = v.Party.Remote.String()
+	}
+	if err := r.p.audit.Append(context.Background(), rec); err != nil {
+		r.log.Warn("write audit record", "event", rec.Event, "error", err)
 	}
 }
 
@@ -154,6 +178,9 @@ func (r *Relay) status(context.Context) admin.Status {
 	}
 	if r.cfg.WildcardDomain == "" {
 		st.Warnings = append(st.Warnings, "no wildcard_domain: apps with absolute paths (Jupyter, TensorBoard, vite) do not work in path form")
+	}
+	if r.cfg.ServesPathForm() && r.cfg.ConsoleURL == "" {
+		st.Warnings = append(st.Warnings, "path_form is on without console_url: an app's script shares the console's origin, and can show a page of its own at the console's address")
 	}
 	if r.p.certs != nil {
 		st.Certificates = r.p.certs.Status()

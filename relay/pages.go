@@ -15,15 +15,22 @@ import (
 // pages makes what the relay serves to people in browsers and to new machines, by
 // pattern.
 func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handler, error) {
-	assets, err := web.New(r.cfg.Public())
+	at := r.cfg.Console()
+	if at == nil {
+		at = r.cfg.Public()
+	}
+	assets, err := web.New(at)
 	if err != nil {
 		return nil, err
+	}
+	if r.cfg.ConsoleURL != "" {
+		assets = assets.Alone(p.resolver.AtConsole)
 	}
 	if !assets.Built() {
 		r.log.Warn("this build has no web pages: scripts/build makes them, with npm")
 	}
 	p.terminal, err = terminal.New(terminal.Config{
-		Page: assets.Page("terminal"), Origin: p.resolver.PublicOrigin(), Store: p.store, Key: p.key, AdminToken: p.gate.AdminToken,
+		Page: assets.Page("terminal"), Origin: p.resolver.ConsoleOrigin(), Store: p.store, Key: p.key, AdminToken: p.gate.AdminToken,
 		Dialer: dialer{p}, Meter: p.meter, Audit: p.audit, Remote: r.remote, Hold: r.cfg.Tunnel.Hold.D(), Why: p.why, Stopping: r.draining.Load,
 		Logger: r.log.With("part", "terminal"), Registerer: reg,
 	})

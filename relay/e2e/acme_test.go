@@ -36,10 +36,9 @@ func newACMERelay(w *world.World, challenge string, validity time.Duration, env 
 	r := &acmeRelay{Relay: w.NewRelay(), plain: w.FreePort()}
 	ca, cert, key, _ := certificate(w, "pebble.example")
 	pc := world.PebbleConfig{HTTPPort: w.FreePort(), TLSPort: w.FreePort(), Validity: validity, CA: ca, Cert: cert, Key: key}
-	listen := ""
 	switch challenge {
 	case "http-01":
-		pc.HTTPPort, listen = r.plain, fmt.Sprintf("127.0.0.1:%d", r.plain)
+		pc.HTTPPort = r.plain
 	case "tls-alpn-01":
 		pc.TLSPort = r.Port
 	}
@@ -47,7 +46,7 @@ func newACMERelay(w *world.World, challenge string, validity time.Duration, env 
 	r.base = fmt.Sprintf("https://%s:%d", acmeName, r.Port)
 	r.Env = append(r.Env, "ADIT_PUBLIC_URL="+r.base, "ADIT_WILDCARD_DOMAIN=tunnels.adit-test.example",
 		"ADIT_TLS_ACME_ENABLED=true", "ADIT_TLS_ACME_EMAIL=ops@adit-test.example", "ADIT_TLS_ACME_DIRECTORY_URL="+r.pebble.Directory,
-		"ADIT_TLS_ACME_CA_FILE="+ca, "ADIT_TLS_ACME_HTTP_LISTEN="+listen)
+		"ADIT_TLS_ACME_CA_FILE="+ca, fmt.Sprintf("ADIT_TLS_ACME_HTTP_LISTEN=127.0.0.1:%d", r.plain))
 	r.Env = append(r.Env, env...)
 	return r
 }

@@ -27,7 +27,7 @@ func demo(w *world.World) int {
 func TestDemoPageInABrowser(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": demo(w)})
@@ -110,7 +110,7 @@ func TestJupyterInABrowser(t *testing.T) {
 func TestNoVNCInABrowser(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	vnc, web := w.VNC()

@@ -27,6 +27,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -53,7 +54,7 @@ func (c *canaries) add(name, secret string) string {
 // tunnel adds the secrets of a tunnel and returns its whole segment.
 func (c *canaries) tunnel(name string, r *world.Relay, tun api.Tunnel) string {
 	c.add("admin token of "+name, tun.AdminToken)
-	segment := strings.TrimSuffix(r.PathURL(tun)[strings.Index(r.PathURL(tun), "/tunnel/")+8:], "/")
+	segment := world.Segment(tun)
 	c.add("access token of "+name, segment[33:])
 	return segment
 }
@@ -115,7 +116,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	w := world.New(t)
 	is := issuer.Start(t)
 	c := &canaries{t: t, value: map[string]string{}}
-	r := w.Relay(append(oidcEnv(is), "ADIT_TUNNEL_HOLD=300ms")...)
+	r := w.Relay(append(oidcEnv(is), "ADIT_TUNNEL_HOLD=300ms", world.PathForm)...)
 	agent := w.NewAgent(r, "gpu-1", "ADIT_ALLOW_PORTS=1024-65535")
 	text, err := os.ReadFile(filepath.Join(agent.StateDir, "credential"))
 	if err != nil {
@@ -450,7 +451,7 @@ func (d *day) open(agent string) api.Tunnel {
 }
 
 func (d *day) watchOnce(header []string) {
-	ctx, cancel := context.WithTimeout(d.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), testkit.Patience)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("http://127.0.0.1:%d/api/v1/agents/watch", d.r.Port), nil)
 	req.Header.Set(header[0], header[1])
@@ -561,7 +562,7 @@ func (d *day) raw() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(testkit.Patience))
 		_, _ = conn.Write([]byte(line))
 		b := make([]byte, 4096)
 		n, _ := io.ReadAtLeast(conn, b, 12)

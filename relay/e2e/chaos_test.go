@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -22,10 +21,10 @@ import (
 // TestTheGateHoldsThroughChaos is the gate's promise as a whole: 32 callers open,
 // extend, close, admit, renew and release at random through two relays whose clocks
 // are 2 s apart, while relays, agents and etcd's leader are killed. Then the
-// checker reads what is left. ADIT_E2E_LONG=1 kills fifty times instead of eight.
+// checker reads what is left. The long form kills fifty times instead of eight.
 func TestTheGateHoldsThroughChaos(t *testing.T) {
 	kills := 8
-	if os.Getenv("ADIT_E2E_LONG") != "" {
+	if long() {
 		kills = 50
 	}
 	w := world.New(t)

@@ -25,11 +25,12 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // long says whether the tests may take their full size and time.
-func long() bool { return os.Getenv("ADIT_E2E_LONG") == "1" }
+func long() bool { return testkit.Long() }
 
 // fakeAgent brings up an agent of the test's own, with a real link to a real relay.
 // It serves streams with serve; without it, it accepts none.
@@ -138,7 +139,7 @@ var quiet = []string{"ADIT_LOG_LEVEL=info"}
 
 func newNeighbour(w *world.World, env ...string) *neighbour {
 	w.T.Helper()
-	n := &neighbour{relay: w.Relay(append(slices.Clone(quiet), env...)...), c: w.HTTP()}
+	n := &neighbour{relay: w.Relay(append(append([]string{world.PathForm}, quiet...), env...)...), c: w.HTTP()}
 	n.agent = w.Agent(n.relay, "gpu-1", quiet...)
 	n.sk = n.relay.Credential("integration", world.Team)
 	n.url = n.relay.Open(n.sk, "gpu-1", map[string]any{"target_port": app(w.T, hello), "host_header": "public"}).TunnelURL
@@ -228,7 +229,7 @@ func (f *flood) send(what, text string) net.Conn {
 	c := f.dial()
 	f.wg.Go(func() {
 		_, _ = io.WriteString(c, text)
-		_ = c.SetReadDeadline(time.Now().Add(25 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(testkit.Patience))
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil {
 			f.note(what + ": closed")
@@ -357,12 +358,10 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	if len(faults) > 0 {
 		t.Errorf("the neighbour noticed the flood: %d of %d requests went wrong, such as %s", len(faults), len(during), faults[0])
 	}
-	if len(during) < 50 {
+	if long() && len(during) < 50 {
 		t.Errorf("the neighbour got only %d requests through in the flood", len(during))
 	}
-	if limit := 20 * (control99 + base99); p99 > limit {
-		t.Errorf("the neighbour's p99 in the flood is %s, more than %s: twenty times what it was before and what an unflooded relay has beside it, together", p99, limit)
-	}
+	testkit.Took(t, "the neighbour's p99 in the flood, against twenty times what it was before and what an unflooded relay has beside it, together", p99, 20*(control99+base99))
 	// Every reader may have its stream's window unread in the relay, and every
 	// connection its buffers; nothing else may grow with the flood.
 	if limit := baseMemory + 100 + readers*6 + len(f.conns)/8; peak > limit {
@@ -371,7 +370,7 @@ func TestFloodsDoNotSpread(t *testing.T) {
 
 	// The slow ones are thrown out by the relay itself, 15 s after they came.
 	for _, c := range slowConns {
-		_ = c.SetReadDeadline(begun.Add(28 * time.Second))
+		_ = c.SetReadDeadline(begun.Add(testkit.Limit(28 * time.Second)))
 		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
 			t.Errorf("a connection that never finishes its header is still open after %s", time.Since(begun).Round(time.Second))
 			break
@@ -379,7 +378,7 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	}
 	t.Logf("the slow connections were gone after %s", time.Since(begun).Round(100*time.Millisecond))
 	for _, c := range silent {
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(testkit.Limit(5 * time.Second)))
 		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
 			t.Errorf("a link whose agent says no hello is still open after %s", time.Since(begun).Round(time.Second))
 		}
@@ -460,7 +459,7 @@ func (f *flood) giganticMessage(tun api.Tunnel) {
 	u := f.n.relay.PathURL(tun)
 	c := f.dial()
 	_, _ = io.WriteString(c, "GET "+u[strings.Index(u, "/tunnel/"):]+" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-	_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
 	in := bufio.NewReader(c)
 	resp, err := http.ReadResponse(in, nil)
 	if err != nil || resp.StatusCode != 101 {
@@ -620,7 +619,7 @@ func exchangeRaw(t *testing.T, r *world.Relay, text string) string {
 // counts what arrives at the app.
 func TestNoSmuggling(t *testing.T) {
 	w := world.New(t)
-	r := w.Relay("ADIT_TUNNEL_HEADER_TIMEOUT=3s")
+	r := w.Relay("ADIT_TUNNEL_HEADER_TIMEOUT=3s", world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	a := newRawApp(t)

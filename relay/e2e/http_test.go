@@ -134,7 +134,7 @@ func patternFile(t *testing.T, path string, size int64) string {
 func TestServerSentEventsArriveOneByOne(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	next := make(chan int)

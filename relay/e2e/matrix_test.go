@@ -114,7 +114,7 @@ func newMatrix(t *testing.T) *matrix {
 	t.Helper()
 	w := world.New(t)
 	is := issuer.Start(t)
-	r := w.Relay(append(oidcEnv(is), "ADIT_LOG_LEVEL=info")...)
+	r := w.Relay(append(oidcEnv(is), "ADIT_LOG_LEVEL=info", world.PathForm)...)
 	w.Agent(r, "gpu-1")
 	w.Agent(r, "gpu-2")
 	m := &matrix{r: r}
@@ -159,7 +159,7 @@ func newMatrix(t *testing.T) *matrix {
 		nobody("an expired agent", bearer(expired(r, created(r, user, world.Team, `{"kind":"agent","name":"old","agent_id":"gpu-2","expires_in":"1d"}`)))...),
 		nobody("an expired session", inTeam(is.Token(issuer.Claims{"teams": []string{world.Team}, "exp": time.Now().Add(-time.Hour).Unix()}), world.Team)...),
 		nobody("a forged session", inTeam(is.TokenWrong(issuer.ForeignKey, members(world.Team)), world.Team)...),
-		nobody("a tunnel's access token", bearer(strings.TrimSuffix(m.r.PathURL(m.tun)[strings.Index(m.r.PathURL(m.tun), "/tunnel/")+8:], "/"))...),
+		nobody("a tunnel's access token", bearer(world.Segment(m.tun))...),
 		nobody("a lease token", bearer(lease.LeaseToken)...),
 		{name: "a session without a team", kind: "user", header: bearer(user), refuse: "400 team_required"},
 		{name: "a session for a team that is not its", kind: "user", header: inTeam(user, otherTeam), refuse: "403 not_a_member"},
@@ -497,9 +497,8 @@ func (m *matrix) links(t *testing.T) {
 
 // tunnels asks for tunnels: the address is the only secret that counts there.
 func (m *matrix) tunnels(t *testing.T) {
-	segment := strings.TrimSuffix(m.r.PathURL(m.tun)[strings.Index(m.r.PathURL(m.tun), "/tunnel/")+8:], "/")
+	segment := world.Segment(m.tun)
 	closed := m.r.Open(m.callers[slices.IndexFunc(m.callers, func(c caller) bool { return c.name == "an integration credential" })].header[1][7:], "gpu-1", map[string]any{"target_port": 9})
-	closedURL := m.r.PathURL(closed)
 	closeAll(m.r, m.callers[slices.IndexFunc(m.callers, func(c caller) bool { return c.name == "an integration credential" })].header[1][7:], "gpu-1", closed)
 	wrong := map[string]string{
 		"a wrong token":       segment[:58] + string('a'+(segment[58]-'a'+1)%26),
@@ -509,7 +508,7 @@ func (m *matrix) tunnels(t *testing.T) {
 		"capitals":            strings.ToUpper(segment),
 		"something behind":    segment + "a",
 		"an admin token":      m.tun.AdminToken,
-		"a closed tunnel":     strings.TrimSuffix(closedURL[strings.Index(closedURL, "/tunnel/")+8:], "/"),
+		"a closed tunnel":     world.Segment(closed),
 		"an encoded dash":     segment[:32] + "%2d" + segment[33:],
 		"nothing":             "",
 		"a dot segment":       ".",

@@ -80,6 +80,7 @@ func newFleetOn(t *testing.T, relays int, network func(w *world.World) *world.Ne
 			"ADIT_PEER_TLS_CA_FILE="+ca.file, "ADIT_PEER_TLS_CERT_FILE="+cert, "ADIT_PEER_TLS_KEY_FILE="+certKey,
 			"ADIT_LIMITS_OPENS_PER_MINUTE=1000000", "ADIT_TRUSTED_PROXIES=127.0.0.1",
 			"ADIT_LIMITS_TUNNELS_PER_TEAM=20000", "ADIT_DRAIN_DELAY=500ms",
+			world.PathForm, // any relay is asked for any tunnel, by its address
 		)
 		if f.net != nil {
 			r.Host, r.On, back = f.net.Users(i), f.net.On(i), f.net.Back(i)

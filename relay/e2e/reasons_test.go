@@ -24,7 +24,7 @@ import (
 // agents and the tests' own calls do not take that way.
 func relayBehind(w *world.World) (*world.Relay, *wan.Link) {
 	w.T.Helper()
-	r := w.NewRelay()
+	r := w.NewRelay(world.PathForm)
 	line := wan.Start(w.T, r.Addr(), wan.Options{})
 	_, port, err := net.SplitHostPort(line.Addr())
 	if err != nil {

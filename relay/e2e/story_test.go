@@ -30,7 +30,7 @@ func hello(w http.ResponseWriter, r *http.Request) {
 func TestTunnelIsOpenedUsedAndClosed(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	port := app(t, hello)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // connect runs `adit connect URL -L 127.0.0.1:0`-like forwarding and returns the
@@ -180,7 +181,7 @@ func TestHalfCloseReachesTheApp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
 	if _, err := c.Write(bytes.Repeat([]byte("x"), 300000)); err != nil {
 		t.Fatal(err)
 	}

@@ -73,10 +73,10 @@ func terminalPage(w *world.World, r *world.Relay, tab context.Context, t api.Tun
 }
 
 // connected waits until the page is attached and painted: Chromium drops keys that
-// come before its first frame.
+// come before what it drew first is on the screen.
 func connected() chromedp.Action[chromedp.Void] {
 	return func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
-		if v, err := world.Until(`document.getElementById("state").textContent === "connected"`)(ctx, t); err != nil {
+		if v, err := world.Until(`document.getElementById("state").textContent === "connected" && performance.getEntriesByName("first-contentful-paint").length > 0`)(ctx, t); err != nil {
 			return v, err
 		}
 		return evaluate(`new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))`)(ctx, t)
@@ -457,7 +457,7 @@ func TestTerminalRefusals(t *testing.T) {
 	}{
 		"no token":              {session, "", wire.CloseRefused},
 		"a wrong token":         {session, "adm-wrong", wire.CloseRefused},
-		"the URL's token":       {session, strings.TrimSuffix(pathOf(r.PathURL(tun))[len("/tunnel/"):], "/"), wire.CloseRefused},
+		"the URL's token":       {session, world.Segment(tun), wire.CloseRefused},
 		"a team's credential":   {session, sk, wire.CloseRefused},
 		"another tunnel's":      {session, foreign.AdminToken, wire.CloseRefused},
 		"a tunnel never opened": {strings.Repeat("ab", 16), tun.AdminToken, wire.CloseRefused},

@@ -125,9 +125,9 @@ func TestTracesOfARequestThroughATunnel(t *testing.T) {
 	if status, _ := world.Get(w.HTTP(), tun.TunnelURL+"page", "Traceparent", "00-"+caller+"-00f067aa0ba902b7-01"); status != http.StatusOK {
 		t.Fatalf("the page: %d", status)
 	}
-	sayHello(t, w, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
+	sayHello(t, w, strings.Replace(r.HostURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
 	dead := r.Open(sk, "gpu-1", map[string]any{"target_port": w.FreePort(), "host_header": "public"})
-	if status, _ := world.Get(w.HTTP(), r.PathURL(dead)); status != http.StatusBadGateway {
+	if status, _ := world.Get(w.HTTP(), r.HostURL(dead)); status != http.StatusBadGateway {
 		t.Errorf("a port where nothing listens: %d", status)
 	}
 

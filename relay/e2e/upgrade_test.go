@@ -54,7 +54,7 @@ func TestUpgradeOneSide(t *testing.T) {
 			relaySide, agentSide := *halves[0], *halves[1]
 			relaySide.T, agentSide.T = t, t
 			relaySide.Dir, agentSide.Dir = t.TempDir(), t.TempDir()
-			r := relaySide.NewRelay()
+			r := relaySide.NewRelay(world.PathForm)
 			r.Start()
 			r.WaitReady(60 * time.Second)
 			a := agentSide.NewAgent(r, "gpu-1")
@@ -236,11 +236,16 @@ func TestUpgradeRelayInPlace(t *testing.T) {
 		r.W = next
 		r.Start()
 		w.Eventually(60*time.Second, "the same URL leads to the app under "+name, func() bool {
-			status, _ := world.Get(c, r.PathURL(tun))
+			status, _ := world.Get(c, r.HostURL(tun))
 			return status == http.StatusOK
 		})
+		// The other URL was the app's under the previous version, and leads there now.
+		want := []int{http.StatusPermanentRedirect, http.StatusOK}[i]
+		if status, body := world.Get(c, r.PathURL(tun)); status != want {
+			t.Errorf("the path form under %s: %d %s, want %d", name, status, body, want)
+		}
 		t.Logf("%s serves the tunnel %s after the stop began", name, time.Since(began).Round(time.Millisecond))
-		sayHello(t, w, strings.Replace(r.PathURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
+		sayHello(t, w, strings.Replace(r.HostURL(tun), "http", "ws", 1)+"ws", websocket.MessageText)
 		if status, p := r.API(sk, http.MethodPut, "/agents/gpu-2/tasks/job-1", map[string]any{"lease_token": lease.LeaseToken, "ttl": "10m"}, nil); status != http.StatusOK {
 			t.Errorf("%s renews the lease: %d %v", name, status, p)
 		}

@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 10 * time.Second
+const patience = testkit.Patience
 
 // The tests of signals send real ones to this process, so they are not parallel.
 

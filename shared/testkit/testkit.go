@@ -6,6 +6,7 @@ package testkit
 
 import (
 	"log/slog"
+	"os"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -33,7 +34,34 @@ func Bubble(t *testing.T, f func(t *testing.T)) {
 
 // Patience is how long Eventually waits: far longer than anything takes on a busy
 // machine, so that only a real fault runs into it.
-const Patience = time.Minute
+const Patience = 2 * time.Minute
+
+// Long says whether this is the long form of the tests (scripts/test --long), which has
+// the machine for itself and judges how long things take. All other runs only wait for
+// what they expect.
+func Long() bool { return os.Getenv("ADIT_TEST_LONG") != "" }
+
+// Limit is how long a test waits for something that is promised within the limit: for
+// the limit itself in the long form, and with Patience elsewhere.
+func Limit(limit time.Duration) time.Duration {
+	if Long() {
+		return limit
+	}
+	return max(limit, Patience)
+}
+
+// Took fails the long form when something took longer than promised, and says
+// elsewhere only how long it took.
+func Took(tb testing.TB, what string, took, limit time.Duration) {
+	tb.Helper()
+	switch {
+	case took <= limit:
+	case Long():
+		tb.Errorf("%s: it took %s, expected within %s", what, took, limit)
+	default:
+		tb.Logf("%s: it took %s; the long form wants it within %s", what, took, limit)
+	}
+}
 
 // Eventually waits until cond holds and fails the test, saying what was expected,
 // when it does not within Patience. cond runs on the test's goroutine.
@@ -42,7 +70,8 @@ func Eventually(tb testing.TB, what string, cond func() bool) {
 	EventuallyWithin(tb, Patience, what, cond)
 }
 
-// EventuallyWithin is Eventually with a limit of its own, for promises about time.
+// EventuallyWithin is Eventually with a limit of its own. For a promise about time that
+// is Limit's.
 func EventuallyWithin(tb testing.TB, limit time.Duration, what string, cond func() bool) {
 	tb.Helper()
 	start := time.Now()

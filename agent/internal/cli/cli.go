@@ -20,6 +20,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/manual"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 // Exit codes.
@@ -74,12 +75,18 @@ func report(w io.Writer, err error) int {
 		}
 	}
 	for _, fault := range conf.Faults(err) {
-		fmt.Fprintf(w, "adit-agent: %s\n", lowerFirst(fault.Error()))
+		show(w, "adit-agent: %s", lowerFirst(fault.Error()))
 	}
 	if hint := hintFor(err); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+		show(w, "hint: %s", hint)
 	}
 	return code
+}
+
+// show prints for people. What a relay, a hook or an app says of itself does
+// not steer their terminal.
+func show(w io.Writer, format string, args ...any) {
+	fmt.Fprintln(w, printable.Lines(fmt.Sprintf(format, args...)))
 }
 
 func hintFor(err error) string {

@@ -35,7 +35,7 @@ not run gives what can be seen from outside; --config names its file.`,
 		}
 		body, err := client().Diag(cmd.Context())
 		if errors.Is(err, gate.ErrNoAgent) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it\n", err)
+			show(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it", err)
 			body = outside(load, err)
 		} else if err != nil {
 			return fmt.Errorf("make a bundle: %w", err)

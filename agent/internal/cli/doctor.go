@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/agent"
 	"github.com/adit-tunnel/adit/agent/internal/gate"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 const (
@@ -67,7 +67,7 @@ disturbed. The exit code is 1 when something is broken.`,
 		d := &doctor{conf: c, out: cmd.OutOrStdout(), quiet: *asJSON, colour: isTerminalWriter(cmd.OutOrStdout()), proxy: http.ProxyFromEnvironment}
 		d.all(cmd.Context())
 		if *asJSON {
-			enc := json.NewEncoder(cmd.OutOrStdout())
+			enc := printable.Encoder(cmd.OutOrStdout())
 			enc.SetIndent("", "  ")
 			if err := enc.Encode(d.steps); err != nil {
 				return err
@@ -126,9 +126,9 @@ func (d *doctor) print(s step) {
 	if d.colour {
 		mark = map[string]string{stepOK: "\x1b[32m", stepWarn: "\x1b[33m", stepFail: "\x1b[31m", stepSkip: "\x1b[2m"}[s.Result] + s.Result + "\x1b[0m" + strings.Repeat(" ", 4-len(s.Result))
 	}
-	fmt.Fprintf(d.out, "%-4s  %-10s  %8.1f ms  %s\n", mark, s.Name, s.Millis, s.Detail)
+	fmt.Fprintf(d.out, "%-4s  %-10s  %8.1f ms  %s\n", mark, s.Name, s.Millis, printable.Text(s.Detail))
 	if s.Remedy != "" {
-		fmt.Fprintf(d.out, "%18s%s\n", "-> ", s.Remedy)
+		fmt.Fprintf(d.out, "%18s%s\n", "-> ", printable.Text(s.Remedy))
 	}
 }
 

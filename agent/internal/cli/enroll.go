@@ -90,7 +90,7 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 	err = enrol.Vacant(c.CredentialFile)
 	switch {
 	case errors.Is(err, enrol.ErrEnrolled):
-		fmt.Fprintf(cmd.OutOrStdout(), "%v\n", err)
+		show(cmd.OutOrStdout(), "%v", err)
 		if len(c.RelayURL) == 0 {
 			return nil // nothing to complete
 		}
@@ -122,8 +122,8 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 	if err != nil {
 		return explain(err)
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "enrolled as %s\n", got.AgentID)
-	fmt.Fprintf(cmd.ErrOrStderr(), "the credential %s is in %s\n", got.CredentialID, c.CredentialFile)
+	show(cmd.OutOrStdout(), "enrolled as %s", got.AgentID)
+	show(cmd.ErrOrStderr(), "the credential %s is in %s", got.CredentialID, c.CredentialFile)
 	return keepConfig(cmd, path, written, c)
 }
 

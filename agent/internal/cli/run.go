@@ -144,7 +144,7 @@ effective configuration is printed as YAML, secrets redacted; warnings go to std
 			return err
 		}
 		for _, w := range append(c.Warnings(), envWarnings(c)...) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			show(cmd.ErrOrStderr(), "warning: %s", w)
 		}
 		return conf.Print(cmd.OutOrStdout(), c)
 	}

@@ -40,7 +40,7 @@ the machine reboots.`,
 		if s.SyncPhase == "" {
 			s.SyncPhase = "idle"
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "state: %s\n", s.SyncPhase)
+		show(cmd.ErrOrStderr(), "state: %s", s.SyncPhase)
 		return nil
 	}
 	return cmd

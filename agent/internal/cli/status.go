@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/adit-tunnel/adit/agent/internal/status"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 func newStatus() *cobra.Command {
@@ -30,7 +30,7 @@ func newStatus() *cobra.Command {
 		}
 		out := cmd.OutOrStdout()
 		if *asJSON {
-			enc := json.NewEncoder(out)
+			enc := printable.Encoder(out)
 			enc.SetIndent("", "  ")
 			err = enc.Encode(r)
 		} else {
@@ -47,7 +47,7 @@ func newStatus() *cobra.Command {
 func printReport(out io.Writer, r status.Report, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "%s\t%s\n", name, printable.Text(fmt.Sprintf(format, args...)))
 	}
 	line("agent", "%s (%s, %s, up %s)", r.AgentID, r.Version, r.Platform, ago(now, r.StartedAt))
 	for _, l := range r.Links.Up {

@@ -113,7 +113,7 @@ type task struct {
 }
 
 func (t *task) say(format string, args ...any) {
-	fmt.Fprintf(t.stderr, "adit-agent: "+format+"\n", args...)
+	show(t.stderr, "adit-agent: "+format, args...)
 }
 
 func (t *task) run(ctx context.Context) error {

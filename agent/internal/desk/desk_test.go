@@ -281,9 +281,10 @@ func TestPauseAndCloseCutLiveStreams(t *testing.T) {
 	if n := w.desk.Cut(one); n != 1 {
 		t.Fatalf("cut %d streams of the closed tunnel, not 1", n)
 	}
-	if _, err := io.ReadAll(a); err == nil || time.Since(start) > time.Second {
-		t.Fatalf("a cut stream ended after %s with %v, expected an error within a second", time.Since(start), err)
+	if _, err := io.ReadAll(a); err == nil {
+		t.Fatal("a cut stream ended as if it were complete")
 	}
+	testkit.Took(t, "cutting a stream", time.Since(start), time.Second)
 	roundTrip(t, b) // the other tunnel's goes on
 	w.desk.CutAll(desk.ErrPaused)
 	if _, err := io.ReadAll(b); err == nil {

@@ -117,13 +117,14 @@ func (r *Relay) Next() *Conn {
 	}
 }
 
-// NextWithin is Next with a limit of its own, for promises about time.
+// NextWithin is Next with a limit of its own, for promises about time, which the long
+// form of the tests judges.
 func (r *Relay) NextWithin(limit time.Duration) *Conn {
 	r.tb.Helper()
 	select {
 	case c := <-r.conns:
 		return c
-	case <-time.After(limit):
+	case <-time.After(testkit.Limit(limit)):
 		r.tb.Fatalf("expected the agent to link to the relay within %s", limit)
 		return nil
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func wireID(n int) ident.SessionID { return ident.SessionID(fmt.Sprint(n)) }
@@ -200,9 +201,10 @@ func TestRelayThatHangsOrBreaks(t *testing.T) {
 	}
 	start := time.Now()
 	_, err = w.client.Renew(t.Context(), "hang", api.RenewTaskRequest{})
-	if p := problem(t, err); p.Code != "agent_offline" || time.Since(start) > 5*time.Second {
-		t.Errorf("after %s a relay that hangs gives %+v", time.Since(start), p)
+	if p := problem(t, err); p.Code != "agent_offline" {
+		t.Errorf("a relay that hangs gives %+v", p)
 	}
+	testkit.Took(t, "a relay that hangs is given up", time.Since(start), 5*time.Second)
 }
 
 func TestStateAndPause(t *testing.T) {

@@ -194,9 +194,7 @@ func TestApps(t *testing.T) {
 			if tt.warnings == "" && all != "" || !strings.Contains(all, tt.warnings) {
 				t.Errorf("the warnings are %q, expected %q", all, tt.warnings)
 			}
-			if d := time.Since(start); d > patient+5*time.Second {
-				t.Errorf("it took %s", d)
-			}
+			testkit.Took(t, "probing", time.Since(start), patient+5*time.Second)
 		})
 	}
 }
@@ -269,9 +267,7 @@ func TestHungAndEndlessApps(t *testing.T) {
 			limit = patient // it answers, if late
 		}
 		a := proberOf(limit).Probe(t.Context(), wire.Probe{Port: port, Protocol: "http", PublicHost: pathHost})
-		if d := time.Since(start); d > patient+5*time.Second {
-			t.Errorf("a %s app held the probe for %s", name, d)
-		}
+		testkit.Took(t, "probing a "+name+" app", time.Since(start), patient+5*time.Second)
 		if !a.Listening {
 			t.Errorf("a %s app is not seen listening", name)
 		}
@@ -362,9 +358,7 @@ func TestTCP(t *testing.T) {
 			if all := strings.Join(a.Warnings, "\n"); tt.warning == "" && all != "" || !strings.Contains(all, tt.warning) {
 				t.Errorf("the warnings are %q, expected %q", all, tt.warning)
 			}
-			if d := time.Since(start); d > patient+5*time.Second {
-				t.Errorf("it took %s", d)
-			}
+			testkit.Took(t, "probing", time.Since(start), patient+5*time.Second)
 		})
 	}
 }

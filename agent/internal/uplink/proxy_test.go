@@ -30,6 +30,9 @@ func connectProxy(t *testing.T) *proxyServer {
 			return
 		}
 		p.n.Add(1)
+		// Before the connection is taken from the server, which waits for it no longer then.
+		wg.Add(1)
+		defer wg.Done()
 		far, err := net.Dial("tcp", r.Host)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)

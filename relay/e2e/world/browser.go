@@ -7,10 +7,13 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // Browser starts a real headless Chromium with a profile of its own. The context
-// is for chromedp; it ends after the time given, and the browser with the test.
+// is for chromedp; it ends after three times the time that the test should need, and the
+// browser with the test.
 func (w *World) Browser(limit time.Duration) context.Context {
 	w.T.Helper()
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
@@ -20,12 +23,14 @@ func (w *World) Browser(limit time.Duration) context.Context {
 		chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("no-proxy-server", true),
+		// A test sees pages at rest; one that is about motion emulates it.
+		chromedp.Flag("force-prefers-reduced-motion", true),
 		chromedp.WindowSize(1200, 900),
 		chromedp.UserDataDir(w.dir("chromium", 0o755)),
 	)
 	actx, stop := chromedp.NewExecAllocator(context.Background(), opts...)
 	ctx, cancel := chromedp.NewContext(actx)
-	ctx, expire := context.WithTimeout(ctx, limit)
+	ctx, expire := context.WithTimeout(ctx, 3*limit) // machines are shared
 	// The browser starts here, so that every tab of it finds it running.
 	if err := chromedp.Do(ctx); err != nil {
 		w.T.Fatalf("start Chromium: %v", err)
@@ -85,7 +90,7 @@ func Until(expression string) chromedp.Action[chromedp.Void] {
 }
 
 // untilTime is how long a page may take: generous, since machines are shared.
-const untilTime = 45 * time.Second
+const untilTime = testkit.Patience
 
 // saveScreenshot keeps what the page looked like where ADIT_E2E_SHOTS says.
 func (w *World) saveScreenshot(ctx context.Context) {

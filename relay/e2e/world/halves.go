@@ -191,7 +191,23 @@ func (r *Relay) Open(secret, agent string, req map[string]any) api.Tunnel {
 	return t
 }
 
-// PathURL is the tunnel's URL in path form, whatever form tunnel_url has.
+// PathForm is the configuration of a relay whose tunnels have URLs in path form too: a
+// world has a wildcard domain, beside which they are off.
+const PathForm = "ADIT_PATH_FORM=on"
+
+// Segment is the secret part of the tunnel's URL.
+func Segment(t api.Tunnel) string {
+	_, rest, inPath := strings.Cut(t.TunnelURL, "/tunnel/")
+	if inPath {
+		return strings.TrimSuffix(rest, "/")
+	}
+	_, rest, _ = strings.Cut(t.TunnelURL, "://")
+	label, _, _ := strings.Cut(rest, ".")
+	return label
+}
+
+// PathURL is the tunnel's URL in path form, whatever form tunnel_url has. The relay
+// was started with PathForm, or has no wildcard domain.
 func (r *Relay) PathURL(t api.Tunnel) string {
 	for _, u := range append([]string{t.TunnelURL}, t.AlternateURLs...) {
 		if strings.Contains(u, "/tunnel/") {

@@ -140,7 +140,7 @@ func (w *World) StartIn(dir, name string, env []string, program string, args ...
 			w.T.Errorf("the race detector found something in %s", name)
 		}
 		if w.T.Failed() {
-			w.T.Logf("--- log of %s ---\n%s", name, tail(p.log.String(), 12000))
+			w.T.Logf("--- log of %s ---\n%s", name, tail(telling(p.log.String()), 6000))
 		}
 	})
 	return p
@@ -159,6 +159,18 @@ func cleanEnv() []string {
 		out = append(out, kv)
 	}
 	return out
+}
+
+// telling is a log without what etcd says of its own daily life, which is most of it.
+func telling(log string) string {
+	var out strings.Builder
+	for line := range strings.Lines(log) {
+		calm := strings.Contains(line, `"level":"DEBUG"`) || strings.Contains(line, `"level":"INFO"`)
+		if !calm || !strings.Contains(line, `"from":"etcd`) {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 func tail(s string, n int) string {
@@ -219,17 +231,11 @@ func (w *World) Try(env []string, program string, args ...string) (string, error
 	return string(out), nil
 }
 
-// Eventually waits until cond holds, asking every 20 ms, and fails the test in the
-// words given when it does not.
+// Eventually waits until cond holds and fails the test, in the words given, when it
+// does not. Only the long form judges the limit; others wait with patience.
 func (w *World) Eventually(limit time.Duration, what string, cond func() bool) {
 	w.T.Helper()
-	deadline := time.Now().Add(limit)
-	for !cond() {
-		if time.Now().After(deadline) {
-			w.T.Fatalf("expected within %s: %s", limit, what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	testkit.EventuallyWithin(w.T, testkit.Limit(limit), what, cond)
 }
 
 // WaitPort waits until something accepts connections on a port of loopback.

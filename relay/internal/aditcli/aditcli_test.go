@@ -96,7 +96,7 @@ func talk(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var c net.Conn
 	var err error
-	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); ; <-time.After(20 * time.Millisecond) {
 		if c, err = new(net.Dialer).DialContext(context.Background(), "tcp", "127.0.0.1:"+args[0]); err == nil {
 			break
 		}

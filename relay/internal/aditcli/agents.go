@@ -99,7 +99,7 @@ func ended(ctx context.Context, err error) error {
 }
 
 func (a *app) lost(err error, wait time.Duration) {
-	a.notef("adit: event stream lost (%s), trying again in %s", clean(err.Error()), wait.Round(100*time.Millisecond))
+	a.notef("adit: event stream lost (%s), trying again in %s", err.Error(), wait.Round(100*time.Millisecond))
 }
 
 func (a *app) watchLines(ctx context.Context, s *session, only ident.AgentID) error {

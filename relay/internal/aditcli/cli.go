@@ -10,7 +10,6 @@ package aditcli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +27,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/manual"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 // Exit codes.
@@ -144,7 +144,7 @@ func (a *app) finish(err error) int {
 
 // complain prints an error and its hint on stderr.
 func (a *app) complain(err error) {
-	a.notef("adit: %s", clean(client.Describe(err)))
+	a.notef("adit: %s", client.Describe(err))
 	if h := hintFor(err); h != "" {
 		a.notef("hint: %s", h)
 	}
@@ -152,10 +152,11 @@ func (a *app) complain(err error) {
 
 // notef prints one line on stderr.
 func (a *app) notef(format string, args ...any) {
-	_, _ = fmt.Fprintf(a.err, format+"\n", args...) // nothing is left to tell it to
+	_, _ = fmt.Fprintln(a.err, clean(fmt.Sprintf(format, args...))) // nothing is left to tell it to
 }
 
-// printf prints on stdout; a reader that went away is an error to end with.
+// printf prints on stdout, colours too: text from elsewhere is to be clean before. A
+// reader that went away is an error to end with.
 func (a *app) printf(format string, args ...any) error {
 	_, err := fmt.Fprintf(a.out, format, args...)
 	return err
@@ -163,7 +164,7 @@ func (a *app) printf(format string, args ...any) error {
 
 // document prints a JSON document on stdout.
 func (a *app) document(v any) error {
-	e := json.NewEncoder(a.out)
+	e := printable.Encoder(a.out)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
@@ -171,7 +172,7 @@ func (a *app) document(v any) error {
 
 // line prints a JSON document on one line, for streams of them.
 func (a *app) line(v any) error {
-	e := json.NewEncoder(a.out)
+	e := printable.Encoder(a.out)
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
@@ -281,7 +282,7 @@ func (a *app) completeAgents(cmd *cobra.Command, args []string, prefix string) (
 	var out []string
 	for _, ag := range l.AgentList {
 		if strings.HasPrefix(string(ag.AgentID), prefix) {
-			out = append(out, string(ag.AgentID)+"\t"+string(ag.AgentStatus))
+			out = append(out, clean(string(ag.AgentID))+"\t"+clean(string(ag.AgentStatus)))
 		}
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp

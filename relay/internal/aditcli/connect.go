@@ -178,7 +178,7 @@ func (a *app) ownTunnel(ctx context.Context, s *session, id ident.AgentID, port 
 			return nil, err
 		}
 		for _, w := range t.Warnings {
-			a.notef("warning: %s", clean(w))
+			a.notef("warning: %s", w)
 		}
 		u, ok := parseTunnelURL(t.TunnelURL)
 		if !ok {
@@ -270,7 +270,7 @@ func (a *app) carry(ctx context.Context, t *tunnel, local *net.TCPConn) {
 	}
 	_, err = splice.Both(ctx, localConn{local}, c, splice.Options{})
 	if err = whyEnded(c, err); err != nil && ctx.Err() == nil {
-		a.notef("adit: connection from %s ended: %s", local.RemoteAddr(), clean(err.Error()))
+		a.notef("adit: connection from %s ended: %s", local.RemoteAddr(), err.Error())
 	}
 }
 

@@ -72,7 +72,7 @@ func (t *tunnel) dial(ctx context.Context) (*wsconn.Conn, error) {
 		case !client.Temporary(err) || ctx.Err() != nil || time.Since(start) > dialPatience:
 			return nil, err
 		}
-		t.note("adit: %s; trying again", clean(client.Describe(err)))
+		t.note("adit: %s; trying again", client.Describe(err))
 		if wait.Wait(ctx) != nil {
 			return nil, err
 		}

@@ -94,7 +94,7 @@ func (d *doctor) report(c check) {
 	colour := map[string]string{stateOK: green, stateWarn: yellow, stateFailed: red}[c.State]
 	_ = d.app.printf("%s  %-10s  %8.1f ms  %s\n", d.app.paint(colour, fmt.Sprintf("%-6s", c.State)), c.Check, c.Millis, c.Detail)
 	if c.Remedy != "" {
-		_ = d.app.printf("        -> %s\n", c.Remedy)
+		_ = d.app.printf("        -> %s\n", clean(c.Remedy))
 	}
 }
 
@@ -297,14 +297,18 @@ func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tc
 		d.throughTCP(ctx, tr, u)
 		return
 	}
-	failed := false
-	a := traced(ctx, tr, pageURL(u), func(c check) {
-		if failed = c.State == stateFailed; failed {
+	step := func(c check) {
+		if c.State == stateFailed {
 			d.report(c)
 			return
 		}
 		steps(c)
-	})
+	}
+	a := traced(ctx, tr, pageURL(u), step)
+	if to := movedTo(u, a); to != nil {
+		steps(check{Check: "relay", State: stateOK, Millis: millis(a.took), Detail: "leads to the tunnel's own host"})
+		a = traced(ctx, tr, pageURL(to), step)
+	}
 	switch {
 	case a == nil:
 	case a.problem != nil:

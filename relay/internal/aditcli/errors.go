@@ -79,6 +79,7 @@ var remedies = map[string]string{
 	"agent_in_tunnel":       "a tunnel is open there: `adit status AGENT` shows whose, `adit close AGENT` closes it",
 	"agent_tunnel_limit":    "close what nobody needs: `adit status AGENT` lists it, `adit close AGENT --session ID` closes one",
 	"team_tunnel_limit":     "close what nobody needs: `adit agents` shows where tunnels are open",
+	"team_watch_limit":      "end what nobody reads: `adit watch` and open consoles of the team hold one each",
 	"upgrade_required":      "this is a tcp tunnel: use it with `adit connect`",
 	"wrong_credential_kind": "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
 	"forbidden":             "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",

@@ -5,22 +5,14 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
-// clean makes text from elsewhere safe to print: a machine's or a browser's name
-// for itself must not steer the terminal.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || unicode.IsControl(r) || unicode.In(r, unicode.Cf) {
-			return '?'
-		}
-		return r
-	}, s)
-}
+// clean makes text from elsewhere safe to print.
+func clean(s string) string { return printable.Text(s) }
 
 // Colours (ECMA-48, section 8.3.117).
 const (

@@ -85,7 +85,7 @@ func (t *remoteTerminal) run(ctx context.Context) error {
 			restore()
 			return err
 		}
-		t.note("%s; attaching again, ~. leaves", clean(client.Describe(err)))
+		t.note("%s; attaching again, ~. leaves", client.Describe(err))
 		if wait.Wait(ctx) != nil && !errors.Is(context.Cause(ctx), errLeft) {
 			return context.Cause(ctx)
 		}
@@ -94,7 +94,7 @@ func (t *remoteTerminal) run(ctx context.Context) error {
 
 // note prints a line into a raw terminal.
 func (t *remoteTerminal) note(format string, args ...any) {
-	_, _ = fmt.Fprintf(t.app.err, "\r\n[adit: "+format+"]\r\n", args...)
+	_, _ = fmt.Fprintf(t.app.err, "\r\n[adit: %s]\r\n", clean(fmt.Sprintf(format, args...)))
 }
 
 // again says whether an end may pass by itself.
@@ -170,7 +170,7 @@ func (t *remoteTerminal) once(ctx context.Context, typed <-chan []byte) (attache
 		if typ == websocket.MessageText {
 			var ready wire.TerminalReady
 			if json.Unmarshal(b, &ready) == nil && ready.State == wire.TerminalWaiting {
-				t.note("%s is away; waiting for it", clean(ready.Agent))
+				t.note("%s is away; waiting for it", ready.Agent)
 			}
 			attached = attached || ready.State == wire.TerminalAttached
 			continue
@@ -208,7 +208,7 @@ func (t *remoteTerminal) frame(ctx context.Context, c *websocket.Conn, typ wire.
 		case e.Status > 0:
 			return true, &exitError{int(e.Status)}
 		case e.Status < 0:
-			t.note("%s", clean(e.Text))
+			t.note("%s", e.Text)
 			return true, &exitError{exitFailed}
 		}
 		return true, nil

@@ -58,6 +58,11 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("/tunnel/{segment}/", r.tunnel)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, q *http.Request) { // a host of the tunnel's own
+		label, _, _ := strings.Cut(q.Host, ".")
+		q.SetPathValue("segment", label)
+		r.tunnel(w, q)
+	})
 	r.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if strings.HasPrefix(q.URL.Path, "/api/") && q.Header.Get("Authorization") != "Bearer "+relayToken {
 			refuse(w, 401, "unauthenticated", api.HopRelay, "no such credential")
@@ -96,7 +101,7 @@ func (r *relay) machines() []api.Agent {
 		},
 		{AgentID: "busy", AgentStatus: api.StatusBusy, LastHeartbeat: time.Now(), RunningCount: 1, RunningTasks: []ident.TaskID{"render"}, CurrentTaskID: "render"},
 		// What a machine says of itself must not steer the terminal.
-		{AgentID: "odd", AgentStatus: api.StatusSyncing, LastHeartbeat: time.Now(), SyncPhase: "models\x1b[2J", SyncPercent: &pct},
+		{AgentID: "odd", AgentStatus: api.StatusSyncing, LastHeartbeat: time.Now(), SyncPhase: "models\x1b[2J\u009b2J\u202e", SyncPercent: &pct},
 	}
 }
 
@@ -287,6 +292,8 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 	case s.TargetPort == 9:
 		refuse(w, 502, "app_refused", api.HopApp, "nothing listens on port "+strconv.Itoa(s.TargetPort))
 		return
+	case s.TargetPort == 6006 && q.URL.Path != "/": // path_form: off
+		http.Redirect(w, q, "http://"+q.PathValue("segment")+".localhost:"+strings.TrimPrefix(q.Host, "127.0.0.1:")+"/", http.StatusPermanentRedirect)
 	case s.TunnelProtocol == api.ProtocolHTTP:
 		_, _ = io.WriteString(w, "a page")
 		return

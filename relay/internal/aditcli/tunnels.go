@@ -143,7 +143,7 @@ func (a *app) opened(t api.Tunnel) error {
 	now := time.Now()
 	app := ""
 	if t.App != "" {
-		app = " (" + clean(t.App) + ")"
+		app = " (" + t.App + ")"
 	}
 	a.notef("session %s to port %d%s, closes after %s unused or %s", t.SessionID, t.TargetPort, app, t.IdleTimeout, until(t.ExpiresAt, now))
 	if t.TunnelProtocol == api.ProtocolTCP {
@@ -153,7 +153,7 @@ func (a *app) opened(t api.Tunnel) error {
 		a.notef("%d tasks are running there; new ones are refused until the tunnel closes", t.RunningTasks)
 	}
 	for _, w := range t.Warnings {
-		a.notef("warning: %s", clean(w))
+		a.notef("warning: %s", w)
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (a *app) showStatus(state string, st api.TunnelStatus, now time.Time) error
 			return err
 		}
 		for _, w := range s.Warnings {
-			a.notef("warning: %s: %s", s.SessionID, clean(w))
+			a.notef("warning: %s: %s", s.SessionID, w)
 		}
 	}
 	return nil
@@ -276,7 +276,7 @@ Closing what is closed already is no error.`,
 				a.notef("nothing was open")
 			}
 			for _, id := range c.Closed {
-				if err := a.printf("%s\n", id); err != nil {
+				if err := a.printf("%s\n", clean(string(id))); err != nil {
 					return err
 				}
 			}

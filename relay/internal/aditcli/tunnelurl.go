@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -64,6 +65,24 @@ func pageURL(u *url.URL) *url.URL {
 	c := socketURL(u)
 	c.Scheme = "http" + strings.TrimPrefix(c.Scheme, "ws")
 	return c
+}
+
+// movedTo is where the relay leads from a tunnel's URL in path form, when it serves web
+// apps only at hosts of their own; nil: the answer is the app's.
+func movedTo(u *url.URL, a *answer) *url.URL {
+	if a == nil || a.status != http.StatusPermanentRedirect {
+		return nil
+	}
+	to, ok := parseTunnelURL(a.header.Get("Location"))
+	if !ok || to.Host == u.Host {
+		return nil
+	}
+	was, _ := sessionOf(u)
+	is, ok := sessionOf(to)
+	if !ok || is != was {
+		return nil
+	}
+	return to
 }
 
 // readTunnelURL reads a tunnel's URL from a file or, for "-", from stdin.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -362,38 +361,6 @@ func TestEventsNobodyWaitsForAreWrittenWithinASecondAndOnClose(t *testing.T) {
 		}
 		if err := l.Append(t.Context(), audit.Record{Event: audit.AgentConnected}); !errors.Is(err, audit.ErrClosed) {
 			t.Errorf("append after close: %v", err)
-		}
-	})
-}
-
-func TestAFloodOfRefusalsIsCountedNotWritten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		dir, reg := t.TempDir(), prometheus.NewRegistry()
-		l := open(t, audit.Config{Dir: dir, Registerer: reg})
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = l.Run(ctx) })
-		for range 100_000 {
-			if err := l.Append(t.Context(), audit.Record{Event: audit.AuthRefused, RemoteAddr: "203.0.113.9"}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		// Meanwhile what matters is recorded as ever.
-		if err := l.Append(t.Context(), audit.Record{Event: audit.TunnelOpened}); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(12 * time.Second)
-		got := read(t, dir, audit.Filter{Event: audit.AuthRefused})
-		if len(got) != 101 || got[100].Detail != "99900 more were not recorded one by one" {
-			t.Errorf("%d records, the last says %q; want 100 and their summary", len(got), got[len(got)-1].Detail)
-		}
-		if n := len(read(t, dir, audit.Filter{Event: audit.TunnelOpened})); n != 1 {
-			t.Errorf("%d tunnels opened, want 1", n)
-		}
-		cancel()
-		wg.Wait()
-		if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
-			t.Errorf("metric names: %v %v", problems, err)
 		}
 	})
 }

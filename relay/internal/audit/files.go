@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,9 +25,22 @@ const (
 	maxLine   = 64 << 10
 )
 
-// files is the log's files on disk: "<relay>.<seq of the first record>.jsonl". The
-// newest is written; nothing is ever renamed, so readers and shippers never see a
-// file move under them.
+// lane is one of the two rows of files of a relay: which one a record is in says how
+// long it is kept.
+type lane int
+
+const (
+	main   lane = iota
+	beyond      // of teams that wrote more than their share of late
+	lanes
+)
+
+// marks tell the lanes' files apart. No relay's name ends like that.
+var marks = [lanes]string{main: "", beyond: "~"}
+
+// files is the log's files on disk: "<relay>.<seq of the first record>.jsonl", and
+// with a "~" behind the relay for the second lane. The newest of a lane is written;
+// nothing is ever renamed, so readers and shippers never see a file move under them.
 type files struct {
 	dir      string
 	relay    ident.RelayID
@@ -34,8 +48,12 @@ type files struct {
 	keep     int
 	log      *slog.Logger
 	lock     *os.File
+	open     [lanes]writing
+}
 
-	f    *os.File // nil after an error: the next write begins a new file
+// writing is a lane's newest file.
+type writing struct {
+	f    *os.File // nil at first and after an error: the next write begins a new file
 	size int64
 }
 
@@ -43,11 +61,12 @@ type files struct {
 type file struct {
 	path  string
 	relay ident.RelayID
+	lane  lane
 	first uint64
 }
 
-// list returns the files in a directory, by relay and then in order. Anything else
-// there is not ours.
+// list returns the files in a directory, by relay and lane and then in order. Anything
+// else there is not ours.
 func list(dir string) ([]file, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -64,9 +83,16 @@ func list(dir string) ([]file, error) {
 		if err != nil {
 			continue
 		}
-		out = append(out, file{filepath.Join(dir, e.Name()), ident.RelayID(base[:i]), first})
+		one := file{path: filepath.Join(dir, e.Name()), first: first}
+		name, marked := strings.CutSuffix(base[:i], marks[beyond])
+		if one.relay = ident.RelayID(name); marked {
+			one.lane = beyond
+		}
+		out = append(out, one)
 	}
-	slices.SortFunc(out, func(a, b file) int { return strings.Compare(a.path, b.path) })
+	slices.SortFunc(out, func(a, b file) int {
+		return cmp.Or(cmp.Compare(a.relay, b.relay), cmp.Compare(a.lane, b.lane), cmp.Compare(a.first, b.first))
+	})
 	return out, nil
 }
 
@@ -92,31 +118,47 @@ func openFiles(cfg Config) (*files, uint64, error) {
 	return fl, seq, nil
 }
 
-func (fl *files) own() ([]file, error) {
+// own returns the relay's files, by lane.
+func (fl *files) own() (own [lanes][]file, err error) {
 	all, err := list(fl.dir)
-	return slices.DeleteFunc(all, func(f file) bool { return f.relay != fl.relay }), err
+	for _, f := range all {
+		if f.relay == fl.relay {
+			own[f.lane] = append(own[f.lane], f)
+		}
+	}
+	return own, err
 }
 
-// resume opens the newest file, cuts the line that a crash left unfinished (it was
-// never acknowledged) and returns the seq of the last record. Without any file it
-// opens none: the first write does.
-func (fl *files) resume() (uint64, error) {
+// resume opens the newest files, cuts the lines that a crash left unfinished (they
+// were never acknowledged) and returns the seq of the last record. Without any file
+// it opens none: the first write does.
+func (fl *files) resume() (last uint64, err error) {
 	own, err := fl.own()
-	if err != nil || len(own) == 0 {
-		return 0, err
-	}
-	newest := own[len(own)-1]
-	f, err := os.OpenFile(newest.path, os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return 0, err
 	}
-	size, seq, err := repair(f, newest.first, fl.log)
-	if err != nil {
-		f.Close()
-		return 0, fmt.Errorf("repair %s: %w", newest.path, err)
+	defer func() {
+		if err != nil {
+			_ = fl.closeAll()
+		}
+	}()
+	for i, lane := range own {
+		if len(lane) == 0 {
+			continue
+		}
+		newest := lane[len(lane)-1]
+		f, err := os.OpenFile(newest.path, os.O_RDWR|os.O_APPEND, 0o600)
+		if err != nil {
+			return 0, err
+		}
+		fl.open[i].f = f
+		size, seq, err := repair(f, newest.first, fl.log)
+		if err != nil {
+			return 0, fmt.Errorf("repair %s: %w", newest.path, err)
+		}
+		fl.open[i].size, last = size, max(last, seq)
 	}
-	fl.f, fl.size = f, size
-	return seq, nil
+	return last, nil
 }
 
 // repair truncates an unfinished last line and finds the last seq.
@@ -160,38 +202,50 @@ func repair(f *os.File, first uint64, log *slog.Logger) (size int64, seq uint64,
 	return size, max(first, 1) - 1 + uint64(size/32), nil
 }
 
-// write appends a batch whose first record is seq first, and syncs it.
-func (fl *files) write(b []byte, first uint64) error {
-	if fl.f == nil || fl.size > 0 && fl.size+int64(len(b)) > fl.maxBytes {
-		if err := fl.next(first); err != nil {
+// write appends a batch and syncs it.
+func (fl *files) write(b *batch) error {
+	var faults []error
+	for i := range b.lanes {
+		if p := &b.lanes[i]; p.data.Len() > 0 {
+			faults = append(faults, fl.writePart(lane(i), p.data.Bytes(), p.first))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// writePart appends to a lane what begins with the record first.
+func (fl *files) writePart(in lane, b []byte, first uint64) error {
+	w := &fl.open[in]
+	if w.f == nil || w.size > 0 && w.size+int64(len(b)) > fl.maxBytes {
+		if err := fl.next(in, first); err != nil {
 			return err
 		}
 	}
-	if _, err := fl.f.Write(b); err != nil {
+	if _, err := w.f.Write(b); err != nil {
 		// Part of a record may be there. If it cannot be taken back, this file is left.
-		if fl.f.Truncate(fl.size) != nil {
-			fl.abandon()
+		if w.f.Truncate(w.size) != nil {
+			w.abandon()
 		}
 		return err
 	}
-	if err := fl.f.Sync(); err != nil {
+	if err := w.f.Sync(); err != nil {
 		// The kernel may have dropped the pages and will call the next sync a success:
 		// nothing more may depend on this file.
-		fl.abandon()
+		w.abandon()
 		return err
 	}
-	fl.size += int64(len(b))
+	w.size += int64(len(b))
 	return nil
 }
 
-func (fl *files) abandon() {
-	fl.f.Close()
-	fl.f = nil
+func (w *writing) abandon() {
+	w.f.Close()
+	w.f = nil
 }
 
-// next begins a new file and removes the oldest beyond those to keep.
-func (fl *files) next(first uint64) error {
-	path := filepath.Join(fl.dir, fmt.Sprintf("%s.%0*d%s", fl.relay, seqDigits, first, suffix))
+// next begins a lane's new file and removes the oldest beyond those to keep.
+func (fl *files) next(in lane, first uint64) error {
+	path := filepath.Join(fl.dir, fmt.Sprintf("%s%s.%0*d%s", fl.relay, marks[in], seqDigits, first, suffix))
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -204,31 +258,49 @@ func (fl *files) next(first uint64) error {
 		f.Close()
 		return err
 	}
-	if fl.f != nil {
-		fl.f.Close() // synced already
+	if w := &fl.open[in]; w.f != nil {
+		w.f.Close() // synced already
 	}
-	fl.f, fl.size = f, info.Size()
+	fl.open[in] = writing{f, info.Size()}
 	own, err := fl.own()
 	if err != nil { // no reason to refuse the record
 		fl.log.Warn("old audit files not looked for", "dir", fl.dir, "error", err)
 	}
-	for len(own) > fl.keep {
-		if err := os.Remove(own[0].path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			fl.log.Warn("old audit file not removed", "file", own[0].path, "error", err)
-			break
-		}
-		own = own[1:]
-	}
+	fl.prune(own)
 	return nil
 }
 
-func (fl *files) close() error {
-	var err error
-	if fl.f != nil {
-		err = fl.f.Close()
-		fl.f = nil
+// prune removes the oldest files beyond those to keep: of the lane that has more, and
+// never the one that is written.
+func (fl *files) prune(own [lanes][]file) {
+	for len(own[main])+len(own[beyond]) > fl.keep {
+		in := main
+		if n := len(own[beyond]); n > 1 && n >= len(own[main]) {
+			in = beyond
+		}
+		if len(own[in]) < 2 {
+			return
+		}
+		oldest := own[in][0].path
+		if err := os.Remove(oldest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fl.log.Warn("old audit file not removed", "file", oldest, "error", err)
+			return
+		}
+		own[in] = own[in][1:]
 	}
-	return errors.Join(err, fl.lock.Close())
+}
+
+func (fl *files) close() error { return errors.Join(fl.closeAll(), fl.lock.Close()) }
+
+func (fl *files) closeAll() error {
+	var faults []error
+	for i := range fl.open {
+		if w := &fl.open[i]; w.f != nil {
+			faults = append(faults, w.f.Close())
+			w.f = nil
+		}
+	}
+	return errors.Join(faults...)
 }
 
 func syncDir(dir string) error {

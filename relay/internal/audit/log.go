@@ -10,19 +10,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
-
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
 	defaultMaxBytes = 64 << 20
 	defaultKeep     = 16
 
-	flushEvery   = time.Second      // for events that are not durable
-	summaryEvery = 10 * time.Second // for events beyond their rate
-	// maxPending bounds what waits for the disk without a caller waiting with it.
+	flushEvery = time.Second // for events that are not durable
+	// maxPending bounds what waits for the disk without a caller waiting with it:
+	// events that are not durable are left out beyond it.
 	maxPending = 1 << 20
 )
 
@@ -49,7 +47,8 @@ type Log struct {
 	pending *batch
 	seq     uint64 // of the newest record
 	closed  bool
-	limits  map[Event]*limit
+	repeats *repeats
+	shares  *shares
 
 	// turn is held by whoever writes; it guards what follows.
 	turn  chan struct{}
@@ -59,17 +58,16 @@ type Log struct {
 
 // batch is the records that go to the disk together.
 type batch struct {
-	first  uint64 // seq
-	data   bytes.Buffer
+	lanes  [lanes]part
 	events []Event
 	done   chan struct{}
 	err    error // valid once done is closed
 }
 
-type limit struct {
-	rate       *rate.Limiter
-	suppressed uint64
-	told       time.Time // when suppressed was last recorded
+// part is a batch's records of one lane.
+type part struct {
+	first uint64 // seq
+	data  bytes.Buffer
 }
 
 // Open opens the log, repairs what a crash left behind, and continues its count.
@@ -88,38 +86,33 @@ func Open(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
 	}
-	l := &Log{cfg: cfg, m: newMetrics(cfg.Registerer), pending: newBatch(), seq: seq,
-		limits: make(map[Event]*limit), turn: make(chan struct{}, 1), files: f}
-	for event, r := range rules {
-		if r.rate > 0 {
-			l.limits[event] = &limit{rate: rate.NewLimiter(rate.Limit(r.rate), r.burst)}
-		}
-	}
-	return l, nil
+	return &Log{
+		cfg: cfg, m: newMetrics(cfg.Registerer), pending: newBatch(), seq: seq,
+		repeats: newRepeats(), shares: newShares(cfg.MaxBytes), turn: make(chan struct{}, 1), files: f,
+	}, nil
 }
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
 // Append records an event. For events by which the gate's history can be checked,
 // and those that grant or take rights, it returns once the record is on the disk;
-// others are written within a second while Run runs. An error means that the
-// record is not known to be on the disk, and when ctx ended, that it may come to be.
+// others do not wait: they are written within a second while Run runs, and of those
+// that a caller causes again and again most are only counted (Record.LeftOut). An
+// error means that the record is not known to be on the disk, and when ctx ended,
+// that it may come to be.
 func (l *Log) Append(ctx context.Context, r Record) error {
 	how, known := rules[r.Event]
 	if !known {
 		return fmt.Errorf("append audit record: no such event %q", string(r.Event))
 	}
 	b, err := l.add(r)
-	if b == nil || err != nil {
+	if err != nil || !how.durable {
 		return err
-	}
-	if !how.durable && !l.full(b) {
-		return nil
 	}
 	return l.commit(ctx, b)
 }
 
-// add puts a record into the pending batch; nil when its event is over its rate.
+// add puts a record into the pending batch, unless there are too many like it.
 func (l *Log) add(r Record) (*batch, error) {
 	r.clean()
 	l.mu.Lock()
@@ -128,11 +121,7 @@ func (l *Log) add(r Record) (*batch, error) {
 		return nil, ErrClosed
 	}
 	now := time.Now()
-	if lim := l.limits[r.Event]; lim != nil && !lim.rate.AllowN(now, 1) {
-		if lim.suppressed == 0 {
-			lim.told = now // the summary comes a while after the first
-		}
-		lim.suppressed++
+	if !rules[r.Event].durable && !l.repeats.admit(&r, now, l.pending.size() < maxPending) {
 		l.m.records.WithLabelValues(string(r.Event), "limited").Inc()
 		return nil, nil
 	}
@@ -142,22 +131,27 @@ func (l *Log) add(r Record) (*batch, error) {
 // put needs mu.
 func (l *Log) put(r Record, now time.Time) error {
 	r.Time, r.Relay, r.Seq = now.UTC(), l.cfg.Relay, l.seq+1
-	b := l.pending
-	if err := json.NewEncoder(&b.data).Encode(r); err != nil { // ends with a newline
+	line, err := json.Marshal(r)
+	if err != nil {
 		return fmt.Errorf("append audit record: %w", err)
 	}
-	if len(b.events) == 0 {
-		b.first = r.Seq
+	line = append(line, '\n')
+	b := l.pending
+	p := &b.lanes[l.shares.lane(r, len(line), now)]
+	if p.data.Len() == 0 {
+		p.first = r.Seq
 	}
+	p.data.Write(line)
 	b.events = append(b.events, r.Event)
 	l.seq = r.Seq
 	return nil
 }
 
-func (l *Log) full(b *batch) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return b.data.Len() > maxPending
+func (b *batch) size() (n int) {
+	for i := range b.lanes {
+		n += b.lanes[i].data.Len()
+	}
+	return n
 }
 
 // commit returns when b is on the disk, written by this caller or another.
@@ -191,7 +185,7 @@ func (l *Log) write() {
 	l.mu.Unlock()
 
 	began := time.Now()
-	err := l.files.write(b.data.Bytes(), b.first)
+	err := l.files.write(b)
 	outcome := "written"
 	if err != nil {
 		b.err, outcome = fmt.Errorf("write audit log: %w", err), "error"
@@ -241,19 +235,16 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// summarize records how many events were beyond their rate.
+// summarize records how many were left out, where no record has told since.
 func (l *Log) summarize(all bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
 	now := time.Now()
-	for event, lim := range l.limits {
-		if lim.suppressed == 0 || l.closed || !all && now.Sub(lim.told) < summaryEvery {
-			continue
-		}
-		r := Record{Event: event, Actor: "relay", Detail: fmt.Sprintf("%d more were not recorded one by one", lim.suppressed)}
-		if l.put(r, now) == nil {
-			lim.suppressed = 0
-		}
+	for _, r := range l.repeats.summaries(now, all) {
+		_ = l.put(r, now) // it was encoded before
 	}
 }
 

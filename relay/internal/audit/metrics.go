@@ -11,7 +11,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "adit_relay_audit_records_total",
-			Help: "Audit records, by event and whether they were written, beyond the event's rate, or not written for an error.",
+			Help: "Audit records, by event and whether they were written, left out because the caller had caused too many, or not written for an error.",
 		}, []string{"event", "outcome"}),
 		sync: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "adit_relay_audit_write_seconds",

@@ -61,23 +61,33 @@ func Read(dir string, f Filter) iter.Seq2[Record, error] {
 			yield(Record{}, fmt.Errorf("read audit log: %w", err))
 			return
 		}
-		perRelay := make(map[ident.RelayID][]file)
-		var relays []ident.RelayID
-		for _, one := range all {
-			if f.Relay != "" && one.relay != f.Relay {
+		var relays []records
+		for _, own := range chunk(all, func(one file) ident.RelayID { return one.relay }) {
+			if f.Relay != "" && own[0].relay != f.Relay {
 				continue
 			}
-			if perRelay[one.relay] == nil {
-				relays = append(relays, one.relay)
+			var rows []records
+			for _, row := range chunk(own, func(one file) lane { return one.lane }) {
+				rows = append(rows, readFiles(row, f))
 			}
-			perRelay[one.relay] = append(perRelay[one.relay], one)
+			relays = append(relays, merge(rows, func(a, b Record) bool { return a.Seq < b.Seq }))
 		}
-		if len(relays) == 1 {
-			readFiles(perRelay[relays[0]], f)(yield)
-			return
-		}
-		merge(relays, perRelay, f, yield)
+		merge(relays, func(a, b Record) bool { return a.Time.Before(b.Time) })(yield)
 	}
+}
+
+// records is what is read, in order; an error among them does not end it.
+type records = iter.Seq2[Record, error]
+
+// chunk splits files where what they are of changes.
+func chunk[K comparable](all []file, of func(file) K) (out [][]file) {
+	for i, one := range all {
+		if i == 0 || of(all[i-1]) != of(one) {
+			out = append(out, nil)
+		}
+		out[len(out)-1] = append(out[len(out)-1], one)
+	}
+	return out
 }
 
 // Read iterates over the records of the log's directory, as the function of that
@@ -91,58 +101,63 @@ func (l *Log) Read(f Filter) iter.Seq2[Record, error] {
 	}
 }
 
-// merge yields the records of several relays by time; within a relay their order
-// stays, whatever its clock did.
-func merge(relays []ident.RelayID, perRelay map[ident.RelayID][]file, f Filter, yield func(Record, error) bool) {
-	type head struct {
-		rec  Record
-		next func() (Record, error, bool)
+// merge yields the records of several rows, of the first ones whichever is before the
+// others; within a row their order stays: relays go by time, whatever a clock did.
+func merge(rows []records, before func(a, b Record) bool) records {
+	if len(rows) == 1 {
+		return rows[0]
 	}
-	var heads []*head
-	// advance loads a head's next record; false when the reader has had enough.
-	advance := func(h *head) (more, goOn bool) {
-		for {
-			rec, err, ok := h.next()
-			if !ok {
-				return false, true
-			}
-			if err == nil {
-				h.rec = rec
-				return true, true
-			}
-			if !yield(Record{}, err) {
-				return false, false
-			}
+	return func(yield func(Record, error) bool) {
+		type head struct {
+			rec  Record
+			next func() (Record, error, bool)
 		}
-	}
-	for _, relay := range relays {
-		next, stop := iter.Pull2(readFiles(perRelay[relay], f))
-		defer stop()
-		h := &head{next: next}
-		more, goOn := advance(h)
-		if !goOn {
-			return
-		}
-		if more {
-			heads = append(heads, h)
-		}
-	}
-	for len(heads) > 0 {
-		i := 0
-		for j, h := range heads {
-			if h.rec.Time.Before(heads[i].rec.Time) {
-				i = j
+		var heads []*head
+		// advance loads a head's next record; false when the reader has had enough.
+		advance := func(h *head) (more, goOn bool) {
+			for {
+				rec, err, ok := h.next()
+				if !ok {
+					return false, true
+				}
+				if err == nil {
+					h.rec = rec
+					return true, true
+				}
+				if !yield(Record{}, err) {
+					return false, false
+				}
 			}
 		}
-		if !yield(heads[i].rec, nil) {
-			return
+		for _, row := range rows {
+			next, stop := iter.Pull2(row)
+			defer stop()
+			h := &head{next: next}
+			more, goOn := advance(h)
+			if !goOn {
+				return
+			}
+			if more {
+				heads = append(heads, h)
+			}
 		}
-		more, goOn := advance(heads[i])
-		if !goOn {
-			return
-		}
-		if !more {
-			heads = slices.Delete(heads, i, i+1)
+		for len(heads) > 0 {
+			i := 0
+			for j, h := range heads {
+				if before(h.rec, heads[i].rec) {
+					i = j
+				}
+			}
+			if !yield(heads[i].rec, nil) {
+				return
+			}
+			more, goOn := advance(heads[i])
+			if !goOn {
+				return
+			}
+			if !more {
+				heads = slices.Delete(heads, i, i+1)
+			}
 		}
 	}
 }

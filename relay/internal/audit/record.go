@@ -27,6 +27,7 @@ const (
 	TaskExpired  Event = "task_expired"
 	TaskRefused  Event = "task_refused"
 
+	TunnelViewed  Event = "tunnel_viewed" // by somebody who was not there before
 	ViewerKicked  Event = "viewer_kicked"
 	ViewersListed Event = "viewers_listed"
 
@@ -44,7 +45,8 @@ const (
 	AgentGone       Event = "agent_gone"
 	AgentSuperseded Event = "agent_superseded"
 
-	AuthRefused Event = "auth_refused"
+	AuthRefused Event = "auth_refused" // nobody knows who it was
+	APIRefused  Event = "api_refused"  // somebody asked for what is not theirs, or not now
 
 	TerminalOpened  Event = "terminal_opened"
 	TerminalClosed  Event = "terminal_closed"
@@ -58,27 +60,27 @@ const (
 
 // rule says how an event is written.
 type rule struct {
-	durable bool    // Append returns when it is on the disk
-	rate    float64 // at most so many a second, the rest only counted; 0: all
-	burst   int
+	durable bool                // Append returns when it is on the disk; none is left out
+	per     func(Record) string // else: what counts as repeating itself, and is limited
 }
 
 var durable = rule{durable: true}
 
 // rules is the closed list of events. Durable are those by which the gate's
-// history can be checked and those that grant or take rights. What outsiders, or
-// a caller polling a busy agent, can cause at any rate is limited.
+// history can be checked and those that grant or take rights. All else, which
+// outsiders, or an agent that connects again and again, can cause at any rate, is
+// limited for each caller.
 var rules = map[Event]rule{
 	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
-	TunnelRefused: {rate: 20, burst: 200},
-	TaskAdmitted:  durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
-	TaskRefused:  {rate: 20, burst: 200},
-	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
-	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {rate: 20, burst: 200}, LinksListed: {rate: 20, burst: 200},
+	TunnelRefused: {per: perDetail}, TunnelViewed: {per: perSession},
+	TaskAdmitted: durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
+	TaskRefused:  {per: perDetail},
+	ViewerKicked: durable, ViewersListed: {per: perSession},
+	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinksListed: {per: perSession},
 	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
-	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
-	AuthRefused:    {rate: 5, burst: 100},
-	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {rate: 5, burst: 100},
+	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},
+	AuthRefused: {per: perDetail}, APIRefused: {per: perDetail},
+	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {per: perDetail},
 	RelayStarted: durable, RelayDraining: durable, RelayStopped: durable,
 }
 
@@ -87,7 +89,8 @@ type Record struct {
 	Time  time.Time     `json:"time"`
 	Relay ident.RelayID `json:"relay"`
 	// Seq counts the relay's records, without a gap unless records were lost: when
-	// writing them was reported as an error, or files were taken away.
+	// writing them was reported as an error, or files were removed, which those of
+	// teams that wrote more than their share are first.
 	Seq   uint64 `json:"seq"`
 	Event Event  `json:"event"`
 	// Actor is a principal's name ("user:alice"), or "relay", or "agent".
@@ -99,8 +102,11 @@ type Record struct {
 	Fencing uint64          `json:"fencing,omitempty"`
 	Epoch   uint64          `json:"epoch,omitempty"`
 	// Revision orders gate records of one agent over all relays.
-	Revision   uint64          `json:"revision,omitempty"`
-	Detail     string          `json:"detail,omitempty"`
+	Revision uint64 `json:"revision,omitempty"`
+	Detail   string `json:"detail,omitempty"`
+	// LeftOut is how many records of this event and caller were not written before
+	// this one, since there were too many.
+	LeftOut    uint64          `json:"left_out,omitempty"`
 	RequestID  ident.RequestID `json:"request_id,omitempty"`
 	RemoteAddr string          `json:"remote_addr,omitempty"`
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/manual"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 // Exit codes.
@@ -45,16 +46,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintf(stderr, "adit-relay: %v\n", err)
+	show(stderr, "adit-relay: %v\n", err)
 	var p *api.Problem
 	if errors.As(err, &p) && p.RequestID != "" {
-		fmt.Fprintf(stderr, "hint: look for request %s in the relay's log\n", p.RequestID)
+		show(stderr, "hint: look for request %s in the relay's log\n", p.RequestID)
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		fmt.Fprintln(stderr, "hint: adit-relay --help lists the commands and their flags")
 		return exitUsage
 	}
 	return exitFault
+}
+
+// show prints lines for people. What came from elsewhere, as a credential's name or
+// another relay's version, does not steer their terminal.
+func show(w io.Writer, format string, args ...any) {
+	_, _ = io.WriteString(w, printable.Lines(fmt.Sprintf(format, args...))) // nobody is left to tell
 }
 
 func newRoot() *cobra.Command {

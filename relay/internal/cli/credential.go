@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 func newCredential() *cobra.Command {
@@ -58,7 +58,7 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/credentials", nil, req, &out); err != nil {
 				return fmt.Errorf("create credential: %w", err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "created %s %s (%s…)\n", out.Kind, out.ID, out.Prefix)
+			show(cmd.ErrOrStderr(), "created %s %s (%s…)\n", out.Kind, out.ID, out.Prefix)
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Secret)
 			return err
 		},
@@ -111,7 +111,7 @@ func newCredentialList() *cobra.Command {
 				if cr.Revoked {
 					state = "revoked"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, cr.Name, cr.Prefix, day(cr.CreatedAt, "-"), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
 			}
 			return w.Flush()
 		},
@@ -151,7 +151,7 @@ func day(t time.Time, zero string) string {
 }
 
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	enc := printable.Encoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }

@@ -59,7 +59,7 @@ func diagBody(cmd *cobra.Command) (io.ReadCloser, error) {
 	if _, answered := errors.AsType[*api.Problem](err); answered {
 		return nil, fmt.Errorf("make a bundle: %w", err)
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it\n", err)
+	show(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it\n", err)
 	files := append(relay.Outside(cfg), diag.Text("relay.txt", err.Error()+"\n"))
 	if faults != nil {
 		files = append(files, diag.Text("config-faults.txt", faults.Error()+"\n"))

@@ -69,7 +69,7 @@ not used in time is worth nothing.`,
 			if out.Agent != "" {
 				whom = "the agent " + string(out.Agent)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "a token for %s, good once until %s; on the machine:\n  %s\n", whom, day(out.ExpiresAt, "-"), remedy(out))
+			show(cmd.ErrOrStderr(), "a token for %s, good once until %s; on the machine:\n  %s\n", whom, day(out.ExpiresAt, "-"), remedy(out))
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), out.Token)
 			return err
 		},

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/logs"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 func newStatus() *cobra.Command {
@@ -48,16 +51,16 @@ func newStatus() *cobra.Command {
 			if !st.Store.Quorum {
 				quorum = "NO QUORUM: " + st.Store.Detail
 			}
-			fmt.Fprintf(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
+			show(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
 				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, st.Store.SizeBytes, st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
 			for _, c := range st.Certificates {
-				fmt.Fprintf(w, "tls       %s, from %s, until %s\n", strings.Join(c.Names, ", "), c.Source, day(c.NotAfter, "- (none yet)"))
+				show(w, "tls       %s, from %s, until %s\n", strings.Join(c.Names, ", "), c.Source, day(c.NotAfter, "- (none yet)"))
 			}
 			for _, r := range st.Relays {
-				fmt.Fprintf(w, "pool      %s%s, %s, version %s, since %s\n", r.ID, linkTo(st, r), poolState(r), r.Version, since(r.Started))
+				show(w, "pool      %s%s, %s, version %s, since %s\n", r.ID, linkTo(st, r), poolState(r), r.Version, since(r.Started))
 			}
 			for _, warning := range st.Warnings {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", warning)
+				show(cmd.ErrOrStderr(), "warning: %s\n", warning)
 			}
 			return nil
 		},
@@ -116,6 +119,13 @@ func newAudit() *cobra.Command {
 	var team, agent, session, event, since string
 	cmd := &cobra.Command{
 		Use: "audit", Short: "print the audit log of the running relay as JSON lines", Args: exactArgs(0),
+		Long: `Audit prints what the running relay recorded: who opened, closed, extended and
+viewed tunnels, who was refused, what was granted and revoked. Of what one caller
+causes again and again (refusals, views, an agent that reconnects) only the first
+records are written, then one each half minute; its 'left_out' is how many like it
+were not. What opens, closes, grants or revokes is always written. A team that
+writes more than its share of the history loses its own oldest records first, not
+those of others.`,
 		Example: `  adit-relay audit --since 24h
   adit-relay audit --agent gpu-1 --event tunnel_opened`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -143,8 +153,7 @@ func newAudit() *cobra.Command {
 				return fmt.Errorf("read the audit log: %w", err)
 			}
 			defer body.Close()
-			_, err = io.Copy(cmd.OutOrStdout(), body)
-			return err
+			return printLines(cmd.OutOrStdout(), body)
 		},
 	}
 	socketFlag(cmd)
@@ -155,6 +164,22 @@ func newAudit() *cobra.Command {
 	f.StringVar(&event, "event", "", "only this event")
 	f.StringVar(&since, "since", "", "only from this time on (a time, or a duration back from now)")
 	return cmd
+}
+
+// printLines prints documents of one line each.
+func printLines(w io.Writer, body io.Reader) error {
+	for in := bufio.NewReader(body); ; {
+		line, err := in.ReadBytes('\n')
+		if _, werr := w.Write(printable.JSON(line)); werr != nil {
+			return werr
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the audit log: %w", err)
+		}
+	}
 }
 
 func newStore() *cobra.Command {

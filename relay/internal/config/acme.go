@@ -7,13 +7,16 @@ import (
 	"strings"
 )
 
-// CertificateNames are the names for which ACME is asked: the public one, this
-// relay's own for agents, and, where DNS can be changed, the wildcard. There is none
+// CertificateNames are the names for which ACME is asked: the public one, the
+// console's, this relay's own for agents, and, where DNS can be changed, the wildcard. There is none
 // for each tunnel: authorities publish all names they sign for, and a tunnel's name
 // is the key to it.
 func (c *Relay) CertificateNames() []string {
 	names := []string{c.Public().Hostname()}
 	if u, err := url.Parse(c.AgentURL); err == nil && u.Scheme == "https" && !slices.Contains(names, u.Hostname()) {
+		names = append(names, u.Hostname())
+	}
+	if u := c.Console(); u != nil && u.Scheme == "https" && !slices.Contains(names, u.Hostname()) {
 		names = append(names, u.Hostname())
 	}
 	if len(c.TLS.ACME.DNSHook) > 0 && c.WildcardDomain != "" {
@@ -36,7 +39,7 @@ func (c *Relay) validateACME(fault faultFunc, address func(key, v string, option
 	}
 	for _, name := range c.CertificateNames() {
 		if _, err := netip.ParseAddr(name); err == nil || !strings.Contains(name, ".") {
-			fault("tls.acme.enabled", "no authority signs for %q: public_url and agent_url need public names", name)
+			fault("tls.acme.enabled", "no authority signs for %q: public_url, console_url and agent_url need public names", name)
 		}
 	}
 	if !strings.Contains(a.Email, "@") {

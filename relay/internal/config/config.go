@@ -29,6 +29,8 @@ type Relay struct {
 	ClusterKeyFile string   `conf:"cluster_key_file" help:"file of the 32-byte key (64 hexadecimal digits) behind the access tokens, the same on every relay of a pool (default: <data_dir>/cluster.key, made at the first start)"`
 	TrustedProxies []string `conf:"trusted_proxies" help:"networks (CIDR) of reverse proxies whose X-Forwarded-* headers are believed"`
 	ReleaseDir     string   `conf:"release_dir" help:"directory of a release's agent packages and install script, which new machines fetch from this relay (GET /install); empty: none"`
+	ConsoleURL     string   `conf:"console_url" help:"URL whose host is for the console and the terminals alone, as https://console.example.com, for relays with path_form: no app's script then shares an origin with them; empty: they are at public_url"`
+	PathForm       string   `conf:"path_form" help:"whether tunnels to web apps have addresses of the form public_url/tunnel/…, where an app's script shares an origin with the other apps and, without console_url, with the console: on, off (such an address leads to the tunnel's own host), or auto: on only without wildcard_domain"`
 	PathFallback   string   `conf:"path_fallback" help:"'cookie' lets a cookie choose the tunnel for absolute paths in path form, for deployments without wildcard DNS; a page of one tunnel can then reach another one that the same browser opened; 'none' otherwise"`
 
 	TLS     TLS     `conf:"tls"`
@@ -156,10 +158,18 @@ type Log struct {
 	Format string `conf:"format" help:"json, text, or auto: text on a terminal"`
 }
 
+// The values of path_form.
+const (
+	PathFormAuto = "auto"
+	PathFormOn   = "on"
+	PathFormOff  = "off"
+)
+
 // Default returns the defaults. They run as they are.
 func Default() Relay {
 	return Relay{
-		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release", PathFallback: "none",
+		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release",
+		PathForm: PathFormAuto, PathFallback: "none",
 		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams"}, JWT: JWT{TeamsClaim: "teams"}},
 		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
@@ -225,6 +235,20 @@ func (c *Relay) Public() *url.URL {
 	return u
 }
 
+// Console returns the parsed console URL of a valid configuration; nil: there is none.
+func (c *Relay) Console() *url.URL {
+	u, err := url.Parse(c.ConsoleURL)
+	if err != nil || c.ConsoleURL == "" {
+		return nil
+	}
+	return u
+}
+
+// ServesPathForm says whether tunnels to web apps have addresses in path form.
+func (c *Relay) ServesPathForm() bool {
+	return c.PathForm == PathFormOn || c.PathForm == PathFormAuto && c.WildcardDomain == ""
+}
+
 // Proxies returns the trusted networks of a valid configuration.
 func (c *Relay) Proxies() []netip.Prefix {
 	var out []netip.Prefix
@@ -281,9 +305,7 @@ func (c *Relay) Validate() error {
 			fault("trusted_proxies", "%q is no network; write it as 10.0.0.0/8", s)
 		}
 	}
-	if c.PathFallback != "none" && c.PathFallback != "cookie" {
-		fault("path_fallback", "%q is neither none nor cookie", c.PathFallback)
-	}
+	c.validateOrigins(fault)
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		fault("tls", "cert_file and key_file go together")
 	}
@@ -325,6 +347,45 @@ func (c *Relay) Validate() error {
 }
 
 type faultFunc func(key, format string, args ...any)
+
+// validateOrigins checks what keeps apps' scripts and the relay's pages apart.
+func (c *Relay) validateOrigins(fault faultFunc) {
+	switch {
+	case c.PathForm != PathFormAuto && c.PathForm != PathFormOn && c.PathForm != PathFormOff:
+		fault("path_form", "%q is none of auto, on and off", c.PathForm)
+	case c.PathForm == PathFormOff && c.WildcardDomain == "":
+		fault("path_form", "without wildcard_domain it is the only form of address that tunnels have; set wildcard_domain, or leave path_form out")
+	case c.PathFallback != "none" && c.PathFallback != "cookie":
+		fault("path_fallback", "%q is neither none nor cookie", c.PathFallback)
+	case c.PathFallback == "cookie" && !c.ServesPathForm():
+		fault("path_fallback", "it is for absolute paths in path form, which is off with wildcard_domain: leave path_fallback out, or set path_form: on")
+	}
+	if c.ConsoleURL == "" {
+		return
+	}
+	u, err := url.Parse(c.ConsoleURL)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		fault("console_url", "%q is no URL of scheme and host only, as https://console.example.com", c.ConsoleURL)
+		return
+	}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	switch {
+	case u.Scheme != "https" && !loopback(host):
+		fault("console_url", "%q must begin with https://: secrets are typed there", c.ConsoleURL)
+	case host == strings.ToLower(strings.TrimSuffix(c.Public().Hostname(), ".")):
+		fault("console_url", "%s is the host of public_url; it must be another, or be left out", host)
+	case c.WildcardDomain != "" && strings.HasSuffix("."+host, "."+c.WildcardDomain):
+		fault("console_url", "%s belongs to wildcard_domain, whose names are the tunnels'", host)
+	}
+}
+
+func loopback(host string) bool {
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
 
 func (c *Relay) validateAuth(fault faultFunc) {
 	o, j := c.Auth.OIDC, c.Auth.JWT

@@ -79,6 +79,8 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		"relay_id":                func(c *config.Relay) { c.RelayID = "a b" },
 		"trusted_proxies":         func(c *config.Relay) { c.TrustedProxies = []string{"everyone"} },
 		"path_fallback":           func(c *config.Relay) { c.PathFallback = "yes" },
+		"path_form":               func(c *config.Relay) { c.PathForm = "yes" },
+		"console_url":             func(c *config.Relay) { c.ConsoleURL = "console.example.com" },
 		"tls":                     func(c *config.Relay) { c.TLS.CertFile = "a.pem" },
 		"auth.oidc.audience":      func(c *config.Relay) { c.Auth.OIDC.Issuer = "https://login.example.com" },
 		"auth.jwt.audience":       func(c *config.Relay) { c.Auth.JWT.PublicKeyFile = "keys.pem"; c.Auth.JWT.Issuer = "x" },
@@ -98,5 +100,60 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), key+":") {
 			t.Errorf("a wrong %s is named: %v", key, err)
 		}
+	}
+}
+
+// What keeps an app's script and the relay's pages apart fits together.
+func TestPathFormAndConsole(t *testing.T) {
+	for _, c := range []struct {
+		public, wildcard, form, fallback, console string
+		on                                        bool
+		fault                                     string // its beginning
+	}{
+		{"https://gw.example.com", "", "auto", "none", "", true, ""},
+		{"https://gw.example.com", "t.example.com", "auto", "none", "", false, ""},
+		{"https://gw.example.com", "t.example.com", "on", "cookie", "", true, ""},
+		{"https://gw.example.com", "t.example.com", "off", "none", "", false, ""},
+		{"http://localhost:8080", "", "auto", "none", "", false, ""},
+		{"https://gw.example.com", "", "off", "none", "", false, "path_form: without wildcard_domain"},
+		{"https://gw.example.com", "", "auto", "cookie", "", true, ""},
+		{"https://gw.example.com", "t.example.com", "auto", "cookie", "", false, "path_fallback: it is for absolute paths in path form"},
+		{"https://gw.example.com", "t.example.com", "off", "cookie", "", false, "path_fallback: it is for absolute paths in path form"},
+		{"https://gw.example.com", "", "auto", "none", "https://console.example.com", true, ""},
+		{"https://gw.example.com", "t.example.com", "auto", "none", "https://console.example.net:8443/", false, ""},
+		{"http://127.0.0.1:8080", "", "auto", "none", "http://localhost:8080", true, ""},
+		{"https://gw.example.com", "", "auto", "none", "http://console.example.com", true, "console_url: \"http://console.example.com\" must begin with https://"},
+		{"https://gw.example.com", "", "auto", "none", "https://console.example.com/x", true, "console_url: "},
+		{"https://gw.example.com", "", "auto", "none", "https://GW.example.com.:8443", true, "console_url: gw.example.com is the host of public_url"},
+		{"https://gw.example.com", "t.example.com", "auto", "none", "https://console.T.example.com", false, "console_url: console.t.example.com belongs to wildcard_domain"},
+		{"https://gw.example.com", "t.example.com", "auto", "none", "https://t.example.com", false, "console_url: t.example.com belongs to wildcard_domain"},
+	} {
+		r := config.Default()
+		r.PublicURL, r.WildcardDomain, r.PathForm, r.PathFallback, r.ConsoleURL, r.RelayID = c.public, c.wildcard, c.form, c.fallback, c.console, "relay-1"
+		r.Complete()
+		err := r.Validate()
+		if (err == nil) != (c.fault == "") || err != nil && !strings.HasPrefix(err.Error(), c.fault) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if r.ServesPathForm() != c.on {
+			t.Errorf("%+v: the path form is served: %v", c, r.ServesPathForm())
+		}
+	}
+}
+
+func TestACMEAsksForTheConsolesName(t *testing.T) {
+	c := config.Default()
+	c.PublicURL, c.ConsoleURL, c.RelayID = "https://gw.example.com", "https://console.example.net:8443", "relay-1"
+	c.TLS.ACME.Enabled, c.TLS.ACME.Email = true, "ops@example.com"
+	c.Complete()
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(c.CertificateNames(), " "); got != "gw.example.com console.example.net" {
+		t.Errorf("certificates are asked for %s", got)
+	}
+	c.ConsoleURL = "http://localhost:8080"
+	if got := strings.Join(c.CertificateNames(), " "); got != "gw.example.com" {
+		t.Errorf("certificates are asked for %s, though the console has no https", got)
 	}
 }

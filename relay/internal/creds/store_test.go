@@ -30,7 +30,7 @@ func TestRevocationThroughTheStore(t *testing.T) {
 			t.Errorf("store: %v", err)
 		}
 	})
-	ready, done := context.WithTimeout(t.Context(), 30*time.Second)
+	ready, done := context.WithTimeout(t.Context(), testkit.Patience)
 	defer done()
 	if err := s.Ready(ready); err != nil {
 		t.Fatal(err)

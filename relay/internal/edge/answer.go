@@ -24,14 +24,18 @@ func (x *exchange) answer(u *upstream, resp *http.Response) {
 		}
 	}()
 	h := x.w.Header()
-	x.copyHeader(h, resp)
+	x.copyHeader(h, resp.Header)
 	announced := len(resp.Trailer)
 	if announced > 0 {
 		names := make([]string, 0, announced)
 		for name := range resp.Trailer {
-			names = append(names, name)
+			if x.passes(name) {
+				names = append(names, name)
+			}
 		}
-		h["Trailer"] = []string{strings.Join(names, ", ")}
+		if len(names) > 0 {
+			h["Trailer"] = []string{strings.Join(names, ", ")}
+		}
 	}
 	if x.bodyOpen() {
 		h["Connection"] = []string{"close"}
@@ -111,72 +115,11 @@ func (x *exchange) copyTrailer(h http.Header, resp *http.Response, announced int
 	if len(resp.Trailer) == announced {
 		prefix = ""
 	}
-	for name, values := range resp.Trailer {
+	kept := make(http.Header, len(resp.Trailer))
+	x.copyFields(kept, resp.Trailer)
+	for name, values := range kept {
 		h[prefix+name] = values
 	}
-}
-
-// hopByHop says whether a field is about one connection only (RFC 9110, 7.6.1).
-// Te and Trailer are dealt with apart.
-func hopByHop(name string) bool {
-	switch name {
-	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return true
-	}
-	return false
-}
-
-// copyHeader copies an answer's header by the rules.
-func (x *exchange) copyHeader(h http.Header, resp *http.Response) {
-	connection := resp.Header["Connection"]
-	onlyUsual := len(connection) == 0 || len(connection) == 1 && usualConnection(connection[0])
-	pathForm := x.route.Form == tunnels.PathForm
-	for name, values := range resp.Header {
-		if hopByHop(name) || !onlyUsual && listed(connection, name) {
-			continue
-		}
-		switch name {
-		case "Location", "Content-Location":
-			values = x.each(values, x.publicURL)
-		case "Refresh":
-			values = x.each(values, x.publicRefresh)
-		case "Set-Cookie":
-			values = x.each(values, x.publicCookie)
-		case "Access-Control-Allow-Origin":
-			if x.local {
-				values = x.each(values, x.publicAllowOrigin)
-			}
-		case "Service-Worker-Allowed", "Clear-Site-Data", "Alt-Svc", "Strict-Transport-Security":
-			// They speak for the whole origin, which other tunnels share.
-			if pathForm {
-				continue
-			}
-		case "Cross-Origin-Opener-Policy":
-			// In path form the console has the same origin: what cuts a page off from
-			// the one that opened it is that only the console asks for it.
-			if pathForm {
-				continue
-			}
-		}
-		h[name] = values
-	}
-	if _, ok := h["Referrer-Policy"]; !ok {
-		h["Referrer-Policy"] = []string{"same-origin"} // the address is a secret
-	}
-	if _, ok := h["Content-Type"]; !ok {
-		h["Content-Type"] = nil // keeps net/http from guessing one
-	}
-	if x.setsFallbackCookie() {
-		h["Set-Cookie"] = append(h["Set-Cookie"], x.fallbackCookie())
-	}
-}
-
-func (x *exchange) each(values []string, f func(string) string) []string {
-	for i, v := range values {
-		values[i] = f(v) // the header was parsed for this exchange alone
-	}
-	return values
 }
 
 // setsFallbackCookie: only the opening of a page in a tab by its path form address

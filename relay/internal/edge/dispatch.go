@@ -63,14 +63,14 @@ func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
 		h.Set("Location", prefix+r.RequestURI)
 		h.Set("Cache-Control", "no-store")
 		h.Set("Vary", "Referer")
-		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Referrer-Policy", sameOrigin)
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		e.metrics.redirects.Inc()
 		return
 	}
 	if e.config.PathFallback == FallbackCookie {
 		if c, err := r.Cookie(fallbackCookie); err == nil {
-			if route, err := e.config.Resolver.BySegment(r.Context(), ident.Segment(c.Value), path); err == nil {
+			if route, err := e.config.Resolver.BySegment(r.Context(), r.Host, ident.Segment(c.Value), path); err == nil {
 				e.serve(w, r, route, path, true)
 				return
 			}
@@ -105,7 +105,7 @@ func (e *Edge) refererPrefix(r *http.Request, path string) (string, bool) {
 	if !ok || rest == "" {
 		return "", false
 	}
-	route, err := e.config.Resolver.BySegment(r.Context(), segment, path)
+	route, err := e.config.Resolver.BySegment(r.Context(), r.Host, segment, path)
 	if err != nil {
 		return "", false
 	}
@@ -146,12 +146,17 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Rout
 	if !x.mayEnter() {
 		return
 	}
-	if route.Record.Protocol != api.ProtocolTCP && route.Rest == "" {
-		x.redirectToSlash(path)
+	if route.Moved == "" && route.Record.Protocol != api.ProtocolTCP && route.Rest == "" {
+		// Without the slash a page's relative links would leave the tunnel.
+		x.redirect(path + "/" + r.RequestURI[len(path):])
 		return
 	}
 	if p := x.check(); p != nil {
 		x.problem(p)
+		return
+	}
+	if route.Moved != "" {
+		x.redirect(route.Moved + x.target)
 		return
 	}
 	if !x.pool.enter(e.config.MaxStreams) {
@@ -181,13 +186,12 @@ func (e *Edge) ServeTCP(w http.ResponseWriter, r *http.Request, route *tunnels.R
 	e.serve(w, r, route, path, false)
 }
 
-// redirectToSlash sends browsers to the address with the slash, without which
-// their relative links would leave the tunnel.
-func (x *exchange) redirectToSlash(path string) {
+// redirect sends the user to where the tunnel is, with the method and the body.
+func (x *exchange) redirect(location string) {
 	h := x.w.Header()
-	h.Set("Location", path+"/"+x.r.RequestURI[len(path):])
+	h.Set("Location", location)
 	h.Set("Cache-Control", "no-store") // it may be closed tomorrow
-	h.Set("Referrer-Policy", "same-origin")
+	h.Set("Referrer-Policy", sameOrigin)
 	h.Set("Content-Length", "0")
 	x.status = http.StatusPermanentRedirect
 	x.w.WriteHeader(x.status)
@@ -248,6 +252,9 @@ func (x *exchange) check() *api.Problem {
 	if !originAllowed(x.r, x.route, x.upgrade) {
 		x.e.metrics.origins.Inc()
 		return errOrigin()
+	}
+	if x.route.Form == tunnels.PathForm && x.r.Header["Service-Worker"] != nil {
+		return errServiceWorker()
 	}
 	if x.upgrade && x.e.draining.Load() {
 		return errDraining()

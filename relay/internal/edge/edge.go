@@ -68,7 +68,7 @@ type Dialer interface {
 // Resolver finds the tunnel of a request; tunnels.Resolver is one.
 type Resolver interface {
 	Resolve(ctx context.Context, host, rawPath string) (*tunnels.Route, error)
-	BySegment(ctx context.Context, segment ident.Segment, rawPath string) (*tunnels.Route, error)
+	BySegment(ctx context.Context, host string, segment ident.Segment, rawPath string) (*tunnels.Route, error)
 	PublicOrigin() string
 }
 

@@ -254,21 +254,19 @@ func notHTTP(err error) error {
 	return fmt.Errorf("%w: %w", errBadAnswer, err)
 }
 
-// earlyHints passes on a 103 (RFC 8297).
-func (x *exchange) earlyHints(h http.Header) {
-	if !x.r.ProtoAtLeast(1, 1) {
+// earlyHints passes on the links of a 103 (RFC 8297), and with them the policy under
+// which the browser asks for what they name. No other field has a meaning there that
+// the final answer's would not have.
+func (x *exchange) earlyHints(from http.Header) {
+	links := x.rewritten("Link", from["Link"])
+	if len(links) == 0 || !x.r.ProtoAtLeast(1, 1) {
 		return
 	}
-	to := x.w.Header()
-	for name, values := range h {
-		if !hopByHop(name) && name != "Content-Length" && name != "Set-Cookie" {
-			to[name] = values
-		}
-	}
+	h := x.w.Header()
+	h["Link"], h["Referrer-Policy"] = links, []string{referrerPolicy(from["Referrer-Policy"])}
 	x.w.WriteHeader(http.StatusEarlyHints)
-	for name := range h {
-		delete(to, name)
-	}
+	delete(h, "Link")
+	delete(h, "Referrer-Policy")
 }
 
 // fail answers for an app that did not, or ends the connection when the user left.

@@ -41,6 +41,11 @@ func errBadHost() *api.Problem {
 	return api.NewProblem(http.StatusBadRequest, "bad_host", api.HopRelay, "the Host field is not a host")
 }
 
+func errServiceWorker() *api.Problem {
+	return api.NewProblem(http.StatusForbidden, "service_worker_refused", api.HopRelay,
+		"at this address the app shares its origin with others, whose pages a service worker could watch; service workers need a host for each tunnel: set wildcard_domain in the relay's configuration")
+}
+
 func errTooMany(limit int) *api.Problem {
 	return api.Problemf(http.StatusTooManyRequests, "too_many_requests", api.HopRelay,
 		"this tunnel has %d requests and connections under way, which is its limit; try again when some have ended", limit).WithRetry(2 * time.Second)

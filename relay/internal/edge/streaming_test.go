@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestServerSentEventsOneByOne(t *testing.T) {
@@ -306,7 +307,7 @@ func TestUserLeavesAndAppIsTold(t *testing.T) {
 	resp.Body.Close()
 	select {
 	case <-gone:
-	case <-time.After(5 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Error("the app was not told that the user left")
 	}
 }

@@ -187,7 +187,7 @@ func (e *Edge) unregister(u *upgraded) {
 // serveUpgraded copies raw after a validated 101.
 func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
 	h := make(http.Header, len(resp.Header))
-	x.copyHeader(h, resp)
+	x.copyHeader(h, resp.Header)
 	conn, rw, err := x.rc.Hijack()
 	if err != nil {
 		_ = u.Close()

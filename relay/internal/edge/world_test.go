@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -72,6 +73,12 @@ func (w *world) CatchUp(context.Context) error { return nil }
 // newWorld starts a world; change may alter the edge's configuration.
 func newWorld(t testing.TB, change func(*edge.Config)) *world {
 	t.Helper()
+	return newWorldAt(t, change, nil)
+}
+
+// newWorldAt is newWorld with other addresses.
+func newWorldAt(t testing.TB, change func(*edge.Config), at func(*tunnels.Config)) *world {
+	t.Helper()
 	w := &world{t: t, meter: usage.New(usage.Config{}), tunnels: map[ident.SessionID]store.TunnelRecord{}}
 	w.dialer = &dialer{back: make(chan struct{})}
 	var handler atomic.Pointer[edge.Edge]
@@ -99,7 +106,11 @@ func newWorld(t testing.TB, change func(*edge.Config)) *world {
 	w.server.Client().Transport.(*http.Transport).DisableCompression = true
 	port := w.server.Listener.Addr().(*net.TCPAddr).Port
 	w.public = &url.URL{Scheme: scheme, Host: "localhost:" + strconv.Itoa(port)}
-	resolver, err := tunnels.New(tunnels.Config{Store: w, Key: clusterKey, PublicURL: w.public, WildcardDomain: "localhost"})
+	addresses := tunnels.Config{Store: w, Key: clusterKey, PublicURL: w.public, WildcardDomain: "localhost", PathForm: true}
+	if at != nil {
+		at(&addresses)
+	}
+	resolver, err := tunnels.New(addresses)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +230,14 @@ func (w *world) client() *http.Client {
 	return &http.Client{Transport: w.server.Client().Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
+// getHost is get in subdomain form.
+func (w *world) getHost(segment, rest string) *http.Response {
+	w.t.Helper()
+	r := w.request("GET", segment, "", nil)
+	r.URL.Path, r.Host = rest, segment+".localhost:"+w.public.Port()
+	return w.do(r)
+}
+
 func (w *world) get(segment, rest string) *http.Response {
 	w.t.Helper()
 	return w.do(w.request("GET", segment, rest, nil))
@@ -231,7 +250,7 @@ func (w *world) dial() (net.Conn, *bufio.Reader) {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testkit.Patience))
 	return c, bufio.NewReader(c)
 }
 
@@ -246,15 +265,7 @@ func text(t testing.TB, r io.Reader) string {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("this did not happen within 5 s: %s", what)
-		}
-		<-tick.C
-	}
+	testkit.Eventually(t, what, ok)
 }
 
 // dialer reaches apps on this machine instead of an agent's.

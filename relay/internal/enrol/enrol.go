@@ -57,6 +57,7 @@ type Config struct {
 	Store       Store
 	Credentials Credentials
 	Audit       Audit
+	Key         ident.ClusterKey           // seals tokens
 	Remote      func(*http.Request) string // the caller's address
 	Now         func() time.Time
 	Logger      *slog.Logger
@@ -90,7 +91,7 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 			return none, "", outOfRange("agent_id: " + err.Error())
 		}
 	}
-	token, now := ident.NewSecret(ident.PrefixEnrol), e.cfg.Now().UTC()
+	token, now := newToken(e.cfg.Key), e.cfg.Now().UTC()
 	rec := store.EnrolmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, CreatedAt: now, ExpiresAt: now.Add(life)}
 	if err := e.cfg.Store.CreateEnrolment(ctx, rec); err != nil {
 		return none, "", storeProblem(err)
@@ -133,9 +134,8 @@ func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {
-	if wait := e.tries.wait(e.cfg.Remote(r)); wait > 0 {
-		return api.Enrolled{}, api.NewProblem(http.StatusTooManyRequests, "rate_limited", api.HopRelay,
-			"too many enrolments from this address: try again later").WithRetry(wait)
+	if !e.tries.address(e.cfg.Remote(r)) {
+		return api.Enrolled{}, rateLimited("too many enrolments from this address: try again later", addressEvery)
 	}
 	token, err := creds.Bearer(r)
 	if err != nil {
@@ -143,6 +143,10 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	}
 	if !strings.HasPrefix(token.Reveal(), ident.PrefixEnrol) {
 		return api.Enrolled{}, refused("this is no enrolment token: those begin with " + ident.PrefixEnrol)
+	}
+	// Who holds a token of this pool is not kept out by those who guess.
+	if !sealed(e.cfg.Key, token) && !e.tries.guess() {
+		return api.Enrolled{}, rateLimited("too many unknown enrolment tokens are tried: try again later", time.Second)
 	}
 	hash := token.Hash()
 	// The token first: who has none learns nothing of what a body must be.
@@ -213,6 +217,10 @@ func refused(detail string) *api.Problem {
 
 func internal(err error) *api.Problem {
 	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
+}
+
+func rateLimited(detail string, wait time.Duration) error {
+	return api.NewProblem(http.StatusTooManyRequests, "rate_limited", api.HopRelay, detail).WithRetry(wait)
 }
 
 func storeProblem(err error) *api.Problem {

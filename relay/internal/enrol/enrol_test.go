@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -241,6 +242,31 @@ func TestTriesAreLimited(t *testing.T) {
 	m.now = m.now.Add(10 * time.Second)
 	if n := tries("192.0.2.1"); n != 5 {
 		t.Errorf("after ten seconds an address may try %d times, want 5", n)
+	}
+}
+
+// However many addresses guess, a machine that was given a token enrolls.
+func TestGuessesKeepNoMachineOut(t *testing.T) {
+	_, e, _ := newWorld()
+	token := create(t, e, "gpu-1").Reveal()
+	if len(token) != len(ident.NewSecret(ident.PrefixEnrol)) {
+		t.Errorf("a token has %d characters: redaction and the doors know secrets by their form", len(token))
+	}
+	for i := range 300 {
+		guess := ident.NewSecret(ident.PrefixEnrol).Reveal()
+		if i%2 == 0 {
+			guess = token[:len(token)-1] + "a"
+			if guess == token {
+				guess = token[:len(token)-1] + "b"
+			}
+		}
+		status, code, _ := post(t, e, guess, `{}`, fmt.Sprintf("192.0.2.%d", i))
+		if want := map[bool]string{true: "enrolment_refused", false: "rate_limited"}[i < 100]; code != want {
+			t.Fatalf("guess %d of as many addresses: %d %s, want %s", i, status, code, want)
+		}
+	}
+	if status, code, _ := post(t, e, token, `{"agent_id":"gpu-1"}`, "203.0.113.1"); status != 201 {
+		t.Errorf("a good token, while 300 addresses guess: %d %s", status, code)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 // Limits of tries. A fleet behind one address enrolls a few machines at once;
-// guessing 200 random bits is hopeless at any rate, but each try reads the store.
+// guessing is hopeless at any rate, but a guess reads the store.
 const (
 	addressEvery = 2 * time.Second
 	addressBurst = 20
@@ -18,25 +18,18 @@ const (
 	maxAddresses = 4096
 )
 
-// tries bounds how often tokens are tried, per address and over all.
+// tries bounds how often tokens are tried: any, of one address, and such as this
+// pool did not seal, over all. Those are guesses, or tokens that an older relay made.
 type tries struct {
-	now     func() time.Time
-	all     *rate.Limiter
-	address *caller.Limits
+	now       func() time.Time
+	guesses   *rate.Limiter
+	addresses *caller.Limits
 }
 
 func newTries(now func() time.Time) *tries {
-	return &tries{now: now, all: rate.NewLimiter(overall, overallBurst), address: caller.NewLimits(addressEvery, addressBurst, maxAddresses)}
+	return &tries{now: now, guesses: rate.NewLimiter(overall, overallBurst), addresses: caller.NewLimits(addressEvery, addressBurst, maxAddresses)}
 }
 
-// wait returns 0 when a try may go on, else how long to wait.
-func (t *tries) wait(remote string) time.Duration {
-	now := t.now()
-	if !t.address.Take(remote, now) { // before the common one, so that one address cannot use that up
-		return addressEvery
-	}
-	if !t.all.AllowN(now, 1) {
-		return time.Second
-	}
-	return 0
-}
+func (t *tries) address(remote string) bool { return t.addresses.Take(remote, t.now()) }
+
+func (t *tries) guess() bool { return t.guesses.AllowN(t.now(), 1) }

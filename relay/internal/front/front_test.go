@@ -15,6 +15,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -76,7 +77,7 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(testkit.Patience))
 		return c
 	}
 	answers := func(c net.Conn) bool {
@@ -95,18 +96,11 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 	}
 	_ = c.Close()
 	_ = b.Close()
-	deadline := time.Now().Add(5 * time.Second)
-	for {
+	testkit.Eventually(t, "a closed connection frees its place", func() bool {
 		d := dial()
-		ok := answers(d)
-		_ = d.Close()
-		if ok {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("a closed connection frees its place")
-		}
-	}
+		defer d.Close()
+		return answers(d)
+	})
 }
 
 // A link chooses the congestion control of its socket, which it has to find beneath

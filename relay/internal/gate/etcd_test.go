@@ -15,6 +15,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // The same rule on the real store, embedded: callers that race, then the audit.
@@ -33,7 +34,7 @@ func TestRealStore(t *testing.T) {
 		}
 	})
 	defer func() { stopGate(); stopStore(); wg.Wait() }()
-	ready, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ready, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	if err := st.Ready(ready); err != nil {
 		t.Fatal(err)

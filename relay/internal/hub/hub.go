@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -118,6 +119,7 @@ type Hub struct {
 	metrics *metrics
 
 	refreshes, overdue chan struct{} // hold one for each heartbeat that is being written
+	silent             *caller.Room  // links that have said no hello, by team
 
 	mu       sync.Mutex
 	sessions map[ident.AgentKey]*session
@@ -166,6 +168,7 @@ func New(cfg Config) (*Hub, error) {
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer, cfg.Budget),
 		refreshes: make(chan struct{}, maxRefreshes),
 		overdue:   make(chan struct{}, maxOverdue),
+		silent:    caller.NewRoom(maxSilent, maxSilentTeam),
 		sessions:  make(map[ident.AgentKey]*session),
 		arrivals:  make(map[ident.AgentKey]*arrival),
 		joining:   make(map[ident.AgentKey]int),

@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -205,16 +206,7 @@ func (a *agent) echo() {
 
 func within(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(10 * time.Second)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatalf("expected soon: %s", what)
-		}
-	}
+	testkit.Eventually(t, what, cond)
 }
 
 func TestStreamGoesToTheAgentAndBack(t *testing.T) {
@@ -411,4 +403,29 @@ func TestWrongFirstStreamIsRefused(t *testing.T) {
 		}
 	}
 	<-l.Done()
+}
+
+// One team's links that say no hello are bounded by its share, and an agent of the
+// same team gets in beside them.
+func TestSilentLinksKeepNoAgentOut(t *testing.T) {
+	w := newWorld(t)
+	var first *link.Link
+	for i := range 1024 + 1 {
+		l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+		if err != nil {
+			t.Fatalf("link %d: %v", i, err)
+		}
+		t.Cleanup(func() { _ = l.Close(errors.New("the test is over")) })
+		if first == nil {
+			first = l
+		}
+	}
+	select {
+	case <-first.Done():
+	case <-time.After(5 * time.Second): // before its time for a hello is over
+		t.Error("the link that was silent longest makes room for the newest one of its team")
+	}
+	if a := w.agent(t, "one", 0, 0); a.welcome == nil {
+		t.Errorf("an agent that says hello gets in beside silent links: %+v", a.bye)
+	}
 }

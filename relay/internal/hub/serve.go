@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -57,19 +58,33 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 		return nil // the upgrade answered for itself
 	}
 	remote := r.RemoteAddr
+	place := h.silent.Enter(string(p.Team), func() {
+		h.metrics.connects.WithLabelValues("refused").Inc()
+		h.serving.Go(func() { _ = l.Close(errCrowded) }) // its goodbye takes a moment
+	})
 	go func() {
 		defer h.serving.Done()
 		live, stop := h.cfg.Creds.Watch(context.Background(), p)
 		defer stop()
-		err := h.serveLink(live, l, p, remote)
+		err := h.serveLink(live, l, p, remote, place)
+		place.Leave()
 		_ = l.Close(err)
 	}()
 	return nil
 }
 
+// Bounds of the links that have said no hello yet, on this relay and of one team. An
+// agent needs one round trip to say it, so a fleet that comes back at once fits in.
+const (
+	maxSilent     = 4096
+	maxSilentTeam = 1024
+)
+
+var errCrowded = errors.New("the agent had said no hello when another link of its team needed the place")
+
 // serveLink waits in a small frame: what greeting takes of the stack is given back.
-func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, remote string) error {
-	s, m, in, err := h.greet(ctx, l, &p, remote)
+func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, remote string, place *caller.Place) error {
+	s, m, in, err := h.greet(ctx, l, &p, remote, place)
 	if err != nil {
 		return err
 	}
@@ -78,8 +93,9 @@ func (h *Hub) serveLink(ctx context.Context, l *link.Link, p creds.Principal, re
 	return reason
 }
 
-// greet hears who the agent is and gives its link a session.
-func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remote string) (_ *session, _ *member, _ *wire.Decoder, err error) {
+// greet hears who the agent is and gives its link a session. With the hello it leaves
+// its place among the silent links.
+func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remote string, place *caller.Place) (_ *session, _ *member, _ *wire.Decoder, err error) {
 	hctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
 	// The deadline must also end a read on a stream that was opened and left silent.
@@ -116,6 +132,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("read hello: %w", err)
 	}
+	place.Leave()
 	if msg.Hello == nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, "the first message is no hello")
 	}

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
@@ -43,11 +45,18 @@ type request struct {
 // helloTime bounds a handshake, and from there the time to the first stream.
 const helloTime = 5 * time.Second
 
-// maxHandshakes bounds the connections that have not shown who they are.
-const maxHandshakes = 64
+// Bounds of the connections that have not shown who they are, over all and of one
+// address. Where the other relays come from is not known beforehand, and an address
+// proves nothing: so none is spared.
+const (
+	maxHandshakes        = 256
+	maxHandshakesAddress = 32
+)
+
+var errCrowded = errors.New("it had not shown who it is when another connection needed its place")
 
 func (p *Peers) listen(ctx context.Context, ln net.Listener) error {
-	slots := make(chan struct{}, maxHandshakes)
+	waiting := caller.NewRoom(maxHandshakes, maxHandshakesAddress)
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
@@ -57,23 +66,45 @@ func (p *Peers) listen(ctx context.Context, ln net.Listener) error {
 			}
 			return fmt.Errorf("accept other relays: %w", err)
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			_ = conn.Close()
-			return nil
-		}
+		greeting, cancel := context.WithCancelCause(ctx)
+		place := waiting.Enter(address(conn), func() {
+			cancel(errCrowded)
+			_ = conn.Close() // frees reads that know no context
+		})
 		p.wg.Go(func() {
-			l, from, err := p.greet(ctx, conn)
-			<-slots
+			l, from, err := p.greet(greeting, conn)
+			place.Leave()
+			if cause := context.Cause(greeting); err != nil && errors.Is(cause, errCrowded) {
+				err = cause
+			}
+			cancel(nil)
 			if err != nil {
 				p.metrics.refused.Inc()
-				p.log.Warn("a connection to the peer listener is no relay's", "remote", conn.RemoteAddr().String(), "error", err)
+				p.stranger(conn, err)
 				return
 			}
 			p.serve(ctx, l, from)
 		})
 	}
+}
+
+// address is what counts as one at the door.
+func address(conn net.Conn) string {
+	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
+	if err != nil {
+		return conn.RemoteAddr().String()
+	}
+	return caller.Key(host)
+}
+
+// stranger logs a connection that is no relay's: a few of each address, since who
+// knocks without end should not fill the log.
+func (p *Peers) stranger(conn net.Conn, err error) {
+	level := slog.LevelDebug
+	if p.strangers.Take(address(conn), time.Now()) {
+		level = slog.LevelWarn
+	}
+	p.log.Log(context.Background(), level, "a connection to the peer listener is no relay's", "remote", conn.RemoteAddr().String(), "error", err)
 }
 
 // greet makes a link of a connection whose other end proved to be a relay.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -95,6 +96,8 @@ type Peers struct {
 	tls     atomic.Pointer[tls.Config]
 	budget  *link.Budget // of received data, for all links together
 
+	strangers *caller.Limits // of what is logged of connections that are no relay's
+
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil while it does not run
 	out     map[ident.RelayID]*peer
@@ -114,7 +117,8 @@ func New(cfg Config) (*Peers, error) {
 	}
 	p := &Peers{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), budget: link.NewBudget(memory),
-		out: map[ident.RelayID]*peer{}, in: map[*link.Link]ident.RelayID{},
+		strangers: caller.NewLimits(time.Minute, 5, 1024),
+		out:       map[ident.RelayID]*peer{}, in: map[*link.Link]ident.RelayID{},
 		served: map[ident.SessionID]*passages{}, waiters: map[ident.AgentKey]chan struct{}{},
 	}
 	if err := p.Reload(); err != nil {

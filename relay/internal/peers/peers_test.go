@@ -326,7 +326,7 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 	_ = asked.Close()
 	select {
 	case <-drained:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Error("the drain goes on though all is over")
 	}
 }

@@ -240,7 +240,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *c
 		return a.unrouted(w, r)
 	}
 	if !rt.public && !rt.admitsKind(c.principal.Kind) {
-		return api.Problemf(http.StatusForbidden, "forbidden", api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
+		return api.Problemf(http.StatusForbidden, forbidden, api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
 	}
 	a.mux.ServeHTTP(w, r)
 	return c.err
@@ -328,6 +328,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 		if w.status == 0 {
 			p.Write(w, id)
 		}
+		a.refused(r, c, p)
 	}
 	a.metrics.requests.WithLabelValues(operation, fmt.Sprint(w.status)).Inc()
 	if !c.route.long {

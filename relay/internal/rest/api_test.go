@@ -16,6 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -367,13 +368,7 @@ func TestPortPolicyOfTheAgent(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 5 s: %s", what)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
+	testkit.Eventually(t, what, ok)
 }
 
 func TestStoreAwayIs503(t *testing.T) {

@@ -24,6 +24,7 @@ type route struct {
 	serve     func(w http.ResponseWriter, r *http.Request, p creds.Principal) error
 	public    bool // no secret is needed
 	long      bool // may take as long as it likes
+	gated     bool // the gate records its refusals
 }
 
 func (rt route) admitsKind(k creds.Kind) bool { return slices.Contains(rt.admits, k) }
@@ -44,7 +45,7 @@ func (a *API) table() []route {
 		{method: "GET", path: "/agents/watch", admits: team, operation: "watchAgents", serve: a.watchAgents, long: true},
 		{method: "GET", path: "/agents/{agent_id}", admits: team, operation: "getAgent", serve: a.getAgent},
 
-		{method: "POST", path: "/agents/{agent_id}/tunnel", admits: team, operation: "openTunnel", serve: a.openTunnel, long: true},
+		{method: "POST", path: "/agents/{agent_id}/tunnel", admits: team, operation: "openTunnel", serve: a.openTunnel, long: true, gated: true},
 		{method: "GET", path: "/agents/{agent_id}/tunnel", admits: team, operation: "getTunnels", serve: a.getTunnels},
 		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, operation: "closeTunnels", serve: a.closeTunnels},
 
@@ -57,7 +58,7 @@ func (a *API) table() []route {
 		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, operation: "listLinks", serve: a.listLinks},
 		{method: "DELETE", path: "/tunnels/{session_id}/links/{link_id}", admits: teamAdmin, operation: "revokeLink", serve: a.revokeLink},
 
-		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, operation: "admitTask", serve: a.admitTask},
+		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, operation: "admitTask", serve: a.admitTask, gated: true},
 		{method: "PUT", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "renewTask", serve: a.renewTask},
 		{method: "DELETE", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "releaseTask", serve: a.releaseTask},
 

@@ -417,12 +417,3 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
 	return sendNothing(w)
 }
-
-// audit records what the gate does not.
-func (a *API) audit(r *http.Request, p creds.Principal, rec audit.Record) {
-	rec.Actor, rec.Team, rec.RemoteAddr = p.Name, p.Team, a.cfg.Remote(r)
-	rec.RequestID = requestID(r)
-	if err := a.cfg.Audit.Append(context.WithoutCancel(r.Context()), rec); err != nil {
-		a.log.Error("write audit record", "event", rec.Event, "error", err)
-	}
-}

@@ -27,6 +27,9 @@ const (
 	eventTime = 10 * time.Second
 	// historySize is how many notices a stream that resumes can be told of.
 	historySize = 256
+	// maxStreams bounds the streams of one team on this relay: each is told of every
+	// change in the store.
+	maxStreams = 256
 )
 
 // history keeps the newest notices of tunnels, which no snapshot shows, for
@@ -38,6 +41,7 @@ type history struct {
 	last    uint64
 	ring    []numbered // oldest first
 	streams map[chan struct{}]struct{}
+	teams   map[ident.TeamID]int // streams of each
 }
 
 type numbered struct {
@@ -46,7 +50,7 @@ type numbered struct {
 }
 
 func newHistory() *history {
-	return &history{run: ident.NewNonce()[:8], streams: make(map[chan struct{}]struct{})}
+	return &history{run: ident.NewNonce()[:8], streams: make(map[chan struct{}]struct{}), teams: make(map[ident.TeamID]int)}
 }
 
 func (h *history) add(n gate.Notice) {
@@ -79,10 +83,15 @@ func (h *history) since(n uint64, team ident.TeamID) ([]numbered, uint64) {
 }
 
 // join returns a channel that hears of new notices, and where the stream begins:
-// behind the event that its reader saw last, if that was of this process.
-func (h *history) join(lastID string) (wake chan struct{}, from uint64, leave func()) {
+// behind the event that its reader saw last, if that was of this process. It is nil
+// when the team has its share of streams.
+func (h *history) join(team ident.TeamID, lastID string) (wake chan struct{}, from uint64, leave func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.teams[team] >= maxStreams {
+		return nil, 0, nil
+	}
+	h.teams[team]++
 	wake, from = make(chan struct{}, 1), h.last
 	if run, text, ok := strings.Cut(lastID, "-"); ok && run == h.run {
 		if n, err := strconv.ParseUint(text, 10, 64); err == nil && n <= h.last {
@@ -94,6 +103,9 @@ func (h *history) join(lastID string) (wake chan struct{}, from uint64, leave fu
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		delete(h.streams, wake)
+		if h.teams[team]--; h.teams[team] == 0 {
+			delete(h.teams, team)
+		}
 	}
 }
 
@@ -110,10 +122,14 @@ func (a *API) watchAgents(w http.ResponseWriter, r *http.Request, p creds.Princi
 	}
 	ctx, stop := a.cfg.Auth.Watch(r.Context(), p)
 	defer stop()
+	wake, from, leave := a.events.join(p.Team, r.Header.Get("Last-Event-ID"))
+	if wake == nil {
+		return api.Problemf(http.StatusTooManyRequests, "team_watch_limit", api.HopRelay,
+			"the team has %d event streams on this relay, as many as one team may have; end some", maxStreams).WithRetry(30 * time.Second)
+	}
+	defer leave()
 	feed := a.cfg.Store.Subscribe(1024)
 	defer feed.Close()
-	wake, from, leave := a.events.join(r.Header.Get("Last-Event-ID"))
-	defer leave()
 	a.metrics.watchers.Inc()
 	defer a.metrics.watchers.Dec()
 

@@ -13,6 +13,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // events is an open event stream.
@@ -79,7 +80,7 @@ func (w *world) watch(server *httptest.Server, secret, last string) *events {
 // next returns the next event, comments left out.
 func (e *events) next() (event, bool) {
 	e.t.Helper()
-	limit := time.After(5 * time.Second)
+	limit := time.After(testkit.Patience)
 	for {
 		select {
 		case ev, ok := <-e.c:
@@ -169,7 +170,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("told again of %+v", ev)
 	}
 	// It says that it lives.
-	limit := time.After(5 * time.Second)
+	limit := time.After(testkit.Patience)
 	for comment := false; !comment; {
 		select {
 		case ev := <-e.c:
@@ -193,6 +194,37 @@ func TestWatch(t *testing.T) {
 		t.Errorf("at a restart the last event is %+v", bye)
 	}
 	w.want(w.do("GET", "/agents/watch", "user", ""), "Service Unavailable relay_draining")
+}
+
+// One team's event streams are bounded, and another team's are not touched.
+func TestATeamHasAShareOfEventStreams(t *testing.T) {
+	w := newWorld(t)
+	server := w.serve()
+	const share = 256
+	var streams []*events
+	for range share {
+		streams = append(streams, w.watch(server, "user", ""))
+	}
+	w.want(w.do("GET", "/agents/watch", "integration", ""), "Too Many Requests team_watch_limit")
+	w.watch(server, "stranger", "").stop()
+	for _, e := range streams {
+		e.stop()
+	}
+	eventually(t, "streams that ended are not counted", func() bool {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, "GET", server.URL+api.Base+"/agents/watch", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer integration")
+		res, err := server.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
 }
 
 // A caller that waits for tasks to end is answered when the relay drains, and

@@ -11,8 +11,8 @@ import (
 // believe in a lease that has run out meanwhile.
 func clock() time.Duration {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("store: no CLOCK_BOOTTIME: " + err.Error()) // Linux has it since 2.6.39
+	if err := unix.ClockGettime(bootClock, &ts); err != nil {
+		panic("store: no clock that counts sleep: " + err.Error()) // Linux has it since 2.6.39
 	}
 	return time.Duration(ts.Nano())
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestFilesAreSharedByRelays(t *testing.T) {
@@ -82,7 +83,7 @@ func TestLockIsOneRelaysAtATime(t *testing.T) {
 			if err != nil {
 				t.Errorf("the next taker gets the lock: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(testkit.Patience):
 			t.Error("the next taker gets the lock soon after it was given back")
 		}
 	})

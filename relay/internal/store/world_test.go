@@ -201,7 +201,7 @@ func run(t testing.TB, s *store.Store) func() {
 		}
 	})
 	t.Cleanup(stop)
-	ready, cancelReady := context.WithTimeout(t.Context(), 60*time.Second)
+	ready, cancelReady := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancelReady()
 	if err := s.Ready(ready); err != nil {
 		t.Fatalf("the store does not get ready: %v", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -51,9 +52,11 @@ type socket struct {
 	record  store.TunnelRecord
 	actor   string // for records: by what it was let in
 
+	place   *caller.Place   // among those without a token
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
 	conn    net.Conn        // below it
-	counted bool            // it no longer counts as unauthenticated; guarded by t.mu
+	dropped bool            // another one needed its place; guarded by t.mu
+	joined  bool            // it counts as one of its team; guarded by t.mu
 	stream  edge.Stream     // to the machine, once there is one; guarded by t.mu
 
 	in, out atomic.Int64 // bytes typed and printed
@@ -120,11 +123,16 @@ func (s *socket) converse(ctx context.Context) error {
 		}
 		return refused(err)
 	}
-	s.t.trusted(s)
 	if first.Code != "" { // before anything can go wrong: the code is used up
 		s.tell(ctx, wire.TerminalReady{
 			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, first.ReadOnly).Reveal(),
 		})
+	}
+	if !s.t.join(s) {
+		s.t.metrics.refused.WithLabelValues("limit").Inc()
+		err := &closing{code: wire.CloseLimit, reason: fmt.Sprintf("the team has %d terminal viewers on this relay, as many as one team may have", maxTeam)}
+		s.t.note(ctx, s, audit.TerminalRefused, s.actor, err.reason)
+		return err
 	}
 	use, err := s.t.cfg.Meter.Begin(ctx, s.session, s.party(), usage.Terminal)
 	if err != nil {

@@ -81,18 +81,26 @@ type Terminal struct {
 	cfg     Config
 	metrics *metrics
 	tries   *caller.Limits // of wrong tokens
+	waiting *caller.Room   // sockets without a token yet, by address
 
 	mu       sync.Mutex
 	sockets  map[*socket]struct{}
-	waiting  int // sockets without a token yet
+	teams    map[ident.TeamID]int // sockets with a right token
 	draining bool
 	serving  sync.WaitGroup
 }
 
 const restarting = "the relay restarts; connect again"
 
-// maxWaiting bounds the sockets that have not authenticated, on this relay.
-const maxWaiting = 512
+// Bounds of sockets, on this relay: of those without a token, over all and of one
+// address, and of one team's viewers.
+const (
+	maxWaiting        = 512
+	maxWaitingAddress = 64
+	maxTeam           = 512
+)
+
+const crowded = "too many viewers are about to connect; connect again in a moment"
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config) (*Terminal, error) {
@@ -111,7 +119,10 @@ func New(cfg Config) (*Terminal, error) {
 			return host
 		}
 	}
-	return &Terminal{cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: caller.NewLimits(triesEvery, triesBurst, maxAddresses), sockets: map[*socket]struct{}{}}, nil
+	return &Terminal{
+		cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: caller.NewLimits(triesEvery, triesBurst, maxAddresses),
+		waiting: caller.NewRoom(maxWaiting, maxWaitingAddress), sockets: map[*socket]struct{}{}, teams: map[ident.TeamID]int{},
+	}, nil
 }
 
 // Routes are the patterns of http.ServeMux to serve.
@@ -150,10 +161,14 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	t.mu.Lock()
 	s.ws, s.conn = c, keep.Conn
-	draining := t.draining
+	draining, dropped := t.draining, s.dropped
 	t.mu.Unlock()
-	if draining { // Drain looked before it was there
+	switch { // Drain or drop looked before it was there
+	case draining:
 		s.end(websocket.StatusServiceRestart, restarting)
+		return
+	case dropped:
+		s.end(websocket.StatusTryAgainLater, crowded)
 		return
 	}
 	// The request's context does not end with a connection that was taken over.
@@ -177,18 +192,26 @@ func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 		return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case t.draining:
+	if t.draining {
+		t.mu.Unlock()
 		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
-	case t.waiting >= maxWaiting:
-		t.metrics.refused.WithLabelValues("limit").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "too many viewers are about to connect").WithRetry(5 * time.Second)
 	}
-	t.waiting++
 	t.sockets[s] = struct{}{}
 	t.serving.Add(1)
+	t.mu.Unlock()
+	s.place = t.waiting.Enter(caller.Key(s.remote), func() { t.drop(s) })
 	return nil
+}
+
+// drop ends a socket without a token whose place another one needs.
+func (t *Terminal) drop(s *socket) {
+	t.metrics.refused.WithLabelValues("limit").Inc()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.dropped = true; s.ws == nil {
+		return // serve looks when its handshake is done
+	}
+	t.serving.Go(func() { s.end(websocket.StatusTryAgainLater, crowded) }) // its goodbye takes a moment
 }
 
 // originAllowed takes the public origin only. Programs that are no browser send
@@ -205,20 +228,29 @@ func (t *Terminal) originAllowed(r *http.Request) bool {
 	return ok && origin == t.cfg.Origin
 }
 
-// trusted frees the place of a socket that has shown its token.
-func (t *Terminal) trusted(s *socket) {
+// join counts a socket that has shown its token as one of its team, unless that has
+// its share.
+func (t *Terminal) join(s *socket) bool {
+	s.place.Leave()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !s.counted {
-		s.counted = true
-		t.waiting--
+	if t.teams[s.record.Team] >= maxTeam {
+		return false
 	}
+	t.teams[s.record.Team]++
+	s.joined = true
+	return true
 }
 
 func (t *Terminal) leave(s *socket) {
-	t.trusted(s)
+	s.place.Leave()
 	t.mu.Lock()
 	delete(t.sockets, s)
+	if team := s.record.Team; s.joined {
+		if t.teams[team]--; t.teams[team] == 0 {
+			delete(t.teams, team)
+		}
+	}
 	t.mu.Unlock()
 	t.serving.Done()
 }

@@ -83,6 +83,13 @@ type Config struct {
 	// WildcardDomain has every name below it pointing to the relay; empty: there
 	// is no subdomain form. It has the port of PublicURL.
 	WildcardDomain string
+	// PathForm serves HTTP tunnels in path form. Without it such an address leads to
+	// the subdomain form: a script of an app must not share an origin with the relay's
+	// own pages. TCP tunnels, which show no page, have the path form either way.
+	PathForm bool
+	// ConsoleURL is where the relay's own pages are, when not at PublicURL; nil: they
+	// are there. No tunnel has an address on its host.
+	ConsoleURL *url.URL
 	// CatchUp bounds the wait for the store on a miss; 0 means DefaultCatchUp.
 	CatchUp time.Duration
 }
@@ -97,6 +104,10 @@ type Resolver struct {
 	origin  string // canonical public origin
 	suffix  string // "." + wildcard domain, or empty
 	catchUp time.Duration
+
+	pathForm      bool
+	console       string // host of ConsoleURL, as host; or empty
+	consoleOrigin string // canonical; that of the public URL without one
 }
 
 // New checks the configuration and returns a Resolver.
@@ -105,17 +116,21 @@ func New(c Config) (*Resolver, error) {
 		return nil, errors.New("tunnels: a store and a public URL are needed")
 	}
 	u := c.PublicURL
-	if u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
-		return nil, fmt.Errorf("public URL %q: http(s)://host[:port] without a path is needed", u.Redacted())
+	host, origin, err := base("public", u)
+	if err != nil {
+		return nil, err
 	}
-	origin, ok := CanonicalOrigin(u.Scheme + "://" + u.Host)
-	if !ok {
-		return nil, fmt.Errorf("public URL %q: the host is not valid", u.Redacted())
+	r := &Resolver{
+		store: c.Store, key: c.Key, scheme: u.Scheme, host: host, origin: origin, catchUp: c.CatchUp,
+		pathForm: c.PathForm, consoleOrigin: origin,
 	}
-	host, _, _ := SplitHost(u.Host)
-	r := &Resolver{store: c.Store, key: c.Key, scheme: u.Scheme, host: host, origin: origin, catchUp: c.CatchUp}
 	if p := u.Port(); p != "" {
 		r.port = ":" + p
+	}
+	if c.ConsoleURL != nil {
+		if r.console, r.consoleOrigin, err = base("console", c.ConsoleURL); err != nil {
+			return nil, err
+		}
 	}
 	if r.catchUp <= 0 {
 		r.catchUp = DefaultCatchUp
@@ -127,7 +142,26 @@ func New(c Config) (*Resolver, error) {
 		}
 		r.suffix = "." + w
 	}
+	if r.suffix == "" && !r.pathForm {
+		return nil, errors.New("tunnels: without a wildcard domain there is only the path form")
+	}
+	if r.console != "" && (r.console == r.host || strings.HasSuffix("."+r.console, r.suffix) && r.suffix != "") {
+		return nil, fmt.Errorf("console URL %q: a host apart from the public one and the tunnels' is needed", c.ConsoleURL.Redacted())
+	}
 	return r, nil
+}
+
+// base takes a URL of the relay apart: its lower-case host and its canonical origin.
+func base(name string, u *url.URL) (host, origin string, err error) {
+	if u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
+		return "", "", fmt.Errorf("%s URL %q: http(s)://host[:port] without a path is needed", name, u.Redacted())
+	}
+	origin, ok := CanonicalOrigin(u.Scheme + "://" + u.Host)
+	if !ok {
+		return "", "", fmt.Errorf("%s URL %q: the host is not valid", name, u.Redacted())
+	}
+	host, _, _ = SplitHost(u.Host)
+	return host, origin, nil
 }
 
 // Route is a request's way to its tunnel.
@@ -146,6 +180,9 @@ type Route struct {
 	Origin string
 	// Host is the host, with its port if not the default one, of that origin.
 	Host string
+	// Moved is the origin at which the tunnel is to be asked for, where this form of
+	// its address is not served; empty: here.
+	Moved string
 }
 
 // Resolve finds the tunnel of a request by its Host and its raw path (without
@@ -160,20 +197,37 @@ func (r *Resolver) Resolve(ctx context.Context, host, rawPath string) (*Route, e
 		return r.find(ctx, ident.Segment(label), SubdomainForm, rawPath)
 	}
 	segment, rest, ok := splitPath(rawPath)
-	if !ok {
+	if !ok || r.AtConsole(host) {
 		return nil, ErrNotTunnel
 	}
 	return r.find(ctx, segment, PathForm, rest)
 }
 
 // BySegment finds the tunnel of a path form segment that came by another way than
-// the path, for the fallbacks of edge.
-func (r *Resolver) BySegment(ctx context.Context, segment ident.Segment, rawPath string) (*Route, error) {
+// the path, for the fallbacks of edge. Where no app's page is in path form there are
+// none.
+func (r *Resolver) BySegment(ctx context.Context, host string, segment ident.Segment, rawPath string) (*Route, error) {
+	if !r.pathForm || r.AtConsole(host) {
+		return nil, ErrNotTunnel
+	}
 	return r.find(ctx, segment, PathForm, rawPath)
 }
 
 // PublicOrigin is the canonical origin of the relay, and of all path form pages.
 func (r *Resolver) PublicOrigin() string { return r.origin }
+
+// ConsoleOrigin is the canonical origin of the relay's own pages.
+func (r *Resolver) ConsoleOrigin() string { return r.consoleOrigin }
+
+// AtConsole says whether a request's Host is that of the relay's own pages, where
+// they have one to themselves.
+func (r *Resolver) AtConsole(host string) bool {
+	if r.console == "" {
+		return false
+	}
+	h, _, ok := SplitHost(host)
+	return ok && h == r.console
+}
 
 // SplitPath splits a raw path of path form into its segment, which is not
 // verified, and what follows it.
@@ -243,6 +297,9 @@ func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, r
 	route := &Route{Record: record, Link: link, Form: form, Rest: rest}
 	if form == PathForm {
 		route.Prefix, route.Origin = PathBase+string(segment), r.origin
+		if !r.pathFormOf(record) {
+			route.Moved = r.subdomainOrigin(segment)
+		}
 	} else {
 		route.Origin = r.subdomainOrigin(segment)
 	}
@@ -304,10 +361,15 @@ func (r *Resolver) Alternates(record store.TunnelRecord) []string {
 }
 
 func (r *Resolver) alternates(record store.TunnelRecord, segment ident.Segment) []string {
-	if r.suffix != "" {
+	if r.suffix != "" && r.pathFormOf(record) {
 		return []string{r.pathURL(record, segment)}
 	}
 	return []string{}
+}
+
+// pathFormOf says whether a tunnel is served in path form.
+func (r *Resolver) pathFormOf(record store.TunnelRecord) bool {
+	return r.pathForm || record.Protocol == api.ProtocolTCP
 }
 
 // Origin is the origin of the tunnel's main address: what a browser sends as Origin.

@@ -64,7 +64,7 @@ func resolver(t testing.TB, s tunnels.Store, public, wildcard string) *tunnels.R
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := tunnels.New(tunnels.Config{Store: s, Key: key, PublicURL: u, WildcardDomain: wildcard})
+	r, err := tunnels.New(tunnels.Config{Store: s, Key: key, PublicURL: u, WildcardDomain: wildcard, PathForm: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,9 +188,65 @@ func TestConfigurationFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tunnels.New(tunnels.Config{Store: newRecords(), PublicURL: u, WildcardDomain: c.wildcard}); err == nil {
+		if _, err := tunnels.New(tunnels.Config{Store: newRecords(), PublicURL: u, WildcardDomain: c.wildcard, PathForm: true}); err == nil {
 			t.Errorf("public URL %q with wildcard %q was taken", c.public, c.wildcard)
 		}
+	}
+	public := &url.URL{Scheme: "https", Host: "gw.example.com"}
+	if _, err := tunnels.New(tunnels.Config{Store: newRecords(), PublicURL: public}); err == nil {
+		t.Error("a relay without any form of address was taken")
+	}
+	for _, host := range []string{"GW.example.com:8443", "t.example.com", "console.t.example.com", "a b"} {
+		if _, err := tunnels.New(tunnels.Config{Store: newRecords(), PublicURL: public, WildcardDomain: "t.example.com", ConsoleURL: &url.URL{Scheme: "https", Host: host}}); err == nil {
+			t.Errorf("console URL with host %q was taken", host)
+		}
+	}
+}
+
+// Without the path form a web app has one address, and a right one in path form names
+// it; TCP, which shows no page, keeps both.
+func TestWithoutPathForm(t *testing.T) {
+	s := newRecords()
+	rec, tcp := record(), record()
+	tcp.Protocol = api.ProtocolTCP
+	s.tunnels[rec.Session], s.tunnels[tcp.Session] = rec, tcp
+	r, err := tunnels.New(tunnels.Config{
+		Store: s, Key: key, PublicURL: &url.URL{Scheme: "https", Host: "gw.example.com:8443"}, WildcardDomain: "t.example.com",
+		ConsoleURL: &url.URL{Scheme: "https", Host: "Console.example.com:443"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if alt := r.Alternates(rec); alt == nil || len(alt) != 0 {
+		t.Errorf("a web app has other addresses: %v", alt)
+	}
+	if alt := r.Alternates(tcp); len(alt) != 1 || !strings.HasPrefix(alt[0], "wss://gw.example.com:8443/tunnel/") {
+		t.Errorf("a TCP tunnel has the other addresses %v", alt)
+	}
+	for _, c := range []struct {
+		host  string
+		rec   store.TunnelRecord
+		moved string
+		err   error
+	}{
+		{"gw.example.com", rec, "https://" + string(key.Segment(rec.Session)) + ".t.example.com:8443", nil},
+		{"gw.example.com", tcp, "", nil},
+		{"console.example.com", rec, "", tunnels.ErrNotTunnel},
+		{"CONSOLE.example.com.:8443", tcp, "", tunnels.ErrNotTunnel},
+	} {
+		route, err := r.Resolve(t.Context(), c.host, "/tunnel/"+string(key.Segment(c.rec.Session))+"/x")
+		if !errors.Is(err, c.err) || err == nil && (route.Moved != c.moved || route.Rest != "/x") {
+			t.Errorf("%s: %+v %v", c.host, route, err)
+		}
+		if _, err := r.BySegment(t.Context(), c.host, key.Segment(c.rec.Session), "/x"); !errors.Is(err, tunnels.ErrNotTunnel) {
+			t.Errorf("%s: an absolute path leads to a tunnel: %v", c.host, err)
+		}
+	}
+	if r.ConsoleOrigin() != "https://console.example.com" || r.PublicOrigin() != "https://gw.example.com:8443" {
+		t.Errorf("the origins are %s and %s", r.ConsoleOrigin(), r.PublicOrigin())
+	}
+	if got := resolver(t, s, "https://gw.example.com", "").ConsoleOrigin(); got != "https://gw.example.com" {
+		t.Errorf("without a console URL its origin is %s", got)
 	}
 }
 

@@ -68,6 +68,11 @@ const (
 	Terminal  Kind = 4 // every byte counts
 )
 
+// String names a kind, in records.
+func (k Kind) String() string {
+	return [...]string{HTTP: "http", WebSocket: "websocket", TCP: "tcp", Terminal: "terminal"}[k]
+}
+
 // Party is one remote party: what makes two connections one viewer.
 type Party struct {
 	Remote    netip.Addr
@@ -85,6 +90,9 @@ type Config struct {
 	Tunnels func() iter.Seq[store.TunnelRecord]
 	// CloseIdle closes one tunnel that nobody used for its idle timeout.
 	CloseIdle func(ctx context.Context, record store.TunnelRecord, reason string) error
+	// Viewed is called when a party becomes a viewer of a tunnel: at its first use, or
+	// one after it was forgotten. The use waits for it, so it must not wait itself.
+	Viewed func(View)
 	// Presence is how long after its last sign a party still is a viewer "now";
 	// browsers are between two requests most of the time.
 	Presence time.Duration
@@ -94,6 +102,14 @@ type Config struct {
 	Block time.Duration
 	// Every is the interval of Run.
 	Every time.Duration
+}
+
+// View is a use by which a party became a viewer.
+type View struct {
+	Session ident.SessionID
+	Viewer  ident.ViewerID
+	Party   Party
+	Kind    Kind
 }
 
 // Meter counts. It is safe for concurrent use; counting takes no lock.
@@ -235,7 +251,8 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 		return nil, end.cause
 	}
 	v := s.viewers[party]
-	if v == nil {
+	first := v == nil
+	if first {
 		if len(s.viewers) >= maxViewers {
 			s.forgetOne()
 		}
@@ -252,6 +269,9 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 	v.uses++
 	s.uses[u] = struct{}{}
 	s.mu.Unlock()
+	if first && m.config.Viewed != nil {
+		m.config.Viewed(View{id, v.id, party, kind})
+	}
 	s.touch(v)
 	if kind == HTTP {
 		u.waiting.Store(true)

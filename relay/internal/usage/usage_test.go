@@ -74,6 +74,43 @@ func TestViewersAndTotals(t *testing.T) {
 	})
 }
 
+// A party's first use is told, no other, until it was away for so long that it is
+// somebody new; who was only sent away is no viewer.
+func TestFirstViewsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []usage.View
+		m := usage.New(usage.Config{Viewed: func(v usage.View) { told = append(told, v) }})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx) }()
+		id := ident.NewSessionID()
+		ff, curl := party("10.0.0.1", "ff"), party("10.0.0.1", "curl")
+		for range 3 {
+			begin(t, m, id, ff, usage.HTTP).End()
+			begin(t, m, id, ff, usage.WebSocket).End()
+			begin(t, m, id, curl, usage.TCP).End()
+		}
+		m.KickParty(id, party("10.0.0.2", "ff"))
+		if _, err := m.Begin(ctx, id, party("10.0.0.2", "ff"), usage.HTTP); err == nil {
+			t.Error("who was sent away gets in")
+		}
+		viewers := m.Viewers(id)
+		if len(told) != 2 || told[0].Party != ff || told[0].Kind != usage.HTTP || told[0].Session != id || told[1].Party != curl || told[1].Kind.String() != "tcp" {
+			t.Errorf("told of %+v, want one view of each of two parties", told)
+		}
+		if len(viewers) != 2 || viewers[0].ViewerID != told[0].Viewer && viewers[1].ViewerID != told[0].Viewer {
+			t.Errorf("the viewer told of is in the list by its id: %+v, %+v", told, viewers)
+		}
+		time.Sleep(usage.DefaultLinger + time.Minute)
+		begin(t, m, id, ff, usage.HTTP).End()
+		if len(told) != 3 || told[2].Viewer == told[0].Viewer {
+			t.Errorf("who comes back after long is told again, as a new viewer: %+v", told)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestWhatCountsAsUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := usage.New(usage.Config{})

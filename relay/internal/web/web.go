@@ -33,6 +33,8 @@ const Path = "/_adit/ui/"
 type Assets struct {
 	files  map[string]file
 	policy string
+	origin string                 // of the pages
+	here   func(host string) bool // nil: pages are on every host
 }
 
 type file struct {
@@ -41,7 +43,7 @@ type file struct {
 	tag          string
 }
 
-// New reads the embedded files for a relay with a public URL.
+// New reads the embedded files for a relay whose pages are at a URL.
 func New(public *url.URL) (*Assets, error) {
 	sub, err := fs.Sub(built, "dist")
 	if err != nil {
@@ -55,7 +57,7 @@ func Read(dir fs.FS, public *url.URL) (*Assets, error) {
 	if public == nil || public.Host == "" {
 		return nil, errors.New("web: a public URL is needed")
 	}
-	a := &Assets{files: map[string]file{}, policy: policy(public)}
+	a := &Assets{files: map[string]file{}, policy: policy(public), origin: public.Scheme + "://" + public.Host}
 	entries, err := fs.ReadDir(dir, ".")
 	if err != nil {
 		return nil, fmt.Errorf("read web assets: %w", err)
@@ -119,6 +121,14 @@ func (a *Assets) Built() bool {
 	return false
 }
 
+// Alone returns the assets for a relay whose pages have a host to themselves, which
+// here knows: on every other host a page's address leads there.
+func (a *Assets) Alone(here func(host string) bool) *Assets {
+	alone := *a
+	alone.here = here
+	return &alone
+}
+
 // Page serves one page by name ("terminal"), always the same bytes.
 func (a *Assets) Page(name string) http.Handler {
 	f, ok := a.files[name+".html"]
@@ -127,6 +137,13 @@ func (a *Assets) Page(name string) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.secure(w.Header())
+		if a.here != nil && !a.here(r.Host) {
+			// The path is that of one of our pages, and so begins with a single slash:
+			// where it leads is the configuration's choice alone.
+			w.Header().Set("Cache-Control", "no-store")
+			http.Redirect(w, r, a.origin+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+			return
+		}
 		w.Header().Set("Cache-Control", "no-cache") // ask each time: names in it change with a build
 		if !ok {
 			w.Header().Set("Cache-Control", "no-store")

@@ -98,3 +98,24 @@ func TestWithoutAssetsThePageSaysSo(t *testing.T) {
 		t.Errorf("the page says what is missing and how to mend it: %d %s", w.Code, w.Body)
 	}
 }
+
+// Where the pages have a host to themselves, each address of theirs leads there, and
+// nowhere else.
+func TestPagesAloneOnTheirHost(t *testing.T) {
+	a := read(t, fstest.MapFS{"console.html": {Data: []byte("<page>")}, "x.js": {Data: []byte("script")}}).
+		Alone(func(host string) bool { return host == public.Host })
+	for target, want := range map[string]string{
+		"https://" + public.Host + "/console":   "",
+		"http://gateway.example.com/console":    "https://relay.example.com:8443/console",
+		"http://evil.example/console?a=%2Fb&c":  "https://relay.example.com:8443/console?a=%2Fb&c",
+		"http://gateway.example.com/a%2f..//b/": "https://relay.example.com:8443/a%2f..//b/",
+	} {
+		got := ask(a.Page("console"), target)
+		if got.Header().Get("Location") != want || want == "" != (got.Code == 200) || want != "" && (got.Code != http.StatusTemporaryRedirect || got.Header().Get("Cache-Control") != "no-store") {
+			t.Errorf("%s: %d to %q, want %q", target, got.Code, got.Header().Get("Location"), want)
+		}
+	}
+	if got := ask(a.Files(), "http://gateway.example.com"+web.Path+"x.js"); got.Code != 200 {
+		t.Errorf("a file: %d", got.Code)
+	}
+}
