@@ -199,6 +199,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		return nil, fmt.Errorf("start link: %w", err)
 	}
 	l.session = session
+	cfg.Budget.join(l.mux)
 	l.pulse = startPulse(l, client)
 	l.mux.whenClosed(func() { l.spawn(l.finish) })
 	return l, nil
