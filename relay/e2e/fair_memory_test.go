@@ -205,7 +205,7 @@ func linksLost(t *testing.T, r *world.Relay) float64 {
 // its users do not take. The other one must not notice.
 func TestOneTenantCannotStarveAnother(t *testing.T) {
 	w := world.New(t)
-	budget, connections := 128, 150
+	budget, connections := 256, 150
 	if long() {
 		budget, connections = 1024, 200 // the default
 	}

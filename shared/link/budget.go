@@ -52,8 +52,8 @@ type Relief struct {
 	Owner   Owner
 	Streams int
 	Bytes   int64
-	// Full says that the memory was used up. Otherwise it was short, and nothing was
-	// taken from these streams for some seconds.
+	// Full says that the memory was used up and the heaviest streams had to go. Otherwise
+	// it was short, and nothing was taken from these for some seconds.
 	Full bool
 }
 
@@ -190,7 +190,6 @@ func (b *Budget) relieve() {
 		return
 	}
 	s := b.look()
-	full := b.full(s.used)
 	s.give(b.limit/4*3, func(h *holding) bool { return h.stuck })
 	if b.full(s.used) {
 		s.give(b.limit/8*7, func(*holding) bool { return true })
@@ -201,7 +200,7 @@ func (b *Budget) relieve() {
 		b.mu.Unlock()
 	}
 	b.looked, b.again = now, s.used+b.limit/16
-	b.finish(s, full)
+	b.finish(s)
 }
 
 // survey is what all streams hold, and what their owners do in all.
@@ -295,7 +294,7 @@ func (s *survey) tunnel(queues map[*account][]*holding) (heaviest *account) {
 }
 
 // finish gives up the streams that were chosen, and tells of it.
-func (b *Budget) finish(s *survey, full bool) {
+func (b *Budget) finish(s *survey) {
 	told := map[*account]*Relief{}
 	for _, h := range s.streams {
 		if !h.given {
@@ -311,9 +310,10 @@ func (b *Budget) finish(s *survey, full bool) {
 		}
 		r := told[h.owner]
 		if r == nil {
-			r = &Relief{Owner: h.owner.owner, Full: full}
+			r = &Relief{Owner: h.owner.owner}
 			told[h.owner] = r
 		}
+		r.Full = r.Full || !h.stuck
 		r.Streams++
 		r.Bytes += h.held
 	}

@@ -81,6 +81,8 @@ func (u *upgraded) endBecause(cause error, draining bool) {
 		u.end(closePolicy, "disconnected by the tunnel's owner")
 	case errors.Is(cause, usage.ErrRevoked):
 		u.end(closeGoingAway, "the link is over")
+	case errors.Is(cause, link.ErrMemory):
+		u.end(closeTryAgainLater, "the relay is short of memory and much waited here to be taken; connect again")
 	case draining:
 		u.end(closeServiceRestart, restarting)
 	default:
