@@ -20,8 +20,9 @@ func (r *Relay) boundMemory(ctx context.Context) error {
 		defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 		tick := time.NewTicker(memoryEvery)
 		defer tick.Stop()
-		for ctx.Err() == nil {
-			debug.SetMemoryLimit(memoryLimit(int64(r.cfg.Limits.MemoryBytes), inUse()-r.p.budget.Used()))
+		for rest := int64(0); ctx.Err() == nil; {
+			rest = restOf(rest, inUse()-r.p.budget.Used())
+			debug.SetMemoryLimit(memoryLimit(int64(r.cfg.Limits.MemoryBytes), rest))
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -33,9 +34,19 @@ func (r *Relay) boundMemory(ctx context.Context) error {
 }
 
 // memoryLimit leaves what else is in use the room to double: a relay with many agents
-// must not collect all the time.
+// must not collect all the time. At seven eighths the budget gives streams up.
 func memoryLimit(budget, rest int64) int64 {
-	return max(budget/8*9, budget+2*rest)
+	return max(budget/8*9, budget/8*7+2*rest)
+}
+
+// leastRest is what a relay without agents needs.
+const leastRest = 32 << 20
+
+// restOf is what else is believed to be in use, when it seemed to be before and seems
+// to be now. What looks like a sudden growth are buffers that nobody needs any more and
+// that no collection has found yet.
+func restOf(before, now int64) int64 {
+	return max(min(now, before+before/8), leastRest)
 }
 
 // inUse is what the last collection found in use.

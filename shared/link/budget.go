@@ -83,10 +83,11 @@ func (b *Budget) Used() int64 { return b.used.Load() }
 
 // short says whether so much in use leaves little: from here on streams from which
 // nothing is taken may be given up.
-func (b *Budget) short(used int64) bool { return used > b.limit/4*3 }
+func (b *Budget) short(used int64) bool { return used > b.limit/8*5 }
 
-// full says whether it leaves nothing. Data is on its way while room is made.
-func (b *Budget) full(used int64) bool { return used > b.limit/16*15 }
+// full says whether it leaves nothing: data goes on coming while room is made, and
+// buffers are larger than what is in them.
+func (b *Budget) full(used int64) bool { return used > b.limit/8*7 }
 
 // account is what the streams of one owner are promised beyond their first windows.
 type account struct {
@@ -190,9 +191,9 @@ func (b *Budget) relieve() {
 		return
 	}
 	s := b.look()
-	s.give(b.limit/4*3, func(h *holding) bool { return h.stuck })
+	s.give(b.limit/8*5, func(h *holding) bool { return h.stuck })
 	if b.full(s.used) {
-		s.give(b.limit/8*7, func(*holding) bool { return true })
+		s.give(b.limit/4*3, func(*holding) bool { return true })
 	}
 	if t := s.tenant(); t != nil && b.full(s.used) {
 		b.mu.Lock()
