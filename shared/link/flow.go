@@ -174,10 +174,11 @@ func (f *flow) endWrites() {
 }
 
 // close frees blocked calls.
-func (f *flow) close() {
+func (f *flow) close(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
+	f.idle(b)
 	f.wake()
 }
 
@@ -340,7 +341,7 @@ func (f *flow) holds(now time.Duration) holding {
 	return holding{flow: f, owner: f.owner, held: f.unread.Load() + f.hand + f.out, stuck: now-f.still >= stuck}
 }
 
-// idle says that nobody reads for now.
+// idle says that nobody reads for now. The lock is held.
 func (f *flow) idle(b *Budget) {
 	if !f.settled {
 		b.used.Add(-f.hand)

@@ -147,7 +147,7 @@ func (s *Stream) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	s.flow.close()
+	s.flow.close(s.link.mux.budget)
 	if !s.link.spawn(s.depart) {
 		s.forget()
 	}
