@@ -87,12 +87,12 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 // relieved notes that streams were given up for their memory. It is rare, and whoever
 // looks after the relay wants to know whose they were.
 func (h *Hub) relieved(r link.Relief) {
-	reason, text := "stuck", "memory is short: ended connections from which nothing was taken"
+	reason := "stuck"
 	if r.Full {
-		reason, text = "full", "memory is full: ended the heaviest connections of the heaviest team"
+		reason = "full"
 	}
 	h.metrics.givenUp.WithLabelValues(reason).Add(float64(r.Streams))
-	h.log.Warn(text, "team", r.Owner.Tenant, "agent", r.Owner.Agent, "session_id", r.Owner.Tunnel, "connections", r.Streams, "bytes", r.Bytes)
+	h.log.Warn("memory is short: ended connections from which too little was taken", "reason", reason, "team", r.Owner.Tenant, "agent", r.Owner.Agent, "session_id", r.Owner.Tunnel, "connections", r.Streams, "bytes", r.Bytes)
 }
 
 // hooks measure what links do with frames.
