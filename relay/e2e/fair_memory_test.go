@@ -395,16 +395,13 @@ func givenUp(t *testing.T, r *world.Relay) float64 {
 
 // unnoticed has the other tenant use the relay and says what it saw and what the relay
 // needed.
-func (b *bystander) unnoticed(t *testing.T, downloads int, calm time.Duration, relays ...*world.Relay) {
+func (b *bystander) unnoticed(t *testing.T, downloads int, calm time.Duration, relays ...*world.Relay) (p99 time.Duration) {
 	t.Helper()
 	b.use(t.Context(), downloads)
 	text, p99, whole, faults := b.take()
 	t.Logf("in the flood: %s, %.1f times what it was", text, float64(p99)/float64(calm))
 	if len(faults) > 0 || whole != downloads {
 		t.Errorf("the other tenant noticed: %d of %d downloads are whole, %d faults, such as %s", whole, downloads, len(faults), strings.Join(faults[:min(1, len(faults))], ""))
-	}
-	if long() && p99 > 3*calm+50*time.Millisecond {
-		t.Errorf("the other tenant's p99 is %s, more than three times the %s of before", p99, calm)
 	}
 	for _, r := range relays {
 		t.Logf("%s: %.0f MiB wait, %.0f connections given up, links lost: %.0f, memory %d MiB, at most %d", r.Name,
@@ -413,6 +410,7 @@ func (b *bystander) unnoticed(t *testing.T, downloads int, calm time.Duration, r
 			t.Errorf("%s lost %.0f links", r.Name, n)
 		}
 	}
+	return p99
 }
 
 // bounded checks the promise on the process's memory. A quarter of a small budget is
@@ -469,14 +467,20 @@ func TestOneTenantCannotStarveAnother(t *testing.T) {
 		b.use(t.Context(), 3)
 		b.take()
 	}
-	b.unnoticed(t, 10, calm, b.r)
+	p99 := b.unnoticed(t, 10, calm, b.r)
 	bounded(t, b.r, budget, base)
+	if limit := 3*calm + 50*time.Millisecond; long() && p99 > limit {
+		t.Errorf("the other tenant's p99 is %s, more than %s: three times what it was, and what this machine may do", p99, limit)
+	}
 }
 
 // TestTheHeaviestPaysForMemory has more take nothing than there is room for: users of
 // every protocol, on two agents and eight tunnels, and an app to which others send.
 func TestTheHeaviestPaysForMemory(t *testing.T) {
-	const budget, each = 192, 44
+	budget, each := 192, 44
+	if long() {
+		budget, each = 384, 64
+	}
 	b, h, calm, base := twoTenants(t, budget)
 	r := b.r
 	endlessPort, talkerPort, deafPort := hostileApp(t, endless), hostileApp(t, talker), deafApp(t)
@@ -497,7 +501,7 @@ func TestTheHeaviestPaysForMemory(t *testing.T) {
 	h.close()
 	// But for the uploads: the app still has their connections, and takes nothing.
 	r.W.Eventually(time.Minute, "what waited is gone when its users are", func() bool {
-		return gauge(t, r.Metrics, "adit_relay_link_unread_bytes") < 2*each*256<<10+2<<20
+		return gauge(t, r.Metrics, "adit_relay_link_unread_bytes") < float64(2*each*256<<10+2<<20)
 	})
 	t.Logf("after: memory %d MiB", rss(t, r.Process))
 }
