@@ -42,7 +42,7 @@ type flow struct {
 	promised int64         // of the Budget, for what the window has beyond the first one
 	granted  time.Duration // when the peer was last told to send more
 	owner    *account      // nil: nobody's
-	moves    uint64        // how often something was taken, either way
+	moves    uint64        // how often a reader came for more, or something could be sent
 	seen     uint64        // of moves, by who looks for streams that are stuck
 	still    time.Duration // when moves last was found changed; 0: not looked at
 	closed   bool          // given up on this side

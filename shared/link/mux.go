@@ -398,8 +398,8 @@ func (m *mux) postLocked(h header) {
 	}
 }
 
-// join adds a frame to those that somebody is about to flush.
-func (m *mux) join(h header) {
+// enqueue adds a frame to those that somebody is about to flush.
+func (m *mux) enqueue(h header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err == nil {

@@ -101,7 +101,7 @@ func (l *Link) openNow(o Owner, hello []byte) (*Stream, error) {
 	s := l.newStream(ys, true)
 	s.Bill(o)
 	if more := s.flow.start(l.mux); more > 0 {
-		l.mux.join(makeHeader(typeWindow, 0, ys.StreamID(), uint32(more)))
+		l.mux.enqueue(makeHeader(typeWindow, 0, ys.StreamID(), uint32(more)))
 	}
 	if hello == nil {
 		l.mux.nudge(false)
