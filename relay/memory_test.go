@@ -1,6 +1,12 @@
 package relay
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
 
 // The process stays within a quarter over the budget, and one that needs much for all
 // else is not made to collect all the time.

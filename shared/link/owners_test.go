@@ -35,7 +35,7 @@ func TestPromisesAddUpAndAreShared(t *testing.T) {
 			},
 			"grow": func(t *rapid.T) {
 				if len(flows) == 0 {
-					t.Skip()
+					t.Skip("there is no stream")
 				}
 				f := rapid.SampledFrom(flows).Draw(t, "stream")
 				least := rapid.Int64Range(0, f.promised).Draw(t, "on its way")
@@ -51,7 +51,7 @@ func TestPromisesAddUpAndAreShared(t *testing.T) {
 			},
 			"close": func(t *rapid.T) {
 				if len(flows) == 0 {
-					t.Skip()
+					t.Skip("there is no stream")
 				}
 				i := rapid.IntRange(0, len(flows)-1).Draw(t, "stream")
 				f := flows[i]
