@@ -144,6 +144,9 @@ func New(conf Config, opts Options) (*Agent, error) {
 		Dial:    func(ctx context.Context, port uint16) (net.Conn, error) { return dialPort(ctx, port) },
 	})
 	unread := link.NewBudget(unreadBudget)
+	unread.Relieved = func(r link.Relief) {
+		log.Warn("ended connections whose app takes nothing, since memory is short", "session_id", r.Owner.Tunnel, "connections", r.Streams, "bytes", r.Bytes)
+	}
 	hooks := linkHooks(reg, unread)
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, ExtraLinks: conf.ExtraLinks, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,

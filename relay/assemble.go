@@ -44,6 +44,7 @@ type parts struct {
 	enrol    *enrol.Enrolment
 	meter    *usage.Meter
 	gate     *gate.Gate
+	budget   *link.Budget // of memory for data that waits
 	hub      *hub.Hub
 	peers    *peers.Peers // nil: this relay is alone
 	links    *namedlinks.Links
@@ -119,10 +120,11 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	p.budget = link.NewBudget(int64(l.MemoryBytes))
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
 		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
-		Budget: link.NewBudget(int64(l.MemoryBytes)), MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
+		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})
 	if err != nil {

@@ -77,7 +77,7 @@ func (r *Relay) pool(p *parts, reg *prometheus.Registry) (err error) {
 	p.peers, err = peers.New(peers.Config{
 		Relay: r.id(), Listen: c.Listen, TLS: peers.Files{CA: c.TLS.CAFile, Cert: c.TLS.CertFile, Key: c.TLS.KeyFile},
 		Pool: p.store, Subscribe: func(n int) peers.Changes { return p.store.Subscribe(n) },
-		Open: p.openHere, Leaving: func() { p.edge.Yield(); p.terminal.Yield() }, Answers: p.answers(), Logger: r.log.With("part", "peers"), Registerer: reg,
+		Open: p.openHere, Budget: p.budget, Leaving: func() { p.edge.Yield(); p.terminal.Yield() }, Answers: p.answers(), Logger: r.log.With("part", "peers"), Registerer: reg,
 	})
 	return err
 }

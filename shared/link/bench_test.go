@@ -85,15 +85,23 @@ func transports(b *testing.B) map[string]func(b *testing.B, accept func(io.ReadW
 						if err != nil {
 							return
 						}
+						s.Bill(somebody)
 						wg.Go(func() { accept(s) })
 					}
 				})
-				return func() (io.ReadWriteCloser, error) { return from.Open(b.Context()) },
+				return func() (io.ReadWriteCloser, error) { return billed(from.Open(b.Context())) },
 					func() { _ = client.Close(errTest); _ = server.Close(errTest); wg.Wait() }
 			}
 		}
 	}
 	return m
+}
+
+func billed(s *link.Stream, err error) (io.ReadWriteCloser, error) {
+	if err == nil {
+		s.Bill(somebody)
+	}
+	return s, err
 }
 
 func BenchmarkBulk(b *testing.B) {
@@ -226,7 +234,7 @@ func BenchmarkOpenHello(b *testing.B) {
 			h := hello()
 			b.ReportAllocs()
 			for b.Loop() {
-				s, err := link.OpenHello(b.Context(), server, h)
+				s, err := link.OpenFor(b.Context(), server, somebody, h)
 				if err != nil {
 					b.Fatal(err)
 				}

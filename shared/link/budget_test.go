@@ -7,42 +7,177 @@ import (
 	"testing"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
-// Readers that do not read cost no more than the budget, and the one that costs
-// most goes first.
-func TestBudgetGivesUpTheSlowestReader(t *testing.T) {
-	budget := link.NewBudget(384 << 10)
-	client, server := tcpPair(t, link.Config{Budget: budget, Window: 256 << 10})
-	stuck, farStuck := streams(t, client, server)
-	near, far := streams(t, client, server)
-	alive, farAlive := streams(t, client, server)
+// receiving returns a pair of links of which only the server's end is in the budget.
+func receiving(t *testing.T, b *link.Budget) (client, server *link.Link) {
+	t.Helper()
+	c, s := testkit.TCP(t)
+	client, err := link.NewClient(c, link.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if server, err = link.NewServer(s, link.Config{Budget: b}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close(errTest); _ = server.Close(errTest) })
+	return client, server
+}
+
+// billed opens a stream whose near end is an owner's.
+func streamOf(t *testing.T, o link.Owner, client, server *link.Link) (near, far *link.Stream) {
+	t.Helper()
+	near, err := server.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if far, err = client.Accept(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	near.Bill(o)
+	return near, far
+}
+
+// A tenant whose users take nothing pays for it when memory is used up: with its own
+// streams, on whichever link they are and whoever receives. Others keep all of theirs,
+// and so does the link itself.
+func TestTheHeaviestPays(t *testing.T) {
+	budget := link.NewBudget(8 << 20)
+	var mu sync.Mutex
+	relieved := map[link.Owner]int{}
+	budget.Relieved = func(r link.Relief) {
+		mu.Lock()
+		defer mu.Unlock()
+		relieved[r.Owner] += r.Streams
+	}
+	hostile := link.Owner{Tenant: "hostile", Agent: "gpu", Tunnel: "endless"}
+	calm := link.Owner{Tenant: "hostile", Agent: "gpu", Tunnel: "calm"}
+	other := link.Owner{Tenant: "other", Agent: "gpu", Tunnel: "theirs"}
+	clientA, serverA := receiving(t, budget)
+	clientB, serverB := receiving(t, budget)
 	var wg sync.WaitGroup
-	wg.Go(func() { // a window that nobody reads
-		_, err := farStuck.Write(make([]byte, 8<<20))
-		if !errors.Is(err, link.ErrReset) {
-			t.Errorf("writing to a reader that was given up gives %v; want link.ErrReset", err)
+	fill := func(far *link.Stream, n int) {
+		wg.Go(func() { _, _ = far.Write(make([]byte, n)) })
+	}
+	var kept []*link.Stream
+	keep := func(o link.Owner, client, server *link.Link) {
+		near, far := streamOf(t, o, client, server)
+		kept = append(kept, near)
+		fill(far, 200<<10)
+	}
+	keep(link.Owner{}, clientA, serverA) // a control stream, beside the flood
+	keep(link.Owner{}, clientB, serverB)
+	keep(calm, clientA, serverA)
+	keep(other, clientB, serverB)
+	eventually(t, "they hold what they got", func() bool { return budget.Used() >= 800<<10 })
+	const streams = 40 // of 256 KiB at least: more than there is
+	told := make(chan error, streams)
+	given := 0
+	var stuck []*link.Stream
+	for range streams {
+		near, far := streamOf(t, hostile, clientA, serverA)
+		near.OnGivenUp(func(err error) { told <- err })
+		stuck = append(stuck, near)
+		fill(far, 1<<20)
+	}
+	for range streams/4 - 2 {
+		if err := <-told; !errors.Is(err, link.ErrMemory) {
+			t.Errorf("a stream was given up for %v; want link.ErrMemory", err)
 		}
-	})
-	eventually(t, "one window is full", func() bool { return budget.Used() >= 256<<10 })
-	wg.Go(func() { _, _ = far.Write(make([]byte, 200<<10)); _ = far.CloseWrite() })
-	eventually(t, "the slowest reader was given up", func() bool {
-		_, err := stuck.Write([]byte("x"))
-		return errors.Is(err, link.ErrMemory)
-	})
-	if _, err := stuck.Read(make([]byte, 1)); !errors.Is(err, link.ErrMemory) {
-		t.Errorf("reading the stream that was given up gives %v; want link.ErrMemory", err)
+	}
+	if n := budget.Used(); n > 8<<20 {
+		t.Errorf("%d bytes wait, more than the budget", n)
+	}
+	// The other tenant receives now, and is the one that finds the memory full.
+	near, far := streamOf(t, other, clientB, serverB)
+	wg.Go(func() { _, _ = far.Write(make([]byte, 32<<20)); _ = far.CloseWrite() })
+	if b, err := io.ReadAll(near); err != nil || len(b) != 32<<20 {
+		t.Errorf("the other tenant got %d bytes of its download, %v", len(b), err)
+	}
+	for i, s := range kept {
+		if _, err := io.ReadFull(s, make([]byte, 200<<10)); err != nil {
+			t.Errorf("stream %d, which held less than anybody may, got %v", i, err)
+		}
+	}
+	for _, s := range stuck {
+		if _, err := s.Write([]byte("x")); errors.Is(err, link.ErrMemory) {
+			given++
+		}
+	}
+	t.Logf("%d of %d streams were given up, %d KiB wait", given, streams, budget.Used()>>10)
+	mu.Lock()
+	if len(relieved) != 1 || relieved[hostile] != given {
+		t.Errorf("given up: %v, %d in all; want those of %v only", relieved, given, hostile)
+	}
+	mu.Unlock()
+	for _, l := range []*link.Link{clientA, serverA, clientB, serverB} {
+		if err := l.Err(); err != nil {
+			t.Errorf("a link ended: %v", err)
+		}
+		_ = l.Close(errTest)
 	}
 	wg.Wait()
-	if b, err := io.ReadAll(near); err != nil || len(b) != 200<<10 {
-		t.Errorf("the other slow reader got %d bytes, %v", len(b), err)
+	if n := budget.Used(); n != 0 {
+		t.Errorf("%d bytes of dead links count", n)
 	}
-	mustWrite(t, farAlive, "fine")
-	mustRead(t, alive, "fine")
-	for _, s := range []*link.Stream{stuck, near, alive, far, farStuck, farAlive} {
-		_ = s.Close()
+}
+
+// What readers and writers have in hand counts too: a user who takes nothing holds
+// the buffer that is being written to it.
+func TestBuffersInHandCount(t *testing.T) {
+	budget := link.NewBudget(64 << 20)
+	client, server := receiving(t, budget)
+	near, far := streamOf(t, somebody, client, server)
+	mustWrite(t, far, "unread")
+	eventually(t, "unread data counts", func() bool { return budget.Used() == 6 })
+	if n, err := near.Read(make([]byte, 64<<10)); n != 6 || err != nil {
+		t.Fatalf("read %d bytes, %v", n, err)
 	}
-	eventually(t, "nothing is counted any more", func() bool { return budget.Used() == 0 })
+	if n := budget.Used(); n != 64<<10 {
+		t.Errorf("%d bytes count while the reader has its buffer in hand; want 64 KiB", n)
+	}
+	near.Watch(func() {})
+	if n := budget.Used(); n != 0 {
+		t.Errorf("%d bytes count when nobody reads any more", n)
+	}
+	near.Unwatch()
+	done := make(chan error, 1)
+	go func() { _, err := near.Write(make([]byte, 32<<20)); done <- err }()
+	eventually(t, "a buffer that waits to be sent counts, and no more than is at hand", func() bool { return budget.Used() == 256<<10 })
+	_ = near.Reset()
+	<-done
+	eventually(t, "nothing counts at the end", func() bool { return budget.Used() == 0 })
+}
+
+// A tenant that holds all of the memory in streams too small to be given up opens no
+// more.
+func TestATenantThatHoldsAllOpensNoMore(t *testing.T) {
+	budget := link.NewBudget(1 << 20)
+	client, server := receiving(t, budget)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var refused error
+	for i := range 64 {
+		near, err := link.OpenFor(t.Context(), server, somebody, hello())
+		if err != nil {
+			refused = err
+			break
+		}
+		far, err := client.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, far, string(make([]byte, 200<<10)))
+		eventually(t, "it has arrived", func() bool { return budget.Used() >= int64(i+1)*200<<10 })
+		_ = near
+	}
+	if !errors.Is(refused, link.ErrMemory) {
+		t.Errorf("one stream more gives %v; want link.ErrMemory", refused)
+	}
+	if _, err := link.OpenFor(t.Context(), server, link.Owner{Tenant: "another"}, hello()); err != nil {
+		t.Errorf("another tenant opens a stream: %v", err)
+	}
 }
 
 func TestBudgetForgetsADeadLink(t *testing.T) {

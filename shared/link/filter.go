@@ -128,8 +128,8 @@ func (m *mux) receive(f *flow, n int) error {
 			return err
 		}
 	}
-	if keep && m.budget.used.Add(int64(n)) > m.budget.limit {
-		m.relieve()
+	if keep {
+		m.budget.waits(int64(n))
 	}
 	for n > 0 {
 		var space []byte
@@ -188,7 +188,7 @@ func (m *mux) track(id uint32) *flow {
 	defer m.smu.Unlock()
 	f := m.flows[id]
 	if f == nil {
-		f = newFlow(id)
+		f = newFlow(id, m.now())
 		f.dead = m.over
 		m.flows[id] = f
 	}

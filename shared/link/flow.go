@@ -34,18 +34,27 @@ type flow struct {
 	readBy   deadline
 	writeBy  deadline
 	queue    queue
-	room     int64     // bytes the peer may send
-	credit   int64     // bytes that may be sent
-	closed   bool      // given up on this side
-	ended    bool      // nothing more is to be sent from this side
-	dead     bool      // the link is
-	settled  bool      // it counts no more in the budget, and takes nothing more
-	left     chan bool // of a stream that was closed here: see leave
-	spoken   func()    // called when the peer says something: see Stream.Watch
+	room     int64         // bytes the peer may send
+	credit   int64         // bytes that may be sent
+	hand     int64         // buffer of a reader that has not come back for more
+	out      int64         // buffer of a writer that waits for credit
+	window   int64         // what the peer may send and what is unread, together: see window.go
+	promised int64         // of the Budget, for what the window has beyond the first one
+	granted  time.Duration // when the peer was last told to send more
+	owner    *account      // nil: nobody's
+	moves    uint64        // how often a reader came for more, or something could be sent
+	seen     uint64        // of moves, by who looks for streams that are stuck
+	still    time.Duration // when moves last was found changed; 0: not looked at
+	closed   bool          // given up on this side
+	ended    bool          // nothing more is to be sent from this side
+	dead     bool          // the link is
+	settled  bool          // it counts no more in the budget, and takes nothing more
+	left     chan bool     // of a stream that was closed here: see leave
+	spoken   func()        // called when the peer says something: see Stream.Watch
 }
 
-func newFlow(id uint32) *flow {
-	f := &flow{id: id, gone: make(chan struct{}), room: yamuxWindow, credit: yamuxWindow}
+func newFlow(id uint32, now time.Duration) *flow {
+	f := &flow{id: id, gone: make(chan struct{}), room: yamuxWindow, credit: yamuxWindow, window: yamuxWindow, granted: now}
 	f.readable.L = &f.mu
 	f.writable.L = &f.mu
 	return f
@@ -61,7 +70,14 @@ var (
 // read waits for data. It returns what it has before any end.
 func (f *flow) read(m *mux, p []byte) (int, error) {
 	f.mu.Lock()
+	back := f.hand // the reader is done with what it had
+	f.hand = 0
+	f.moves++
 	for f.queue.empty() || f.closed {
+		if back > 0 {
+			m.budget.used.Add(-back)
+			back = 0
+		}
 		var err error
 		switch {
 		case f.closed:
@@ -84,8 +100,9 @@ func (f *flow) read(m *mux, p []byte) (int, error) {
 	f.unread.Add(-int64(n))
 	more := int64(0)
 	if !f.settled {
-		m.budget.used.Add(-int64(n))
-		more = f.grant(m.window.Load(), false)
+		f.hand = buffer(p)
+		m.budget.used.Add(f.hand - back - int64(n))
+		more = f.grant(m)
 	}
 	f.mu.Unlock()
 	if more > 0 {
@@ -94,10 +111,16 @@ func (f *flow) read(m *mux, p []byte) (int, error) {
 	return n, nil
 }
 
-// take waits for credit and returns how much of the bytes wanted may be sent.
-func (f *flow) take(wanted int) (int, error) {
+// buffer is how much memory a reader or writer holds for p: all that p is a part of,
+// as far as that can be seen.
+func buffer(p []byte) int64 { return min(int64(cap(p)), bigBuffer) }
+
+// take waits for credit and returns how much of p may be sent.
+func (f *flow) take(m *mux, p []byte) (int, error) {
+	wanted := min(len(p), int(m.frame.Load()))
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer f.sent(m)
 	for {
 		switch {
 		case f.closed:
@@ -111,10 +134,24 @@ func (f *flow) take(wanted int) (int, error) {
 		case f.credit > 0:
 			n := min(int64(wanted), f.credit)
 			f.credit -= n
+			f.moves++
 			return int(n), nil
+		case f.out == 0 && !f.settled:
+			f.out = buffer(p)
+			f.mu.Unlock()
+			m.budget.waits(f.out)
+			f.mu.Lock()
 		case !f.writeBy.wait(&f.writable):
 			return 0, os.ErrDeadlineExceeded
 		}
+	}
+}
+
+// sent says that the writer waits no more. The lock is held.
+func (f *flow) sent(m *mux) {
+	if f.out > 0 {
+		m.budget.used.Add(-f.out)
+		f.out = 0
 	}
 }
 
@@ -137,10 +174,11 @@ func (f *flow) endWrites() {
 }
 
 // close frees blocked calls.
-func (f *flow) close() {
+func (f *flow) close(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
+	f.idle(b)
 	f.wake()
 }
 
@@ -258,18 +296,6 @@ func (f *flow) speak() {
 	}
 }
 
-// grant says how much more the peer may send now, and notes it. A small part of a
-// window is not worth a frame, unless one is sent anyway; a large part would have
-// the peer wait for it. The lock is held.
-func (f *flow) grant(window int64, anyway bool) int64 {
-	n := window - f.room - f.unread.Load()
-	if n <= 0 || !anyway && n < max(window/4, leastWindow/2) {
-		return 0
-	}
-	f.room += n
-	return n
-}
-
 // settle takes the flow out of the budget.
 func (f *flow) settle(b *Budget) {
 	f.mu.Lock()
@@ -278,10 +304,49 @@ func (f *flow) settle(b *Budget) {
 }
 
 func (f *flow) settleLocked(b *Budget) {
-	if !f.settled {
-		f.settled = true
-		b.used.Add(-f.unread.Load())
+	if f.settled {
+		return
 	}
+	f.settled = true
+	b.used.Add(-f.unread.Load() - f.hand - f.out)
+	f.hand, f.out = 0, 0
+	if f.owner != nil {
+		f.promised = b.promise(f.owner, f.promised, 0, 0, 1)
+		b.leave(f.owner)
+		f.owner = nil
+	}
+}
+
+// bill has the flow count as the account's, which it enters.
+func (f *flow) bill(b *Budget, a *account) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.settled || f.owner != nil {
+		b.leave(a)
+		return
+	}
+	f.owner = a
+}
+
+// holds says what the flow has in the budget.
+func (f *flow) holds(now time.Duration) holding {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.settled {
+		return holding{}
+	}
+	if f.still == 0 || f.moves != f.seen {
+		f.still, f.seen = now, f.moves
+	}
+	return holding{flow: f, owner: f.owner, held: f.unread.Load() + f.hand + f.out, stuck: now-f.still >= stuck}
+}
+
+// idle says that nobody reads for now. The lock is held.
+func (f *flow) idle(b *Budget) {
+	if !f.settled {
+		b.used.Add(-f.hand)
+	}
+	f.hand = 0
 }
 
 // forget frees what is held for a reader; there will be none.

@@ -41,7 +41,8 @@ var (
 type Config struct {
 	// Window is how many bytes of one stream may be on their way or unread at most,
 	// per direction; it bounds a stream's throughput to Window per round trip, and
-	// its memory. Lines with short round trips get less, as much as they can use.
+	// its memory. Lines with short round trips get less, as much as they can use, and so do
+	// readers who take little, and whoever has much of the Budget already.
 	// Default 8 MiB, least 256 KiB.
 	Window uint32
 	// AcceptBacklog is how many streams may wait for Accept, and how many may wait for
@@ -54,8 +55,8 @@ type Config struct {
 	// MaxIncoming is how many streams the peer may have open here; those beyond are
 	// reset. Default MaxStreams.
 	MaxIncoming int
-	// Budget bounds the memory of received data that waits for readers; links may
-	// share one. Default: 256 MiB for this link alone.
+	// Budget bounds the memory of data that waits to be taken; links may share one.
+	// Default: 256 MiB for this link alone.
 	Budget *Budget
 	// KeepAlive is how long a peer may be silent before it is asked for a sign of life.
 	// Default 5 s.
@@ -199,6 +200,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		return nil, fmt.Errorf("start link: %w", err)
 	}
 	l.session = session
+	cfg.Budget.join(l.mux)
 	l.pulse = startPulse(l, client)
 	l.mux.whenClosed(func() { l.spawn(l.finish) })
 	return l, nil

@@ -119,8 +119,13 @@ func streams(t testing.TB, client, server *link.Link) (near, far *link.Stream) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	near.Bill(somebody)
+	far.Bill(somebody)
 	return near, far
 }
+
+// somebody is whose most streams of these tests are.
+var somebody = link.Owner{Tenant: "a tenant", Agent: "an agent", Tunnel: "a tunnel"}
 
 // stalled waits until a writer has filled its window: much was sent, and no more is.
 func stalled(t testing.TB, l *link.Link) {

@@ -159,17 +159,10 @@ func (m *mux) outgoing(h *header) bool {
 	case flags&(flagSYN|flagACK) == 0:
 		return true
 	}
-	f := m.flow(id)
 	if flags&flagSYN != 0 {
-		f = m.track(id)
+		m.track(id)
 	}
-	more := int64(0)
-	if f != nil {
-		f.mu.Lock()
-		more = f.grant(m.window.Load(), true)
-		f.mu.Unlock()
-	}
-	binary.BigEndian.PutUint32(h[8:], uint32(more))
+	binary.BigEndian.PutUint32(h[8:], 0) // yamux knows nothing of windows: see window.go
 	// Whoever opens or accepts a stream flushes when it has added what belongs
 	// to it, so that a hello travels with its SYN.
 	return false
@@ -402,6 +395,16 @@ func (m *mux) postLocked(h header) {
 		m.add(h[:])
 		m.frames++
 		m.kickLater()
+	}
+}
+
+// enqueue adds a frame to those that somebody is about to flush.
+func (m *mux) enqueue(h header) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.add(h[:])
+		m.frames++
 	}
 }
 

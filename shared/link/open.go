@@ -11,17 +11,23 @@ import (
 // Open opens a stream. The error wraps ErrClosed when the link is dead and
 // ErrTooManyStreams at the limit; ctx bounds the waiting, also where yamux would
 // wait without one.
-func (l *Link) Open(ctx context.Context) (*Stream, error) { return l.open(ctx, nil) }
+func (l *Link) Open(ctx context.Context) (*Stream, error) { return l.open(ctx, Owner{}, nil) }
 
 // OpenHello opens a stream with a hello, which is sent at once, together with the
 // stream's own first frame. The verdict is not waited for: the first Read takes it
 // from the stream, and returns it (as a wire.Verdict) when it is a refusal.
 func OpenHello(ctx context.Context, l *Link, h wire.Hello) (*Stream, error) {
+	return OpenFor(ctx, l, Owner{}, h)
+}
+
+// OpenFor is OpenHello for a stream that is billed to somebody from its begin. The
+// error wraps ErrMemory when the owner's tenant has used up the Budget.
+func OpenFor(ctx context.Context, l *Link, o Owner, h wire.Hello) (*Stream, error) {
 	b, err := wire.AppendHello(make([]byte, 0, 64+len(h.Payload)), h)
 	if err != nil {
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
-	return l.open(ctx, b)
+	return l.open(ctx, o, b)
 }
 
 type opened struct {
@@ -29,14 +35,17 @@ type opened struct {
 	err error
 }
 
-func (l *Link) open(ctx context.Context, hello []byte) (*Stream, error) {
+func (l *Link) open(ctx context.Context, o Owner, hello []byte) (*Stream, error) {
+	if o != (Owner{}) && !l.mux.budget.admits(o) {
+		return nil, fmt.Errorf("open stream: %w by the streams of its tenant", ErrMemory)
+	}
 	if l.out.Add(1) > int32(l.cfg.MaxStreams) {
 		l.out.Add(-1)
 		return nil, fmt.Errorf("open stream: %w", ErrTooManyStreams)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.OpenTimeout, errOpenTimeout)
 	defer cancel()
-	s, err := l.openSlot(ctx, hello)
+	s, err := l.openSlot(ctx, o, hello)
 	if err != nil {
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
@@ -45,7 +54,7 @@ func (l *Link) open(ctx context.Context, hello []byte) (*Stream, error) {
 
 // openSlot has yamux open the stream in a goroutine: yamux waits without a
 // context when the peer is slow to accept, or the socket to write.
-func (l *Link) openSlot(ctx context.Context, hello []byte) (*Stream, error) {
+func (l *Link) openSlot(ctx context.Context, o Owner, hello []byte) (*Stream, error) {
 	select {
 	case l.opening <- struct{}{}:
 	case <-l.done:
@@ -58,7 +67,7 @@ func (l *Link) openSlot(ctx context.Context, hello []byte) (*Stream, error) {
 	result := make(chan opened) // not buffered: who sends knows whether it was taken
 	work := func() {
 		defer func() { <-l.opening }()
-		s, err := l.openNow(hello)
+		s, err := l.openNow(o, hello)
 		select {
 		case result <- opened{s, err}:
 		case <-ctx.Done():
@@ -80,7 +89,7 @@ func (l *Link) openSlot(ctx context.Context, hello []byte) (*Stream, error) {
 	}
 }
 
-func (l *Link) openNow(hello []byte) (*Stream, error) {
+func (l *Link) openNow(o Owner, hello []byte) (*Stream, error) {
 	ys, err := l.session.OpenStream()
 	if err != nil {
 		l.out.Add(-1)
@@ -90,6 +99,10 @@ func (l *Link) openNow(hello []byte) (*Stream, error) {
 		return nil, err
 	}
 	s := l.newStream(ys, true)
+	s.Bill(o)
+	if more := s.flow.start(l.mux); more > 0 {
+		l.mux.enqueue(makeHeader(typeWindow, 0, ys.StreamID(), uint32(more)))
+	}
 	if hello == nil {
 		l.mux.nudge(false)
 		return s, nil

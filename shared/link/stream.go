@@ -36,6 +36,7 @@ type Stream struct {
 	aborted atomic.Bool
 	wrote   atomic.Bool // CloseWrite was called
 	cause   atomic.Pointer[error]
+	givenUp atomic.Pointer[func(error)] // to be called when the link gives the stream up
 
 	// Of a stream opened with a hello: the verdict is read before the first data.
 	waits   atomic.Bool // for the verdict
@@ -92,7 +93,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	defer s.flow.sending.Unlock()
 	total := 0
 	for len(p) > 0 {
-		n, err := s.flow.take(min(len(p), int(s.link.mux.frame.Load())))
+		n, err := s.flow.take(s.link.mux, p)
 		if err != nil {
 			return total, s.writeError(err)
 		}
@@ -146,7 +147,7 @@ func (s *Stream) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	s.flow.close()
+	s.flow.close(s.link.mux.budget)
 	if !s.link.spawn(s.depart) {
 		s.forget()
 	}
@@ -163,10 +164,35 @@ func (s *Stream) Reset() error {
 	return s.Close()
 }
 
+// Bill has what waits on the stream count as somebody's: see Budget. A stream that is
+// billed to nobody keeps its first window and is never given up.
+func (s *Stream) Bill(o Owner) {
+	if o != (Owner{}) {
+		s.flow.bill(s.link.mux.budget, s.link.mux.budget.enter(o))
+	}
+}
+
+// OnGivenUp has f called once, in a goroutine that the link's Close waits for, when the
+// link gives the stream up because of ErrMemory. Whoever copies from it may be blocked
+// elsewhere, and would not learn of it.
+func (s *Stream) OnGivenUp(f func(error)) {
+	s.givenUp.Store(&f)
+	if s.cause.Load() != nil {
+		s.tellGivenUp()
+	}
+}
+
+func (s *Stream) tellGivenUp() {
+	if f := s.givenUp.Swap(nil); f != nil {
+		s.link.spawn(func() { (*f)(s.closeCause()) })
+	}
+}
+
 // abort is Reset by the link itself, for a reason that the owner gets to see.
 func (s *Stream) abort(cause error) {
 	s.cause.CompareAndSwap(nil, &cause)
 	_ = s.Reset()
+	s.tellGivenUp()
 }
 
 func (s *Stream) closeCause() error {

@@ -226,15 +226,22 @@ func TestTrapOpenOnAStuckSocket(t *testing.T) {
 }
 
 // yamux: the window of 256 KiB gives 5 MB/s at 50 ms. Ours is more even where the line
-// has no delay; TestWindowFollowsTheRoundTrip has those that do.
+// has no delay, and from the begin; TestWindowFollowsTheRoundTrip has those that do.
 func TestTrapWindow(t *testing.T) {
 	client, server := tcpPair(t, link.Config{})
-	near, _ := streams(t, client, server)
+	near, err := link.OpenFor(t.Context(), server, somebody, hello())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := client.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var sent atomic.Int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
-			n, err := near.Write(make([]byte, 64<<10))
+			n, err := far.Write(make([]byte, 64<<10))
 			sent.Add(int64(n))
 			if err != nil {
 				return
@@ -242,7 +249,7 @@ func TestTrapWindow(t *testing.T) {
 		}
 	})
 	eventually(t, "512 KiB are on their way to a reader that does not read", func() bool { return sent.Load() >= 512<<10 })
-	_ = near.Close()
+	_ = near.Reset()
 	wg.Wait()
 }
 

@@ -8,6 +8,7 @@ func (s *Stream) Watch(f func()) {
 	w := s.flow
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.idle(s.link.mux.budget)
 	w.spoken = func() { s.link.spawn(f) }
 	if w.unread.Load() > 0 || w.settled || w.fin.Load() || w.rst.Load() {
 		w.speak()

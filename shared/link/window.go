@@ -2,10 +2,11 @@ package link
 
 import "time"
 
-// How much of a stream may be on its way or unread follows the line's round trip. A
-// window that is larger than the line can use does not make it faster; it fills socket
-// buffers, behind which small frames of other streams wait, and it moves data out of
-// the processor's caches before it is read.
+// How much of a stream may be on its way or unread follows the line's round trip, the
+// reader and the Budget. A window that is larger than the line can use does not make it
+// faster; it fills socket buffers, behind which small frames of other streams wait, and
+// it moves data out of the processor's caches before it is read. A window that is larger
+// than its reader can use is memory that a reader who stops would fill.
 
 const (
 	// yamuxWindow is what a stream's peer may send before any window update.
@@ -17,6 +18,16 @@ const (
 	// rttAging is by what part the least round trip grows with each measurement, so
 	// that a line whose way became longer is noticed.
 	rttAging = 16
+	// startWindow is what a stream of somebody's begins with where memory is plentiful,
+	// so that what is not large comes in one round trip.
+	startWindow = 1 << 20
+	// A reader that uses up a good part of its window within soon, or within a few round
+	// trips, could use more; one that needs longer than seldom does with less.
+	soon       = 5 * time.Millisecond
+	roundTrips = 4
+	seldom     = 2 * time.Second
+	// step is by how much a window grows or shrinks at once.
+	step = 4
 )
 
 // measured takes a round trip. Queues make them longer, so the least one counts.
@@ -30,4 +41,51 @@ func (m *mux) measured(rtt time.Duration) {
 	}
 	fits := int64(float64(lineRate) * m.leastRTT.Seconds())
 	m.window.Store(min(max(fits, leastWindow), m.maxWindow))
+}
+
+// start is the window that a flow begins with beyond what every stream has. It returns
+// what the peer is to be told.
+func (f *flow) start(m *mux) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.owner == nil {
+		return 0
+	}
+	f.promised = m.budget.promise(f.owner, 0, 0, min(m.window.Load(), startWindow)-yamuxWindow, sparing)
+	f.window += f.promised
+	f.room += f.promised
+	return f.promised
+}
+
+// grant says how much more the peer may send now, and notes it. A small part of a
+// window is not worth a frame; a large part would have the peer wait for it. The lock
+// is held.
+func (f *flow) grant(m *mux) int64 {
+	open := f.room + f.unread.Load()
+	if f.window-open < max(f.window/4, min(f.window/2, leastWindow/2)) {
+		return 0
+	}
+	if f.owner != nil {
+		f.resize(m, open)
+	}
+	n := max(f.window-open, 0)
+	f.room += n
+	return n
+}
+
+// resize gives the flow the window that its reader can use, or what there is of that.
+// As much as is open cannot be taken back. The lock is held.
+func (f *flow) resize(m *mux, open int64) {
+	now := m.now()
+	wanted := f.window
+	switch since := now - f.granted; {
+	case since < max(soon, roundTrips*time.Duration(m.rtt.Load())):
+		wanted *= step
+	case since > seldom:
+		wanted /= step
+	}
+	f.granted = now
+	wanted = min(wanted, m.window.Load())
+	f.promised = m.budget.promise(f.owner, f.promised, max(open-yamuxWindow, 0), max(wanted-yamuxWindow, 0), 1)
+	f.window = yamuxWindow + f.promised
 }

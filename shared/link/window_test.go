@@ -2,37 +2,64 @@ package link_test
 
 import (
 	"io"
+	"net"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
+	"github.com/adit-tunnel/adit/shared/testkit/wan"
 )
 
+// wanPair is a pair of links on a line with so much delay each way.
+func wanPair(t *testing.T, delay time.Duration) (client, server *link.Link) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	line := wan.Start(t, l.Addr().String(), wan.Options{Delay: delay})
+	a, err := net.Dial("tcp", line.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server = connPair(t, a, b, link.Config{})
+	eventually(t, "both ends know the round trip", func() bool { return client.RTT() > 0 && server.RTT() > 0 })
+	return client, server
+}
+
 // A stream's window follows the line: what cannot be used is not granted, and what a
-// long line needs is.
+// long line needs is, to a reader who takes what comes.
 func TestWindowFollowsTheRoundTrip(t *testing.T) {
 	for _, c := range []struct {
 		name        string
-		delay       time.Duration // of each write
+		delay       time.Duration
+		taken       int64
 		least, most uint64
 	}{
-		{"no delay", 0, 512 << 10, 4 << 20}, // less where the machine has time for it
-		{"10 ms each way", 10 * time.Millisecond, 8 << 20, 9 << 20},
+		{"no delay", 0, 16 << 20, 128 << 10, 4 << 20}, // less where the machine has time for it
+		{"20 ms each way", 20 * time.Millisecond, 16 << 20, 6 << 20, 9 << 20},
+		{"a reader who takes nothing", 20 * time.Millisecond, 0, 256 << 10, 300 << 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, b := testkit.TCP(t)
-			client, server := connPair(t, &slowConn{Conn: a, delay: c.delay}, &slowConn{Conn: b, delay: c.delay}, link.Config{})
-			eventually(t, "both ends know the round trip", func() bool { return client.RTT() > 0 && server.RTT() > 0 })
-			near, _ := streams(t, client, server)
+			client, server := wanPair(t, c.delay)
+			near, far := streams(t, client, server)
 			done := make(chan struct{})
-			go func() { // more than any window, and nobody reads
+			go func() { // more than any window
 				defer close(done)
-				_, _ = near.Write(make([]byte, 32<<20))
+				_, _ = near.Write(make([]byte, 64<<20))
 			}()
+			if _, err := io.CopyN(io.Discard, far, c.taken); err != nil {
+				t.Fatal(err)
+			}
 			stalled(t, server)
-			if n := server.Stats().BytesOut; n < c.least || n > c.most {
+			if n := server.Stats().BytesOut - uint64(c.taken); n < c.least || n > c.most {
 				t.Errorf("%d bytes are on their way or unread; want %d to %d", n, c.least, c.most)
 			}
 			_ = near.Close()

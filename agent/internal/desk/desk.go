@@ -240,6 +240,9 @@ func (d *Desk) serve(ctx context.Context, st *stream, s *link.Stream) {
 		outcome = d.refuse(s, h, wire.Verdict{Code: wire.CodeBadHello, Text: err.Error()})
 		return
 	}
+	// What waits for an app that takes nothing counts as its tunnel's, which pays for it.
+	s.Bill(link.Owner{Tenant: h.Kind.String(), Tunnel: string(h.Session)})
+	s.OnGivenUp(st.cancel)
 	kind = kindLabel(h.Kind)
 	if v := d.admit(st, h); v.Code != wire.CodeOK {
 		outcome = d.refuse(s, h, v)

@@ -137,7 +137,7 @@ type Tunnel struct {
 // Limits bound what one party can take.
 type Limits struct {
 	Agents           int     `conf:"agents" help:"agents on this relay"`
-	MemoryBytes      int     `conf:"memory_bytes" help:"memory for data that waits for a slow reader, over all links of this relay"`
+	MemoryBytes      int     `conf:"memory_bytes" help:"memory for data that waits to be taken, shared out fairly among teams, agents and tunnels; the process stays within a quarter more"`
 	StreamsPerAgent  int     `conf:"streams_per_agent" help:"streams open on one agent at once"`
 	StreamsPerTunnel int     `conf:"streams_per_tunnel" help:"streams open on one tunnel at once"`
 	TunnelsPerAgent  int     `conf:"tunnels_per_agent" help:"tunnels open on one agent at once"`

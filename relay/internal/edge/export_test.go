@@ -13,5 +13,15 @@ func (e *Edge) IdleStreams() int {
 	return n
 }
 
+// Active counts the requests and connections under way.
+func (e *Edge) Active() (n int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.pools {
+		n += p.active.Load()
+	}
+	return n
+}
+
 // RewriteCookie is rewriteCookie for fuzzing.
 var RewriteCookie = rewriteCookie

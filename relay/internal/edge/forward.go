@@ -138,7 +138,7 @@ func (x *exchange) pause(d time.Duration) {
 func (x *exchange) stream(fresh, once bool) (*upstream, error) {
 	if !fresh {
 		if u := x.pool.get(once); u != nil {
-			u.use = x.use
+			u.use.Store(x.use)
 			return u, nil
 		}
 	}
@@ -147,7 +147,7 @@ func (x *exchange) stream(fresh, once bool) (*upstream, error) {
 		return nil, err
 	}
 	u := newUpstream(s, x.pool)
-	u.use = x.use
+	u.use.Store(x.use)
 	return u, nil
 }
 

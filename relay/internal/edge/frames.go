@@ -85,6 +85,7 @@ const (
 	closeGoingAway      = 1001
 	closePolicy         = 1008
 	closeServiceRestart = 1012
+	closeTryAgainLater  = 1013
 )
 
 // closeFrame is a server's close frame: not masked.

@@ -32,16 +32,18 @@ type linked struct {
 	mu   sync.Mutex
 	link *link.Link // nil: away
 	back chan struct{}
+
+	budget *link.Budget // of the relay's end; nil: the link's default
 }
 
-func (d *linked) Open(ctx context.Context, _ ident.AgentKey, h wire.Hello) (edge.Stream, error) {
+func (d *linked) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
 	d.mu.Lock()
 	l := d.link
 	d.mu.Unlock()
 	if l == nil {
 		return nil, edge.ErrAway
 	}
-	s, err := link.OpenHello(ctx, l, h)
+	s, err := link.OpenFor(ctx, l, link.Owner{Tenant: string(key.Team), Agent: string(key.Agent), Tunnel: string(h.Session)}, h)
 	if errors.Is(err, link.ErrClosed) {
 		return nil, errors.Join(err, edge.ErrAway)
 	}
@@ -78,7 +80,7 @@ func (d *linked) connect(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	relay, err := link.NewServer(near, link.Config{})
+	relay, err := link.NewServer(near, link.Config{Budget: d.budget})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,7 @@ var titles = map[string]string{
 	"viewer_disconnected": "You were disconnected",
 	"cross_origin":        "Refused for your safety",
 	"too_many_requests":   "Too much at once",
+	"memory_short":        "The relay is busy",
 	"relay_draining":      "The relay is restarting",
 }
 

@@ -36,8 +36,8 @@ var longAgo = time.Unix(1, 0)
 type upstream struct {
 	Stream
 	br     *bufio.Reader
-	use    *usage.Use // of the request that has it now; nil while idle
-	budget int64      // bytes of header that may still come; negative: not in a header
+	use    atomic.Pointer[usage.Use] // of the request that has it now; nil while idle
+	budget int64                     // bytes of header that may still come; negative: not in a header
 
 	link      *link.Link // that carries it, where there may be several
 	reused    bool
@@ -52,7 +52,18 @@ func newUpstream(s Stream, p *pool) *upstream {
 	if l, ok := s.(laned); ok {
 		u.link = l.Lane()
 	}
+	if g, ok := s.(interface{ OnGivenUp(func(error)) }); ok {
+		g.OnGivenUp(u.givenUp)
+	}
 	return u
+}
+
+// givenUp ends what the stream is used for when the relay needs its memory: whoever
+// writes to a user who takes nothing would not learn of it.
+func (u *upstream) givenUp(cause error) {
+	if use := u.use.Load(); use != nil {
+		use.Cut(cause)
+	}
 }
 
 // reader reads from the stream itself, behind br.
@@ -70,8 +81,8 @@ func (r reader) Read(p []byte) (int, error) {
 	if u.budget > 0 {
 		u.budget -= int64(n)
 	}
-	if u.use != nil {
-		u.use.Out(n)
+	if use := u.use.Load(); use != nil {
+		use.Out(n)
 	}
 	return n, err
 }
@@ -112,8 +123,8 @@ func (u *upstream) leaving() bool {
 // Write counts what the user sent.
 func (u *upstream) Write(p []byte) (int, error) {
 	n, err := u.Stream.Write(p)
-	if u.use != nil {
-		u.use.In(n)
+	if use := u.use.Load(); use != nil {
+		use.In(n)
 	}
 	return n, err
 }
@@ -222,7 +233,8 @@ func (p *pool) pick(once bool) int {
 
 // put keeps a stream for reuse, or closes it.
 func (p *pool) put(u *upstream) {
-	u.use, u.idleSince = nil, time.Now()
+	u.use.Store(nil)
+	u.idleSince = time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastUsed = u.idleSince

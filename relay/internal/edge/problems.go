@@ -73,7 +73,15 @@ func (x *exchange) cutProblem(cause error) *api.Problem {
 		return api.NewProblem(http.StatusForbidden, "viewer_disconnected", api.HopRelay,
 			"the tunnel's owner disconnected you; it admits you again after some minutes")
 	}
+	if errors.Is(cause, link.ErrMemory) {
+		return errMemory().WithCause(cause)
+	}
 	return errNoTunnel().WithCause(cause)
+}
+
+func errMemory() *api.Problem {
+	return api.NewProblem(http.StatusServiceUnavailable, "memory_short", api.HopRelay,
+		"the relay is short of memory, and most of it waits to be taken by users of this team; end connections that do not read, and try again").WithRetry(5 * time.Second)
 }
 
 // notTold says whether the agent refused for not knowing yet what the relay knows.
@@ -92,6 +100,8 @@ func (x *exchange) problemOf(err error) *api.Problem {
 		return verdictProblem(v, port).WithCause(err)
 	case errors.Is(err, ErrAway):
 		return errOffline().WithCause(err)
+	case errors.Is(err, link.ErrMemory):
+		return errMemory().WithCause(err)
 	case errors.Is(err, link.ErrTooManyStreams):
 		return api.NewProblem(http.StatusServiceUnavailable, "link_busy", api.HopLink,
 			"the machine's link carries as many connections as it can; try again when some have ended").WithRetry(2 * time.Second).WithCause(err)

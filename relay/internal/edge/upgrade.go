@@ -82,6 +82,8 @@ func (u *upgraded) endBecause(cause error, draining bool) {
 		u.end(closePolicy, "disconnected by the tunnel's owner")
 	case ok:
 		u.end(closeGoingAway, over.Text)
+	case errors.Is(cause, link.ErrMemory):
+		u.end(closeTryAgainLater, "the relay is short of memory and much waited here to be taken; connect again")
 	case draining:
 		u.end(closeServiceRestart, restarting)
 	default:

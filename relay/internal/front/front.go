@@ -124,11 +124,23 @@ func (s *Server) Open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", s.cfg.Listen, err)
 	}
-	s.ln = newLimited(ln, s.cfg.ConnsPerAddress, s.cfg.Exempt)
+	s.ln = newLimited(frugal{ln}, s.cfg.ConnsPerAddress, s.cfg.Exempt)
 	if s.http.TLSConfig != nil {
 		s.ln = link.Listener(s.ln) // agents' links want their buffers beneath TLS
 	}
 	return nil
+}
+
+// frugal is a listener for connections on which the kernel queues little.
+type frugal struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l frugal) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		queueLittle(c)
+	}
+	return c, err
 }
 
 // Addr is the address listened on, once Open returned.

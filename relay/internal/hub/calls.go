@@ -24,6 +24,7 @@ const (
 // stream, one connection each. Most agents never call, so nothing waits until one does.
 type gateCalls struct {
 	link  *link.Link
+	owner link.Owner // the agent
 	serve func() *http.Server
 
 	mu    sync.Mutex
@@ -78,6 +79,7 @@ func (g *gateCalls) stay() bool {
 
 // take serves one stream.
 func (g *gateCalls) take(ctx context.Context, st *link.Stream) {
+	st.Bill(g.owner)
 	if g.conns == nil {
 		g.conns, g.slots = newConnListener(g.link), make(chan struct{}, maxGateStreams)
 		g.server = g.serve()

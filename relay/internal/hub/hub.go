@@ -85,7 +85,7 @@ type Config struct {
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
 	Window     uint32        // of each stream, in bytes; 0: the link's default
-	Budget     *link.Budget  // of unread data over all links; default 1 GiB
+	Budget     *link.Budget  // of data that waits, over all links; default 1 GiB
 	MaxStreams int           // per agent
 	MaxAgents  int           // on this relay
 	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
@@ -164,7 +164,7 @@ func New(cfg Config) (*Hub, error) {
 	if cfg.Relays == nil {
 		cfg.Relays = func() []string { return nil }
 	}
-	return &Hub{
+	h := &Hub{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer, cfg.Budget),
 		refreshes: make(chan struct{}, maxRefreshes),
 		overdue:   make(chan struct{}, maxOverdue),
@@ -174,7 +174,9 @@ func New(cfg Config) (*Hub, error) {
 		joining:   make(map[ident.AgentKey]int),
 		cut:       make(map[ident.SessionID]time.Time),
 		stop:      make(chan struct{}),
-	}, nil
+	}
+	cfg.Budget.Relieved = h.relieved
+	return h, nil
 }
 
 // Run watches the relay's own lease and ends every session when it is fenced:

@@ -10,7 +10,7 @@ type metrics struct {
 	sessions    prometheus.Gauge
 	connects    *prometheus.CounterVec // outcome: ok, joined, superseded, refused, error
 	disconnects *prometheus.CounterVec // reason: a goodbye's, or lost
-	opens       *prometheus.CounterVec // outcome: ok, away, cut, limit, error
+	opens       *prometheus.CounterVec // outcome: ok, away, cut, limit, memory, error
 	rtt         prometheus.Histogram
 	queue       prometheus.Histogram
 	sent        prometheus.Counter
@@ -20,6 +20,7 @@ type metrics struct {
 	stalled     prometheus.Counter
 	slowed      prometheus.Counter
 	putOff      prometheus.Counter
+	givenUp     *prometheus.CounterVec // reason: stuck, full
 }
 
 func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
@@ -62,18 +63,36 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		slowed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_link_slowdowns_total", Help: "Times that bulk was sent to an agent more slowly because the line lost too much of it.",
 		}),
+		givenUp: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "adit_relay_streams_given_up_total", Help: "Connections ended because memory was short: stuck ones from which nothing was taken, or the heaviest when it was full.",
+		}, []string{"reason"}),
 		putOff: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
 		}),
 	}
-	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
+	// Alerts need the zero before the first.
+	m.disconnects.WithLabelValues("lost")
+	for _, reason := range []string{"stuck", "full"} {
+		m.givenUp.WithLabelValues(reason)
+	}
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff, m.givenUp)
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "adit_relay_link_unread_bytes", Help: "Bytes received on agents' links that wait for slow readers.",
+			Name: "adit_relay_link_unread_bytes", Help: "Bytes of received data, and of buffers, that wait to be taken by users, agents and other relays.",
 		}, func() float64 { return float64(unread.Used()) }))
 	}
 	return m
+}
+
+// relieved notes that streams were given up for their memory. It is rare, and whoever
+// looks after the relay wants to know whose they were.
+func (h *Hub) relieved(r link.Relief) {
+	reason := "stuck"
+	if r.Full {
+		reason = "full"
+	}
+	h.metrics.givenUp.WithLabelValues(reason).Add(float64(r.Streams))
+	h.log.Warn("memory is short: ended connections from which too little was taken", "reason", reason, "team", r.Owner.Tenant, "agent", r.Owner.Agent, "session_id", r.Owner.Tunnel, "connections", r.Streams, "bytes", r.Bytes)
 }
 
 // hooks measure what links do with frames.

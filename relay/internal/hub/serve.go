@@ -292,7 +292,7 @@ func (h *Hub) welcome(s *session) wire.Message {
 func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Decoder) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	calls := &gateCalls{link: m.link, serve: func() *http.Server { return h.gateServer(ctx, s) }}
+	calls := &gateCalls{link: m.link, owner: Owner(s.key, ""), serve: func() *http.Server { return h.gateServer(ctx, s) }}
 	defer calls.end()
 	m.link.OnIncoming(func() { calls.came(ctx) })
 	// A revoked credential ends the link from outside.

@@ -263,6 +263,11 @@ func (st *Stream) Reset() error {
 	return st.Stream.Reset()
 }
 
+// Owner is who the data of an agent's stream counts as in the memory of a relay.
+func Owner(key ident.AgentKey, tunnel ident.SessionID) link.Owner {
+	return link.Owner{Tenant: string(key.Team), Agent: string(key.Agent), Tunnel: string(tunnel)}
+}
+
 // Open opens a stream to an agent for a tunnel. The hello's epoch is set here; the
 // agent's verdict is read with the first data, or by Stream.Verdict. It returns
 // ErrAway without a link, ErrCut when the tunnel was closed, and the link's errors.
@@ -299,7 +304,7 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 	h.mu.Unlock()
 
 	hello.Epoch = s.epoch
-	inner, err := link.OpenHello(ctx, m.link, hello)
+	inner, err := link.OpenFor(ctx, m.link, Owner(key, hello.Session), hello)
 	h.mu.Lock()
 	if err == nil {
 		if _, gone := h.cut[hello.Session]; gone && hello.Session != "" {
@@ -320,7 +325,11 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 		if inner != nil {
 			_ = inner.Close()
 		}
-		h.metrics.opens.WithLabelValues("error").Inc()
+		outcome := "error"
+		if errors.Is(err, link.ErrMemory) {
+			outcome = "memory"
+		}
+		h.metrics.opens.WithLabelValues(outcome).Inc()
 		if errors.Is(err, link.ErrClosed) {
 			return nil, fmt.Errorf("%w: %w", ErrAway, err)
 		}

@@ -166,6 +166,12 @@ func (p *Peers) know(r request, cert *x509.Certificate) error {
 	return names(cert, r.Relay)
 }
 
+// owner is who the data of a stream to an agent counts as; other streams are the
+// relays' own.
+func owner(r request, h wire.Hello) link.Owner {
+	return link.Owner{Tenant: string(r.Team), Agent: string(r.Agent), Tunnel: string(h.Session)}
+}
+
 func readRequest(st *link.Stream) (wire.Hello, request, error) {
 	var r request
 	_ = st.SetReadDeadline(time.Now().Add(helloTime))
@@ -247,13 +253,14 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 	}
 	passage, leave := p.enter(h.Session, from)
 	defer leave()
+	st.Bill(owner(r, h))
 	key := ident.AgentKey{Team: r.Team, Agent: r.Agent}
 	inner, err := p.cfg.Open(ctx, key, h.Epoch, wire.Hello{Kind: r.Kind, Port: h.Port, Session: h.Session, Request: h.Request, Payload: r.Payload, Trace: h.Trace})
 	switch {
 	case errors.Is(err, ErrCut):
 		refuse(st, wire.CodeUnknownTunnel, err.Error())
 		return
-	case errors.Is(err, link.ErrTooManyStreams):
+	case errors.Is(err, link.ErrTooManyStreams), errors.Is(err, link.ErrMemory):
 		refuse(st, wire.CodeOverloaded, err.Error())
 		return
 	case err != nil:
@@ -267,6 +274,13 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 	}
 	p.metrics.passing.Inc()
 	defer p.metrics.passing.Dec()
+	// Either stream may be given up for its memory while its data waits at the other.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	st.OnGivenUp(cancel)
+	if g, ok := inner.(interface{ OnGivenUp(func(error)) }); ok {
+		g.OnGivenUp(cancel)
+	}
 	if _, err := splice.Both(ctx, st, newAgentEnd(ctx, inner), splice.Options{AtoB: passage.move, BtoA: passage.move}); err != nil {
 		p.log.Debug("a stream for another relay ended", "peer", from, "session_id", h.Session, "request_id", h.Request, "error", err)
 	}

@@ -205,7 +205,7 @@ func (p *Peers) dial(ctx context.Context, id ident.RelayID) (*way, error) {
 
 func (p *Peers) linkConfig() link.Config {
 	return link.Config{
-		Window: window, MaxStreams: maxStreams, AcceptBacklog: 1024, Budget: p.budget,
+		Window: window, MaxStreams: maxStreams, AcceptBacklog: 1024, Budget: p.cfg.Budget,
 		KeepAlive: keepAlive, DeadAfter: deadAfter, Logger: p.log,
 	}
 }
@@ -226,7 +226,7 @@ func (p *Peers) request(ctx context.Context, l *link.Link, h wire.Hello, r reque
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
 	h.Kind, h.Payload = wire.KindPeer, payload
-	st, err := link.OpenHello(ctx, l, h)
+	st, err := link.OpenFor(ctx, l, owner(r, h), h)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +290,7 @@ func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*St
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if errors.Is(err, link.ErrTooManyStreams) || errors.Is(err, ErrCut) {
+		if errors.Is(err, link.ErrTooManyStreams) || errors.Is(err, link.ErrMemory) || errors.Is(err, ErrCut) {
 			p.metrics.opens.WithLabelValues("refused").Inc()
 			return nil, err
 		}

@@ -66,7 +66,7 @@ var (
 	ErrCut     = errors.New("the tunnel is closed")
 )
 
-// Config is what Peers are made of. All but Leaving, Answers and Registerer is required.
+// Config is what Peers are made of. All but Leaving, Budget, Answers and Registerer is required.
 type Config struct {
 	Relay  ident.RelayID
 	Listen string // address for the other relays
@@ -81,6 +81,7 @@ type Config struct {
 	// that say Leaving and can begin anew another way should. nil: they are cut when
 	// that relay's time is over.
 	Leaving func()
+	Budget  *link.Budget // of data that waits, over all links of this relay; nil: one for these alone
 	// Answers are the questions that other relays may ask. What an answer returns
 	// is sent as JSON.
 	Answers    map[string]func(ctx context.Context, question []byte) (any, error)
@@ -94,7 +95,6 @@ type Peers struct {
 	log     *slog.Logger
 	metrics *metrics
 	tls     atomic.Pointer[tls.Config]
-	budget  *link.Budget // of received data, for all links together
 
 	strangers *caller.Limits // of what is logged of connections that are no relay's
 
@@ -107,16 +107,16 @@ type Peers struct {
 	wg      sync.WaitGroup                   // of Run
 }
 
-// memory bounds what may wait for readers on all links to relays.
-const memory = 256 << 20
-
 // New reads the certificates. Nothing listens until Run.
 func New(cfg Config) (*Peers, error) {
 	if cfg.Relay == "" || cfg.Listen == "" || cfg.Pool == nil || cfg.Subscribe == nil || cfg.Open == nil || cfg.Logger == nil {
 		return nil, errors.New("peers: Relay, Listen, Pool, Subscribe, Open and Logger are required")
 	}
+	if cfg.Budget == nil {
+		cfg.Budget = link.NewBudget(1 << 30)
+	}
 	p := &Peers{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), budget: link.NewBudget(memory),
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer),
 		strangers: caller.NewLimits(time.Minute, 5, 1024),
 		out:       map[ident.RelayID]*peer{}, in: map[*link.Link]ident.RelayID{},
 		served: map[ident.SessionID]*passages{}, waiters: map[ident.AgentKey]chan struct{}{},

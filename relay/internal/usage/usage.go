@@ -318,6 +318,9 @@ type Use struct {
 // context given to Begin ends.
 func (u *Use) Context() context.Context { return u.ctx }
 
+// Cut ends this one use with a cause.
+func (u *Use) Cut(cause error) { u.cancel(cause) }
+
 // In counts n bytes from the user to the app.
 func (u *Use) In(n int) {
 	if n <= 0 {
