@@ -119,6 +119,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	if msg.Hello == nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, "the first message is no hello")
 	}
+	msg.Bound()
 	hello := *msg.Hello
 	if _, err := ident.ParseAgentID(string(hello.Agent)); err != nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
@@ -323,6 +324,7 @@ func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.De
 	if err != nil {
 		return err
 	}
+	msg.Bound()
 	pace.heard()
 	switch {
 	case msg.Type == wire.TypePing && msg.Ping != nil:
