@@ -26,7 +26,8 @@ var errUnknown = errors.New("the outcome of a change could not be read back")
 // record as it was; ErrUnchanged means success without a write.
 //
 // A change that cannot be brought to an end within 5 s or ctx returns
-// ErrUnavailable; if it may have landed, as a DoubtError. A write whose answer was lost is looked for,
+// ErrUnavailable; if it may have landed, as a DoubtError. A new record and a new tunnel
+// need room in the store, else ErrFull. A write whose answer was lost is looked for,
 // also behind later changes of others: it is never done twice.
 func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func(now time.Time, r *AgentRecord) (Effects, error)) (AgentRecord, error) {
 	defer s.metrics.took(opUpdateAgent)()
@@ -106,8 +107,7 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		}
 	}
 	if full(u.last) {
-		u.s.isFull.Store(true)
-		return AgentRecord{}, false, unavailable(ctx, u.doing, u.last)
+		return AgentRecord{}, false, u.s.refusedAsFull(ctx, u.doing, u.last)
 	}
 
 	next := old.Clone()
@@ -123,6 +123,9 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		return old, true, nil
 	case err != nil:
 		return old, false, err
+	}
+	if (cur == nil || len(effects.PutTunnels) > 0) && !u.s.Room() {
+		return old, false, noRoom(u.doing)
 	}
 	next.N, next.Nonce = old.N+1, ident.NewNonce()
 	value, err := json.Marshal(next)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -162,12 +163,7 @@ func TestFullStore(t *testing.T) {
 	w := &world{t: t, dir: t.TempDir()}
 	s := w.relay(func(cfg *store.Config, _ *[]func(*store.Store)) { cfg.QuotaBytes = 2 << 20 })
 	raw := w.raw()
-	value := strings.Repeat("x", 200<<10)
-	for i := range 50 {
-		if _, err := raw.Put(t.Context(), fmt.Sprintf("/ballast/%d", i), value); err != nil {
-			break
-		}
-	}
+	ballast(t, raw, "/ballast/", math.MaxInt)
 	start := time.Now()
 	if _, err := s.UpdateAgent(t.Context(), gpu1, add); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a change in a full store gave %v, expected ErrUnavailable", err)

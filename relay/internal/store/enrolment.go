@@ -20,6 +20,9 @@ func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
 	if ttl <= 0 {
 		return fmt.Errorf("%s: it has expired already", doing)
 	}
+	if !s.Room() {
+		return noRoom(doing)
+	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
@@ -108,6 +111,8 @@ func (s *Store) TakeEnrolment(ctx context.Context, hash string) (EnrolmentRecord
 			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		case rejected(err):
 			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+		case full(err):
+			return EnrolmentRecord{}, s.refusedAsFull(ctx, doing, err)
 		default:
 			s.metrics.unknown.Inc()
 			last = err
