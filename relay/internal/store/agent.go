@@ -21,7 +21,8 @@ var errUnknown = errors.New("the outcome of a change could not be read back")
 
 // UpdateAgent changes an agent's record by compare-and-set, with everything that
 // the change brings with it, and returns the record as it is then. A record that
-// does not exist is empty. change gets a copy of its own and the present time, and
+// does not exist is empty, but for counts that begin where those of the team's removed
+// agents ended. change gets a copy of its own and the present time, and
 // may be called several times; its error aborts and is returned as it is, with the
 // record as it was; ErrUnchanged means success without a write.
 //
@@ -42,7 +43,7 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 		return AgentRecord{}, unavailable(ctx, doing, err)
 	}
 	defer l.release()
-	u := &agentUpdate{s: s, key: agentKey(key), doing: doing, change: change, mine: map[string]AgentRecord{}}
+	u := &agentUpdate{s: s, key: agentKey(key), team: key.Team, doing: doing, change: change, mine: map[string]AgentRecord{}}
 	defer u.cleanUp(ctx)
 	rec, err := u.run(ctx)
 	return rec, u.inDoubt(err)
@@ -52,6 +53,7 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 type agentUpdate struct {
 	s      *Store
 	key    string
+	team   ident.TeamID
 	doing  string
 	change func(time.Time, *AgentRecord) (Effects, error)
 
@@ -110,6 +112,17 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		return AgentRecord{}, false, u.s.refusedAsFull(ctx, u.doing, u.last)
 	}
 
+	var floorCmp []clientv3.Cmp
+	if cur == nil {
+		f, had, err := u.s.floorOf(ctx, u.team)
+		if err != nil {
+			u.last = err
+			return AgentRecord{}, false, nil
+		}
+		old.Epoch, old.N, old.Fencing = f.Epoch, f.N, f.Fencing
+		floorCmp = append(floorCmp, unchangedSince(floorKey(u.team), had))
+	}
+
 	next := old.Clone()
 	effects, changeErr := u.change(u.s.now(), &next)
 	conditions, ops, err := u.effects(ctx, effects, changeErr)
@@ -140,7 +153,7 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		}
 		ops = append(ops, op)
 	}
-	conditions = append(conditions, unchangedSince(u.key, cur))
+	conditions = append(append(conditions, floorCmp...), unchangedSince(u.key, cur))
 	ops = append(ops, clientv3.OpPut(u.key, string(value)))
 	if len(ops) > maxOps {
 		return old, false, fmt.Errorf("%s: %d writes at once are too many", u.doing, len(ops))

@@ -30,6 +30,9 @@ type AgentRecord struct {
 	// Closed are the newest closed tunnels, oldest first and bounded, so that to
 	// close one of them again is no error.
 	Closed []ident.SessionID `json:"closed,omitempty"`
+	// Gone is since when, as far as anybody noticed, the agent has not been connected;
+	// zero: it is, or nobody has looked yet.
+	Gone time.Time `json:"gone,omitzero"`
 }
 
 // Clone returns a copy that shares nothing with r; its maps are never nil.
@@ -167,6 +170,8 @@ type RelayRecord struct {
 	Version  string        `json:"version"`
 	Draining bool          `json:"draining,omitempty"`
 	Started  time.Time     `json:"started"`
+	// Floors says that the relay begins new agents' records at their team's floor.
+	Floors bool `json:"floors,omitempty"`
 }
 
 // Effects are what a change of an agent's record brings with it, in the same
