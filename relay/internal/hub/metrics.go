@@ -20,6 +20,7 @@ type metrics struct {
 	stalled     prometheus.Counter
 	slowed      prometheus.Counter
 	putOff      prometheus.Counter
+	deferred    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
@@ -65,10 +66,13 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		putOff: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
 		}),
+		deferred: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_agent_changes_deferred_total", Help: "Changes of what agents say of themselves that came too fast to be written at once.",
+		}),
 	}
 	m.disconnects.WithLabelValues("lost") // alerts need the zero before the first
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff, m.deferred)
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "adit_relay_link_unread_bytes", Help: "Bytes received on agents' links that wait for slow readers.",
 		}, func() float64 { return float64(unread.Used()) }))
