@@ -73,7 +73,7 @@ func (g *Gate) roomFor(team ident.TeamID) error {
 		return api.Problemf(http.StatusTooManyRequests, "team_agent_limit", api.HopRelay,
 			"the team has %d agents, as many as one team may have (limits.agents_per_team); one that is gone counts until limits.agent_retention is over", n).WithRetry(time.Minute)
 	case !g.store.Room():
-		return storeFull()
+		return store.Refusal(store.ErrFull)
 	}
 	return nil
 }

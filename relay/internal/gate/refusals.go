@@ -43,11 +43,6 @@ func offline() *api.Problem {
 	return refuse("agent_offline", 5*time.Second, "the agent has no link to any relay now")
 }
 
-func storeFull() *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay,
-		"the relay's store is nearly full: nothing new is made until the operator sees to it (adit-relay status); what exists goes on, and can be closed and revoked").WithRetry(30 * time.Second)
-}
-
 // answer turns what the store returned into what the caller is told.
 func answer(err error) error {
 	var p *api.Problem
@@ -56,13 +51,11 @@ func answer(err error) error {
 		return nil
 	case errors.As(err, &p):
 		return p
-	case errors.Is(err, store.ErrFull):
-		return storeFull().WithCause(err)
-	case errors.Is(err, store.ErrUnavailable):
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"the relay's store does not answer: it has no quorum, or more to do than it can; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
 	case errors.Is(err, store.ErrNotFound):
 		return notFound("tunnel").WithCause(err)
+	}
+	if refusal := store.Refusal(err); refusal != nil {
+		return refusal
 	}
 	return err
 }
