@@ -22,11 +22,11 @@ import (
 
 // Routes are the relay's own paths, as against those of tunnels.
 type Routes struct {
-	API   http.Handler                       // everything under /api/
-	Link  http.Handler                       // wire.LinkPath
-	Enrol http.Handler                       // api.EnrollPath
+	API   http.Handler                                        // everything under /api/
+	Link  http.Handler                                        // wire.LinkPath
+	Enrol http.Handler                                        // api.EnrollPath
 	Ready func(context.Context) (note string, _ *api.Problem) // nil when the relay is ready, with a note if not all is well
-	More  map[string]http.Handler            // further patterns of http.ServeMux
+	More  map[string]http.Handler                             // further patterns of http.ServeMux
 }
 
 // Own is the handler of the relay's own paths.

@@ -51,6 +51,11 @@ type declaration struct {
 	sick  string
 }
 
+// rule is what of a declaration decides whether tasks are admitted.
+func (d declaration) rule() [3]bool {
+	return [3]bool{d.sick != "", d.state.SyncPhase != "", d.state.Paused}
+}
+
 // member is one link of a session, with its control stream.
 type member struct {
 	link  *link.Link
@@ -147,7 +152,8 @@ const (
 // heard takes in what the agent said and writes it to the store when it changed
 // or grew old. The gate hears of declared state and health before anybody can
 // rely on it. What changes too fast stays in memory for a while; what finds the store
-// without room, until a later word of the agent, which says something every 15 s.
+// without room, and decides nothing, until a later word of the agent, which says
+// something every 15 s.
 func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.State) error {
 	now := time.Now().UTC()
 	s.mu.Lock()
@@ -159,11 +165,15 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 	}
 	s.presence.Heartbeat = now
 	p, old, st := s.presence, s.written, s.state
+	room := s.hub.cfg.Store.Room()
 	said := declaration{state: st, sick: p.Facts.Unhealthy}
-	tell := s.said == nil || !reflect.DeepEqual(*s.said, said)
+	tell := s.said == nil || !reflect.DeepEqual(*s.said, said) && (room || s.said.rule() != said.rule())
 	unsaid, unwritten := s.said == nil, s.first.Load() && old.Epoch == 0 // nothing of this session is in the store yet
 	s.mu.Unlock()
-	news := s.first.Load() && (unwritten || s.hub.cfg.Store.Room() && changed(old, p))
+	news := s.first.Load() && (unwritten || room && changed(old, p))
+	if !room { // where it is, and no more
+		p.Labels, p.Facts = nil, wire.Facts{}
+	}
 	if (tell || news) && !unsaid && !unwritten && !s.mayTell(size(p)) {
 		s.hub.metrics.deferred.Inc()
 		s.tellLater()
@@ -183,7 +193,7 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 	}
 	if !news {
 		age := now.Sub(old.Heartbeat)
-		if age < storeInterval || !s.hub.cfg.Store.Room() {
+		if age < storeInterval || !room {
 			return nil
 		}
 		places := s.hub.refreshes

@@ -10,7 +10,8 @@ import (
 
 const (
 	probeEvery  = 2 * time.Second
-	detailEvery = 5 // probes: the list of members
+	sizeEvery   = 250 * time.Millisecond // of a store that fills
+	detailEvery = 5                      // probes: the list of members
 )
 
 // health is what the last probes found.
@@ -27,6 +28,8 @@ type health struct {
 func (s *Store) runHealth(ctx context.Context) error {
 	t := time.NewTicker(probeEvery)
 	defer t.Stop()
+	sizes := time.NewTicker(sizeEvery)
+	defer sizes.Stop()
 	var last sighting
 	for n := 0; ; n++ {
 		now := sighting{mirror: s.mirror.revision()}
@@ -43,10 +46,17 @@ func (s *Store) runHealth(ctx context.Context) error {
 			s.relief.saw(now.store)
 			s.details(ctx, n%detailEvery == 0)
 		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return nil
+		for next := false; !next; {
+			select {
+			case <-t.C:
+				next = true
+			case <-sizes.C:
+				if s.filling() {
+					s.details(ctx, false)
+				}
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }

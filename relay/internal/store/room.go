@@ -47,6 +47,13 @@ func limitFor(dir string, quota int64) int64 {
 // changes or ends.
 func (s *Store) Room() bool { return !s.tight.Load() && !s.isFull.Load() }
 
+// filling says that the store may be full soon.
+func (s *Store) filling() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.health.quota > 0 && s.health.size > s.health.quota/2
+}
+
 // noRoom is the refusal of something new.
 func noRoom(doing string) error { return fmt.Errorf("%s: %w", doing, ErrFull) }
 

@@ -209,10 +209,13 @@ func (s *Store) Status() Status {
 		Revision: s.mirror.revision(), Members: h.members, SizeBytes: h.size,
 		QuotaBytes: h.quota, Full: !s.Room(), Unwritable: s.isFull.Load(),
 	}
-	if st.Detail == "" {
+	switch {
+	case st.Detail != "":
+	case st.Unwritable:
+		st.Detail = fmt.Sprintf("it is full (%d of %d bytes) and takes nothing but deletions (NOSPACE); a store inside the relay is relieved by and by, and gets some room when the relay starts again; raise store.quota_bytes, of an external etcd --quota-backend-bytes", h.size, h.quota)
+	case h.alarm != "":
 		st.Detail = h.alarm
-	}
-	if st.Detail == "" && st.Full {
+	case st.Full:
 		st.Detail = fmt.Sprintf("it is nearly full (%d of %d bytes): nothing new is made; raise store.quota_bytes, or find out what fills it (adit-relay audit)", h.size, h.quota)
 	}
 	if st.Detail == "" && s.stuck.Load() {
