@@ -320,16 +320,29 @@ func beside(r *world.Relay, f func(ctx context.Context, s *store.Store)) {
 	f(ctx, s)
 }
 
-// ballast puts so many MiB into a relay's store, or as many as it takes.
-func ballast(r *world.Relay, mib int) {
+// ballast puts files into a relay's store until it is full: for good, and not only
+// until what is free within its file is given back.
+func ballast(r *world.Relay, full func() bool) {
 	r.W.T.Helper()
 	beside(r, func(ctx context.Context, s *store.Store) {
 		if err := s.Ready(ctx); err != nil {
 			r.W.T.Fatal(err)
 		}
-		for i := range mib { // base 64 takes a third more
-			if s.PutFile(ctx, fmt.Sprintf("ballast/%d/%s", i, ident.NewNonce()), make([]byte, 768<<10)) != nil {
-				return
+		var was time.Time
+		end := time.Now().Add(3 * time.Minute)
+		for was.IsZero() || time.Since(was) < 4*time.Second {
+			rest(ctx, 10*time.Millisecond)
+			if full() {
+				if was.IsZero() {
+					was = time.Now()
+				}
+				continue
+			}
+			if was = (time.Time{}); time.Now().After(end) {
+				r.W.T.Fatal("expected within 3m: the relay says that its store is full")
+			}
+			for range 4 { // a store at its quota refuses it: then it is full
+				_ = s.PutFile(ctx, "ballast/"+ident.NewNonce(), make([]byte, 96<<10))
 			}
 		}
 	})
@@ -389,8 +402,7 @@ func TestAFullStoreSaysSoAndMendsItself(t *testing.T) {
 		}
 	}
 
-	ballast(r, 57)
-	w.Eventually(30*time.Second, "/readyz says that the store is nearly full", func() bool {
+	ballast(r, func() bool { // until /readyz says so
 		status, body := readyz()
 		return status == http.StatusOK && strings.Contains(body, "nearly full") && strings.Contains(body, "quota_bytes")
 	})
@@ -404,8 +416,7 @@ func TestAFullStoreSaysSoAndMendsItself(t *testing.T) {
 	shut("nearly full", spare[0])
 	revoke("nearly full")
 
-	ballast(r, 1000)
-	w.Eventually(30*time.Second, "/readyz says that nothing can be written", func() bool {
+	ballast(r, func() bool { // until nothing can be written
 		status, body := readyz()
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "store_full")
 	})

@@ -85,7 +85,7 @@ func bound(v reflect.Value, text, items int) {
 			bound(v.Index(i), text, items)
 		}
 	case reflect.Map:
-		if labels, ok := v.Interface().(map[string]string); ok && labels != nil {
+		if labels, ok := reflect.TypeAssert[map[string]string](v); ok && labels != nil {
 			v.Set(reflect.ValueOf(boundMap(labels, text, items)))
 		}
 	}
