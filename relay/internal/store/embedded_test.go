@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -163,7 +162,7 @@ func TestFullStore(t *testing.T) {
 	w := &world{t: t, dir: t.TempDir()}
 	s := w.relay(func(cfg *store.Config, _ *[]func(*store.Store)) { cfg.QuotaBytes = 2 << 20 })
 	raw := w.raw()
-	ballast(t, raw, "/ballast/", math.MaxInt)
+	ballast(t, raw)
 	start := time.Now()
 	if _, err := s.UpdateAgent(t.Context(), gpu1, add); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a change in a full store gave %v, expected ErrUnavailable", err)

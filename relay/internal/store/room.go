@@ -25,6 +25,8 @@ const (
 	// Defragmenting stops the store while it lasts: twice as rare after each try.
 	reliefFirst = 2 * time.Second
 	reliefMax   = 5 * time.Minute
+	// quickCopy is what any disk copies well within a lease.
+	quickCopy = 256 << 20
 	// historyKept is how many probes back a full store's history goes.
 	historyKept = 5
 )
@@ -126,9 +128,12 @@ func (s *Store) relieve(ctx context.Context, client *clientv3.Client, st *client
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		s.log.Warn("compacting the store", "error", err)
 	}
-	// In a store at its quota nothing commits, so freed pages still count as used:
-	// there only defragmenting shows how much room there is.
-	if !s.isFull.Load() && st.DbSizeInUse > st.DbSize/4*3 {
+	// Defragmenting stops the store while it copies what is in use. Before anything is
+	// refused that must be possible, that is done only if it gives back much and takes
+	// moments: a relay whose store stands still for seconds loses its lease. In a store
+	// at its quota nothing commits, so freed pages still count as used: there only
+	// defragmenting shows how much room there is.
+	if !s.isFull.Load() && st.DbSizeInUse > min(st.DbSize/2, quickCopy) {
 		return
 	}
 	if _, err := client.Defragment(ctx, client.Endpoints()[0]); err != nil {
