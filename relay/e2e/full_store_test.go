@@ -177,8 +177,8 @@ func rest(ctx context.Context, d time.Duration) {
 	}
 }
 
-// tenantsDay is what a tenant does: a task, a tunnel, a link, a credential. It returns
-// what went wrong.
+// tenantsDay is what a tenant does: a task, a tunnel, a link, a credential, and back
+// with all of them. It returns what went wrong.
 func tenantsDay(n *neighbour) (faults []string) {
 	r := n.relay
 	check := func(what string, status, want int, p *api.Problem) bool {
@@ -208,8 +208,17 @@ func tenantsDay(n *neighbour) (faults []string) {
 		check("close the tunnel", status, http.StatusOK, p)
 	}
 	socket := filepath.Join(r.DataDir, "admin.sock")
-	if _, err := r.W.Try(nil, r.W.Bin+"/adit-relay", "credential", "create", "--kind", "integration", "--team", world.Team, "--name", "day", "--socket", socket); err != nil {
-		faults = append(faults, err.Error())
+	for _, line := range []string{"create --kind integration --name day --team ", "list --json --team "} {
+		out, err := r.W.Try(nil, r.W.Bin+"/adit-relay", append([]string{"credential"}, strings.Fields(line+world.Team+" --socket "+socket)...)...)
+		var list api.CredentialList
+		switch {
+		case err != nil:
+			faults = append(faults, err.Error())
+		case json.Unmarshal([]byte(out), &list) == nil: // the newest comes first
+			if _, err := r.W.Try(nil, r.W.Bin+"/adit-relay", "credential", "revoke", string(list.Credentials[0].ID), "--socket", socket); err != nil {
+				faults = append(faults, err.Error())
+			}
+		}
 	}
 	return faults
 }
