@@ -246,7 +246,7 @@ func TestAStoreFullOfOneTenantServesOthers(t *testing.T) {
 	// Less than the defaults, to be at the limits soon.
 	env, rounds := []string{"ADIT_STORE_QUOTA_BYTES=268435456", "ADIT_LIMITS_AGENTS_PER_TEAM=200"}, 8
 	if long() {
-		env, rounds = nil, 120
+		env, rounds = nil, 40
 	}
 	n := newNeighbour(w, append(env, "ADIT_LIMITS_OPENS_PER_MINUTE=6000")...)
 	w.Agent(n.relay, "gpu-2", quiet...)
@@ -262,7 +262,7 @@ func TestAStoreFullOfOneTenantServesOthers(t *testing.T) {
 	limited := func() bool {
 		return attack.heard("too_many_links") > 0 && attack.heard("as many as one team may have") > 0
 	}
-	for day := 0; day < rounds || !limited() && day < 20*rounds; day++ {
+	for day := 0; day < rounds || !limited() && day < 10*rounds; day++ {
 		faults = append(faults, tenantsDay(n)...)
 		most = max(most, storeOf(n.relay).Store.SizeBytes)
 		if len(faults) > 0 {

@@ -103,8 +103,8 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum.Records != 30+7+4 { // tunnels, agents; cluster, credential, enrolment, once
-			t.Errorf("the backup has %d records, expected 41", sum.Records)
+		if sum.Records != 30+7+5 { // tunnels, agents; cluster, floor, credential, enrolment, once
+			t.Errorf("the backup has %d records, expected 42", sum.Records)
 		}
 		dir := t.TempDir()
 		log := slog.New(slog.DiscardHandler)
