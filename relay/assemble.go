@@ -114,6 +114,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		Limits: gate.Limits{
 			IdleTimeout: t.IdleTimeout.D(), MaxIdleTimeout: t.MaxIdleTimeout.D(), ExpiresIn: t.ExpiresIn.D(), MaxExpiresIn: t.MaxExpiresIn.D(),
 			PerAgent: l.TunnelsPerAgent, PerTeam: l.TunnelsPerTeam, OpensPerSecond: l.OpensPerMinute / 60, OpensBurst: max(1, int(l.OpensPerMinute)),
+			AgentsPerTeam: l.AgentsPerTeam, AgentRetention: l.AgentRetention.D(),
 		},
 		Logger: r.log.With("part", "gate"), Registerer: reg, Now: now,
 	})
@@ -124,7 +125,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
 		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
-		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, Event: r.agentEvent,
+		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})
 	if err != nil {

@@ -109,16 +109,22 @@ func (r *Relay) otherRelays() []string {
 	return urls
 }
 
-// ready says why the relay is not, if it is not.
-func (r *Relay) ready(context.Context) *api.Problem {
+// ready says why the relay is not, if it is not. One whose store takes nothing new is:
+// what runs goes on through it, and its fellows have the same store.
+func (r *Relay) ready(context.Context) (note string, _ *api.Problem) {
 	if r.draining.Load() {
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
+		return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
 	}
 	st := r.p.store.Status()
-	if !st.Quorum || st.Stale || !r.p.store.Serving() {
-		return api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
+	switch {
+	case !st.Quorum || st.Stale || !r.p.store.Serving():
+		return "", api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
+	case st.Unwritable:
+		return "", api.Problemf(http.StatusServiceUnavailable, "store_full", api.HopRelay, "the store is full, and nothing can be written: %s", st.Detail)
+	case st.Full:
+		return "the store: " + st.Detail, nil
 	}
-	return nil
+	return "", nil
 }
 
 func (r *Relay) trusted(ip net.IP) bool {

@@ -13,7 +13,7 @@ import (
 // enrolment makes what turns enrolment tokens into credentials.
 func (r *Relay) enrolment(p *parts, reg *prometheus.Registry) error {
 	p.enrol = enrol.New(enrol.Config{
-		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Remote: r.remote, Now: now,
+		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Remote: r.remote, Now: now, MayAppear: p.gate.MayAppear,
 		Logger: r.log.With("part", "enrol"), Registerer: reg,
 	})
 	return nil

@@ -343,8 +343,8 @@ func smallListener(t *testing.T) net.Listener {
 	return l
 }
 
-// hostileApp is app on such a listener.
-func hostileApp(t *testing.T, h http.HandlerFunc) int {
+// smallApp is app on such a listener.
+func smallApp(t *testing.T, h http.HandlerFunc) int {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
 	_ = s.Listener.Close()
@@ -462,7 +462,7 @@ func TestOneTenantCannotStarveAnother(t *testing.T) {
 		budget, connections = 1024, 200 // the default
 	}
 	b, h, calm, base := twoTenants(t, budget)
-	h.takeNothing(connections, b.r.Addr(), getOf(h.path("gpu-1", hostileApp(t, endless), "http")))
+	h.takeNothing(connections, b.r.Addr(), getOf(h.path("gpu-1", smallApp(t, endless), "http")))
 	if long() { // this machine makes the flood, and is busy with that first
 		b.use(t.Context(), 3)
 		b.take()
@@ -483,7 +483,7 @@ func TestTheHeaviestPaysForMemory(t *testing.T) {
 	}
 	b, h, calm, base := twoTenants(t, budget)
 	r := b.r
-	endlessPort, talkerPort, deafPort := hostileApp(t, endless), hostileApp(t, talker), deafApp(t)
+	endlessPort, talkerPort, deafPort := smallApp(t, endless), smallApp(t, talker), deafApp(t)
 	for _, agent := range []string{"gpu-1", "gpu-2"} {
 		h.takeNothing(each, r.Addr(), getOf(h.path(agent, endlessPort, "http")))
 		h.takeNothing(each, r.Addr(), upgradeTo(h.path(agent, talkerPort, "http")))
@@ -517,9 +517,9 @@ func TestOneTenantCannotStarveAnotherThroughAPeer(t *testing.T) {
 	b, h := newBystander(holds, through, f.lb.url), newHostile(holds)
 	t.Cleanup(h.close)
 	calm := b.calm(t)
-	h.takeNothing(connections, through.Addr(), getOf(h.path("gpu-1", hostileApp(t, endless), "http")))
+	h.takeNothing(connections, through.Addr(), getOf(h.path("gpu-1", smallApp(t, endless), "http")))
 	b.unnoticed(t, 10, calm, holds, through)
-	h.takeNothing(connections, through.Addr(), upgradeTo(h.path("gpu-1", hostileApp(t, talker), "http")))
+	h.takeNothing(connections, through.Addr(), upgradeTo(h.path("gpu-1", smallApp(t, talker), "http")))
 	b.unnoticed(t, 10, calm, holds, through)
 }
 

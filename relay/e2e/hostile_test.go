@@ -127,6 +127,7 @@ type neighbour struct {
 	agent  *world.Agent
 	sk     string
 	url    string
+	port   int // of the app
 	c      *http.Client
 	mu     sync.Mutex
 	times  []time.Duration
@@ -142,7 +143,8 @@ func newNeighbour(w *world.World, env ...string) *neighbour {
 	n := &neighbour{relay: w.Relay(append(append([]string{world.PathForm}, quiet...), env...)...), c: w.HTTP()}
 	n.agent = w.Agent(n.relay, "gpu-1", quiet...)
 	n.sk = n.relay.Credential("integration", world.Team)
-	n.url = n.relay.Open(n.sk, "gpu-1", map[string]any{"target_port": app(w.T, hello), "host_header": "public"}).TunnelURL
+	n.port = app(w.T, hello)
+	n.url = n.relay.Open(n.sk, "gpu-1", map[string]any{"target_port": n.port, "host_header": "public"}).TunnelURL
 	return n
 }
 

@@ -103,7 +103,7 @@ func (b *Board) Declare(phase, detail string, percent *float64) error {
 	case percent != nil && !(*percent >= 0 && *percent <= 100): // so that NaN is refused, too
 		return fmt.Errorf("%w: percent is 0 to 100", ErrInvalid)
 	}
-	phase = strings.TrimSpace(phase)
+	phase, detail = strings.TrimSpace(wire.Text(phase)), wire.Text(detail) // as the relay would cut it
 	for _, idle := range idlePhases {
 		if strings.EqualFold(phase, idle) {
 			phase, detail, percent = "", "", nil

@@ -77,7 +77,7 @@ func (g *growth) start(ctx context.Context) error {
 		return err
 	}
 	if g.relay, err = g.lab.StartRelay(ctx, "g", false,
-		"ADIT_LOG_LEVEL=warn", "ADIT_LIMITS_AGENTS="+strconv.Itoa(g.o.agents+1), "ADIT_LIMITS_OPENS_PER_MINUTE=100000000",
+		"ADIT_LOG_LEVEL=warn", "ADIT_LIMITS_AGENTS="+strconv.Itoa(g.o.agents+1), "ADIT_LIMITS_AGENTS_PER_TEAM="+strconv.Itoa(10*g.o.agents), "ADIT_LIMITS_OPENS_PER_MINUTE=100000000",
 		"ADIT_LIMITS_TUNNELS_PER_AGENT="+strconv.Itoa(perAgent), "ADIT_LIMITS_TUNNELS_PER_TEAM="+strconv.Itoa(g.o.tunnels+2*opensTimed),
 		"ADIT_LIMITS_CONNECTIONS_PER_ADDRESS="+strconv.Itoa(g.o.agents+1000)); err != nil {
 		return err

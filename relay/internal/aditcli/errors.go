@@ -80,6 +80,7 @@ var remedies = map[string]string{
 	"agent_tunnel_limit":    "close what nobody needs: `adit status AGENT` lists it, `adit close AGENT --session ID` closes one",
 	"team_tunnel_limit":     "close what nobody needs: `adit agents` shows where tunnels are open",
 	"team_watch_limit":      "end what nobody reads: `adit watch` and open consoles of the team hold one each",
+	"store_full":            "the relay's operator has to see to it: `adit-relay status` there says what to do; closing and revoking work",
 	"upgrade_required":      "this is a tcp tunnel: use it with `adit connect`",
 	"wrong_credential_kind": "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
 	"forbidden":             "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",

@@ -48,11 +48,14 @@ func newStatus() *cobra.Command {
 				kind = "embedded"
 			}
 			quorum := "has quorum"
-			if !st.Store.Quorum {
+			switch {
+			case !st.Store.Quorum:
 				quorum = "NO QUORUM: " + st.Store.Detail
+			case st.Store.Full:
+				quorum = "FULL: " + st.Store.Detail
 			}
-			show(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %d bytes, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
-				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, st.Store.SizeBytes, st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
+			show(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %s, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
+				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, sizeOf(st.Store), st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
 			for _, c := range st.Certificates {
 				show(w, "tls       %s, from %s, until %s\n", strings.Join(c.Names, ", "), c.Source, day(c.NotAfter, "- (none yet)"))
 			}
@@ -68,6 +71,14 @@ func newStatus() *cobra.Command {
 	socketFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// sizeOf says how much of its quota a store has.
+func sizeOf(st store.Status) string {
+	if st.QuotaBytes == 0 {
+		return fmt.Sprintf("%d bytes", st.SizeBytes)
+	}
+	return fmt.Sprintf("%d of %d bytes", st.SizeBytes, st.QuotaBytes)
 }
 
 // poolState says in a word what a relay of the pool does.

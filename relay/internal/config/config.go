@@ -136,14 +136,16 @@ type Tunnel struct {
 
 // Limits bound what one party can take.
 type Limits struct {
-	Agents           int     `conf:"agents" help:"agents on this relay"`
-	MemoryBytes      int     `conf:"memory_bytes" help:"memory for data that waits to be taken, shared out fairly among teams, agents and tunnels; the process stays within a quarter more"`
-	StreamsPerAgent  int     `conf:"streams_per_agent" help:"streams open on one agent at once"`
-	StreamsPerTunnel int     `conf:"streams_per_tunnel" help:"streams open on one tunnel at once"`
-	TunnelsPerAgent  int     `conf:"tunnels_per_agent" help:"tunnels open on one agent at once"`
-	TunnelsPerTeam   int     `conf:"tunnels_per_team" help:"tunnels open in one team at once"`
-	OpensPerMinute   float64 `conf:"opens_per_minute" help:"tunnels that one credential may open in a minute"`
-	ConnsPerAddress  int     `conf:"connections_per_address" help:"connections of one IP address at once on the public listener (trusted proxies excepted)"`
+	Agents           int          `conf:"agents" help:"agents on this relay"`
+	MemoryBytes      int          `conf:"memory_bytes" help:"memory for data that waits to be taken, shared out fairly among teams, agents and tunnels; the process stays within a quarter more"`
+	StreamsPerAgent  int          `conf:"streams_per_agent" help:"streams open on one agent at once"`
+	StreamsPerTunnel int          `conf:"streams_per_tunnel" help:"streams open on one tunnel at once"`
+	TunnelsPerAgent  int          `conf:"tunnels_per_agent" help:"tunnels open on one agent at once"`
+	TunnelsPerTeam   int          `conf:"tunnels_per_team" help:"tunnels open in one team at once"`
+	OpensPerMinute   float64      `conf:"opens_per_minute" help:"tunnels that one credential may open in a minute"`
+	AgentsPerTeam    int          `conf:"agents_per_team" help:"agents of one team that the relay remembers; a new one is refused beyond it"`
+	AgentRetention   api.Duration `conf:"agent_retention" help:"how long an agent that is gone is remembered"`
+	ConnsPerAddress  int          `conf:"connections_per_address" help:"connections of one IP address at once on the public listener (trusted proxies excepted)"`
 }
 
 // Drain says how the relay stops.
@@ -180,7 +182,7 @@ func Default() Relay {
 		},
 		Limits: Limits{
 			Agents: 20000, MemoryBytes: 1 << 30, StreamsPerAgent: 4096, StreamsPerTunnel: 1024, TunnelsPerAgent: 64, TunnelsPerTeam: 1000,
-			OpensPerMinute: 60, ConnsPerAddress: 2048,
+			OpensPerMinute: 60, AgentsPerTeam: 5000, AgentRetention: api.Duration(30 * 24 * time.Hour), ConnsPerAddress: 2048,
 		},
 		Drain: Drain{Timeout: api.Duration(20 * time.Second)},
 		Trace: Trace{Ratio: 1},
@@ -318,7 +320,7 @@ func (c *Relay) Validate() error {
 		n   int
 	}{
 		{"agents", c.Limits.Agents}, {"streams_per_agent", c.Limits.StreamsPerAgent}, {"streams_per_tunnel", c.Limits.StreamsPerTunnel},
-		{"tunnels_per_agent", c.Limits.TunnelsPerAgent}, {"tunnels_per_team", c.Limits.TunnelsPerTeam}, {"connections_per_address", c.Limits.ConnsPerAddress},
+		{"tunnels_per_agent", c.Limits.TunnelsPerAgent}, {"tunnels_per_team", c.Limits.TunnelsPerTeam}, {"agents_per_team", c.Limits.AgentsPerTeam}, {"connections_per_address", c.Limits.ConnsPerAddress},
 	} {
 		if l.n < 1 {
 			fault("limits."+l.key, "%d is below 1", l.n)
@@ -326,6 +328,9 @@ func (c *Relay) Validate() error {
 	}
 	if c.Limits.MemoryBytes < 16<<20 {
 		fault("limits.memory_bytes", "%d is below 16777216 (16 MiB)", c.Limits.MemoryBytes)
+	}
+	if c.Limits.AgentRetention < api.Duration(time.Hour) {
+		fault("limits.agent_retention", "%s is below 1h", c.Limits.AgentRetention)
 	}
 	if c.Limits.OpensPerMinute <= 0 {
 		fault("limits.opens_per_minute", "it must be above 0")

@@ -91,6 +91,8 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		"tunnel.expires_in":       func(c *config.Relay) { c.Tunnel.ExpiresIn = 1 },
 		"tunnel.hold":             func(c *config.Relay) { c.Tunnel.Hold = api.Duration(time.Hour) },
 		"limits.agents":           func(c *config.Relay) { c.Limits.Agents = 0 },
+		"limits.agents_per_team":  func(c *config.Relay) { c.Limits.AgentsPerTeam = 0 },
+		"limits.agent_retention":  func(c *config.Relay) { c.Limits.AgentRetention = 0 },
 		"limits.opens_per_minute": func(c *config.Relay) { c.Limits.OpensPerMinute = 0 },
 	} {
 		c := config.Default()

@@ -21,6 +21,10 @@ const (
 	maxLife = 365 * 24 * time.Hour
 )
 
+// keptPerTeam bounds a team's credentials with those that were revoked or expired: so
+// many times those that may work.
+const keptPerTeam = 10
+
 // MaxNameBytes bounds a credential's name.
 const MaxNameBytes = 64
 
@@ -52,6 +56,11 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
 		return store.CredentialRecord{}, "", api.Problemf(http.StatusTooManyRequests, "too_many_credentials", api.HopRelay,
 			"the team has %d credentials, which is the limit: revoke some", n)
+	}
+	// What is revoked stays for a while: to make and revoke in a loop must end, too.
+	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
+		return store.CredentialRecord{}, "", api.Problemf(http.StatusTooManyRequests, "too_many_credentials", api.HopRelay,
+			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
 	}
 	secret := ident.NewSecret(prefix)
 	rec.Prefix, rec.Hash = secret.DisplayPrefix(), secret.Hash()
@@ -157,9 +166,11 @@ func storeProblem(doing string, err error) *api.Problem {
 		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
 	}
 	err = fmt.Errorf("%s: %w", doing, err)
-	if errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the relay's store cannot be changed now").
-			WithRetry(2 * time.Second).WithCause(err)
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	if refusal := store.Refusal(err); refusal != nil {
+		return refusal
 	}
 	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
 }

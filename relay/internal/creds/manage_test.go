@@ -204,3 +204,20 @@ func TestRevokedAtOnceThoughTheIndexLags(t *testing.T) {
 	}
 	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
 }
+
+// Whoever makes and revokes in a loop does not fill the store: what is revoked stays
+// for a while.
+func TestATeamHasALimitOfAllCredentials(t *testing.T) {
+	a := newAuth(t, creds.Config{MaxPerTeam: 2})
+	for range 20 {
+		rec, _, err := a.Create(t.Context(), alice, teamA, "", api.CreateCredentialRequest{Kind: api.KindAgent, Name: "gpu"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _, err := a.Create(t.Context(), alice, teamA, "", api.CreateCredentialRequest{Kind: api.KindAgent, Name: "gpu"})
+	wantProblem(t, err, 429, "too_many_credentials", "revoked")
+}

@@ -59,9 +59,11 @@ type Config struct {
 	Audit       Audit
 	Key         ident.ClusterKey           // seals tokens
 	Remote      func(*http.Request) string // the caller's address
-	Now         func() time.Time
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer
+	// MayAppear refuses an agent that there is no room for.
+	MayAppear  func(ident.AgentKey) error
+	Now        func() time.Time
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Enrolment makes tokens and takes them.
@@ -163,6 +165,10 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 		return api.Enrolled{}, api.Problemf(http.StatusForbidden, "wrong_agent", api.HopRelay,
 			"the token is for the agent %s: enroll with that agent id, or ask for another token", seen.Agent)
 	}
+	// Nor is it used up by an agent that could not come then.
+	if err := e.cfg.MayAppear(ident.AgentKey{Team: seen.Team, Agent: agent}); err != nil {
+		return api.Enrolled{}, err
+	}
 	rec, err := e.cfg.Store.TakeEnrolment(r.Context(), hash)
 	if err != nil {
 		return api.Enrolled{}, storeProblem(err)
@@ -224,12 +230,11 @@ func rateLimited(detail string, wait time.Duration) error {
 }
 
 func storeProblem(err error) *api.Problem {
-	switch {
-	case errors.Is(err, store.ErrNotFound):
+	if errors.Is(err, store.ErrNotFound) {
 		return refused("the enrolment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
-	case errors.Is(err, store.ErrUnavailable):
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the relay's store cannot be changed now").
-			WithRetry(2 * time.Second).WithCause(err)
+	}
+	if refusal := store.Refusal(err); refusal != nil {
+		return refusal
 	}
 	return internal(err)
 }

@@ -103,6 +103,12 @@ func newWorld() (*memory, *enrol.Enrolment, *prometheus.Registry) {
 	return m, enrol.New(enrol.Config{
 		Store: m, Credentials: m, Audit: m, Now: func() time.Time { return m.now }, Logger: slog.New(slog.DiscardHandler), Registerer: reg,
 		Remote: func(r *http.Request) string { return r.RemoteAddr },
+		MayAppear: func(key ident.AgentKey) error {
+			if key.Agent == "one-too-many" {
+				return api.NewProblem(http.StatusTooManyRequests, "team_agent_limit", api.HopRelay, "the team has as many agents as it may have")
+			}
+			return nil
+		},
 	}), reg
 }
 
@@ -136,6 +142,18 @@ func post(t *testing.T, e *enrol.Enrolment, token, body, remote string) (int, st
 		t.Errorf("an answer that may hold a secret is kept nowhere: %v", w.Header())
 	}
 	return w.Code, p.Code, out
+}
+
+// A token is not used up by an agent that there is no room for.
+func TestATeamWithAllItsAgentsEnrollsNoMore(t *testing.T) {
+	_, e, _ := newWorld()
+	token := create(t, e, "").Reveal()
+	if status, code, _ := post(t, e, token, `{"agent_id":"one-too-many"}`, "192.0.2.1:1"); status != http.StatusTooManyRequests || code != "team_agent_limit" {
+		t.Errorf("one agent too many is answered %d %s", status, code)
+	}
+	if status, code, _ := post(t, e, token, `{"agent_id":"gpu-1"}`, "192.0.2.1:1"); status != http.StatusCreated {
+		t.Errorf("the token for another one is answered %d %s", status, code)
+	}
 }
 
 func TestATokenIsOneCredential(t *testing.T) {

@@ -22,11 +22,11 @@ import (
 
 // Routes are the relay's own paths, as against those of tunnels.
 type Routes struct {
-	API   http.Handler                       // everything under /api/
-	Link  http.Handler                       // wire.LinkPath
-	Enrol http.Handler                       // api.EnrollPath
-	Ready func(context.Context) *api.Problem // nil when the relay is ready
-	More  map[string]http.Handler            // further patterns of http.ServeMux
+	API   http.Handler                                        // everything under /api/
+	Link  http.Handler                                        // wire.LinkPath
+	Enrol http.Handler                                        // api.EnrollPath
+	Ready func(context.Context) (note string, _ *api.Problem) // nil when the relay is ready, with a note if not all is well
+	More  map[string]http.Handler                             // further patterns of http.ServeMux
 }
 
 // Own is the handler of the relay's own paths.
@@ -43,11 +43,15 @@ func NewOwn(rt Routes) *Own {
 	mux.Handle("POST "+api.EnrollPath, rt.Enrol)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if p := rt.Ready(r.Context()); p != nil {
+		note, p := rt.Ready(r.Context())
+		switch {
+		case p != nil:
 			p.Write(w, ident.NewRequestID())
-			return
+		case note != "":
+			plain(w, http.StatusOK, "ready; "+note+"\n")
+		default:
+			plain(w, http.StatusOK, "ready\n")
 		}
-		plain(w, http.StatusOK, "ready\n")
 	})
 	for pattern, handler := range rt.More {
 		mux.Handle(pattern, handler)

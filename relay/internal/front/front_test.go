@@ -26,11 +26,11 @@ func TestOwnPaths(t *testing.T) {
 		API:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }),
 		Link:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }),
 		Enrol: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }),
-		Ready: func(context.Context) *api.Problem {
+		Ready: func(context.Context) (string, *api.Problem) {
 			if ready {
-				return nil
+				return "the store is nearly full", nil
 			}
-			return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "stopping")
+			return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "stopping")
 		},
 	})
 	status := func(method, path string) int {
@@ -45,6 +45,11 @@ func TestOwnPaths(t *testing.T) {
 		if got := status(http.MethodGet, path); got != want {
 			t.Errorf("GET %s answers %d, want %d", path, got, want)
 		}
+	}
+	w := httptest.NewRecorder()
+	own.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	if got := w.Body.String(); got != "ready; the store is nearly full\n" {
+		t.Errorf("/readyz of a relay that is ready says %q", got)
 	}
 	ready = false
 	if got := status(http.MethodGet, "/readyz"); got != http.StatusServiceUnavailable {

@@ -43,6 +43,9 @@ func (g *Gate) Run(ctx context.Context) error {
 	g.mu.Unlock()
 	c := &closer{Gate: g, agenda: newAgenda(), busy: make(map[ident.AgentKey]bool), results: make(chan tended, workers)}
 	defer c.wg.Wait()
+	sweeping, stop := context.WithCancel(ctx)
+	defer stop()
+	c.wg.Go(func() { g.forget(sweeping) })
 
 	c.resync(false)
 	timer := time.NewTimer(time.Hour)

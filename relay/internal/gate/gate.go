@@ -22,6 +22,12 @@ import (
 type Store interface {
 	UpdateAgent(ctx context.Context, key ident.AgentKey, change func(now time.Time, r *store.AgentRecord) (store.Effects, error)) (store.AgentRecord, error)
 	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
+	// RemoveAgent removes an agent's record if gone agrees and it is not connected.
+	RemoveAgent(ctx context.Context, key ident.AgentKey, gone func(now time.Time, r store.AgentRecord) bool) error
+	// AgentCount returns how many agents of a team have a record.
+	AgentCount(team ident.TeamID) int
+	// Room says whether the store takes new records.
+	Room() bool
 	// OnceValue returns the value of a key that an earlier change brought with it.
 	OnceValue(ctx context.Context, key string) (value string, found bool, err error)
 	// CatchUp waits until what is read from memory is at least as new as its call.
@@ -65,7 +71,7 @@ type Local interface {
 	LastUsed(id ident.SessionID) time.Time
 }
 
-// Limits bound tunnels. A zero field has its default.
+// Limits bound tunnels and agents. A zero field has its default.
 type Limits struct {
 	IdleTimeout    time.Duration // of a tunnel opened without; default 30 min
 	MaxIdleTimeout time.Duration // default 24 h
@@ -77,6 +83,8 @@ type Limits struct {
 	PerTeam        int           // tunnels, about; default 1000
 	OpensPerSecond float64       // per caller; default 1
 	OpensBurst     int           // per caller; default 60
+	AgentsPerTeam  int           // that have a record, about; default 5000
+	AgentRetention time.Duration // of an agent that is gone; default 30 days
 }
 
 func (l Limits) withDefaults() Limits {
@@ -103,6 +111,10 @@ func (l Limits) withDefaults() Limits {
 	if l.OpensBurst <= 0 {
 		l.OpensBurst = 60
 	}
+	if l.AgentsPerTeam <= 0 {
+		l.AgentsPerTeam = 5000
+	}
+	def(&l.AgentRetention, 30*24*time.Hour)
 	return l
 }
 

@@ -137,6 +137,7 @@ func (s *Step) Connect(c Claim) (uint64, error) {
 	}
 	s.move(c.Relay)
 	r.Epoch = max(r.Epoch, c.Seen) + 1
+	r.Gone = time.Time{}
 	r.Relay, r.Instance, r.Capacity = c.Relay, c.Instance, max(1, c.Capacity)
 	return r.Epoch, nil
 }

@@ -32,6 +32,7 @@ type model struct {
 	paused   bool
 	finished uint64
 	closed   map[ident.SessionID]bool
+	missed   time.Time // since when the record says that the agent is away
 }
 
 type modelTunnel struct {
@@ -76,6 +77,13 @@ func TestMachineAgainstAModel(t *testing.T) {
 				}
 			}
 			rec = next
+			rec.Nonce = "written"
+			switch {
+			case rec.Gone.IsZero():
+				m.missed = time.Time{}
+			case m.missed.IsZero():
+				m.missed = m.now
+			}
 			return s, nil
 		}
 		drawTunnel := func() ident.SessionID {
@@ -310,6 +318,25 @@ func TestMachineAgainstAModel(t *testing.T) {
 					}
 					m.syncing, m.paused, m.sick = state.SyncPhase != "", state.Paused, sick != ""
 				}
+			},
+			"miss": func(*rapid.T) { _, _ = apply("miss", (*gate.Step).Miss) },
+			"meet": func(*rapid.T) { _, _ = apply("meet", (*gate.Step).Meet) },
+			"forget": func(t *rapid.T) {
+				s := step(&rec, m.now.Add(rapid.SampledFrom(clocks).Draw(t, "relay")))
+				if rec.Nonce == "" || !s.Forgettable(20*time.Second) {
+					return
+				}
+				if len(m.tunnels) > 0 || len(m.leases) > 0 {
+					t.Fatalf("an agent with %d tunnels and %d leases was forgotten", len(m.tunnels), len(m.leases))
+				}
+				if since := m.now.Sub(m.missed); m.missed.IsZero() || since < 20*time.Second {
+					t.Fatalf("an agent that was missed at %v was forgotten at %v", m.missed, m.now)
+				}
+				// As stores do: the next record begins where this one's counts ended.
+				rec = store.AgentRecord{Epoch: rec.Epoch, N: rec.N, Fencing: rec.Fencing}
+				m.capacity, m.finished, m.missed = 1, 0, time.Time{}
+				m.sick, m.syncing, m.paused = false, false, false
+				clear(m.closed)
 			},
 			"": func(t *rapid.T) { // what must hold after every step
 				for id, tn := range m.tunnels {

@@ -51,11 +51,11 @@ func answer(err error) error {
 		return nil
 	case errors.As(err, &p):
 		return p
-	case errors.Is(err, store.ErrUnavailable):
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"the relay's store does not answer: it has no quorum, or more to do than it can; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
 	case errors.Is(err, store.ErrNotFound):
 		return notFound("tunnel").WithCause(err)
+	}
+	if refusal := store.Refusal(err); refusal != nil {
+		return refusal
 	}
 	return err
 }

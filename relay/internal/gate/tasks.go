@@ -70,11 +70,17 @@ func (g *Gate) Release(ctx context.Context, by string, key ident.AgentKey, task 
 }
 
 // Connect claims the next generation of an agent for one of its processes. The
-// error wraps ErrSuperseded when a newer process lives.
+// error wraps ErrSuperseded when a newer process lives. An agent that was never there
+// is refused when its team has as many as it may have.
 func (g *Gate) Connect(ctx context.Context, key ident.AgentKey, c Claim) (epoch uint64, rec store.AgentRecord, err error) {
 	defer func() { g.count("connect", err) }()
 	c.Relay = g.relay
 	rec, err = g.step(ctx, key, "agent:"+string(key.Agent), func(s *Step) error {
+		if s.New() {
+			if err := g.roomFor(key.Team); err != nil {
+				return err
+			}
+		}
 		_, err := s.Connect(c)
 		return err
 	})

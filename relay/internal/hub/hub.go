@@ -59,6 +59,8 @@ type Store interface {
 	PutPresence(ctx context.Context, p store.Presence) error
 	DeletePresence(ctx context.Context, key ident.AgentKey, epoch uint64) error
 	Presence(key ident.AgentKey) (store.Presence, bool)
+	// Room says whether the store takes what can wait.
+	Room() bool
 	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
 	Fenced() <-chan struct{}
 }
@@ -84,13 +86,16 @@ type Config struct {
 	GateHTTP func(p creds.Principal) http.Handler
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
-	Window     uint32        // of each stream, in bytes; 0: the link's default
-	Budget     *link.Budget  // of data that waits, over all links; default 1 GiB
-	MaxStreams int           // per agent
-	MaxAgents  int           // on this relay
-	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	Window     uint32       // of each stream, in bytes; 0: the link's default
+	Budget     *link.Budget // of data that waits, over all links; default 1 GiB
+	MaxStreams int          // per agent
+	MaxAgents  int          // on this relay
+	// AgentsPerTeam says how many agents of a team may come back at once; the gate
+	// sees to the number itself. Default 5000.
+	AgentsPerTeam int
+	Grace         time.Duration // how long a lost agent stays in lists; default 30 s
+	Logger        *slog.Logger
+	Registerer    prometheus.Registerer
 	// Event hears of connects and disconnects, for the audit. It must not block.
 	Event func(Event)
 }
@@ -120,6 +125,7 @@ type Hub struct {
 
 	refreshes, overdue chan struct{} // hold one for each heartbeat that is being written
 	silent             *caller.Room  // links that have said no hello, by team
+	links, news        paces
 
 	mu       sync.Mutex
 	sessions map[ident.AgentKey]*session
@@ -154,6 +160,9 @@ func New(cfg Config) (*Hub, error) {
 	}
 	if cfg.MaxAgents == 0 {
 		cfg.MaxAgents = 20000
+	}
+	if cfg.AgentsPerTeam == 0 {
+		cfg.AgentsPerTeam = 5000
 	}
 	if cfg.Budget == nil {
 		cfg.Budget = link.NewBudget(1 << 30)

@@ -83,6 +83,7 @@ func (f *fakes) Presence(k ident.AgentKey) (store.Presence, bool) {
 }
 
 func (f *fakes) AgentTunnels(ident.AgentKey) []store.TunnelRecord { return nil }
+func (f *fakes) Room() bool                                       { return true }
 func (f *fakes) Fenced() <-chan struct{}                          { return f.fenced }
 func (f *fakes) Watch(ctx context.Context, _ creds.Principal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)

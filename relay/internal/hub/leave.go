@@ -53,6 +53,9 @@ func (h *Hub) fade(s *session) {
 	select {
 	case <-h.stop: // the relay stops: the agent will be elsewhere in a moment
 	default:
+		if !h.cfg.Store.Room() {
+			break // the list may flicker
+		}
 		if err := h.cfg.Store.PutPresence(ctx, p); err != nil {
 			h.log.Debug("mark agent gone", "agent", s.key.Agent, "error", err)
 		}

@@ -21,6 +21,7 @@ type metrics struct {
 	slowed      prometheus.Counter
 	putOff      prometheus.Counter
 	givenUp     *prometheus.CounterVec // reason: stuck, full
+	deferred    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
@@ -69,6 +70,9 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		putOff: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
 		}),
+		deferred: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "adit_relay_agent_changes_deferred_total", Help: "Changes of what agents say of themselves that came too fast to be written at once.",
+		}),
 	}
 	// Alerts need the zero before the first.
 	m.disconnects.WithLabelValues("lost")
@@ -76,7 +80,7 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 		m.givenUp.WithLabelValues(reason)
 	}
 	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff, m.givenUp)
+		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff, m.givenUp, m.deferred)
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "adit_relay_link_unread_bytes", Help: "Bytes of received data, and of buffers, that wait to be taken by users, agents and other relays.",
 		}, func() float64 { return float64(unread.Used()) }))

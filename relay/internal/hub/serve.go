@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -33,6 +35,10 @@ const (
 func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	if p.Kind != creds.KindAgent {
 		return api.NewProblem(http.StatusForbidden, "wrong_credential_kind", api.HopRelay, "links are for agent credentials (ak-…)")
+	}
+	if problem := h.mayLink(p); problem != nil {
+		h.metrics.connects.WithLabelValues("refused").Inc()
+		return problem
 	}
 	h.mu.Lock()
 	full, draining := len(h.sessions) >= h.cfg.MaxAgents, h.draining
@@ -136,6 +142,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	if msg.Hello == nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, "the first message is no hello")
 	}
+	msg.Bound()
 	hello := *msg.Hello
 	if _, err := ident.ParseAgentID(string(hello.Agent)); err != nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
@@ -188,8 +195,17 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 			Detail: fmt.Sprintf("a newer process named %q is connected in this team; give one of the two another agent_id, or stop one", hello.Agent),
 		}}
 	case err != nil:
-		h.metrics.connects.WithLabelValues("error").Inc()
-		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
+		detail := "the relay's store is not available; trying again is right"
+		outcome := "error"
+		if p, ok := errors.AsType[*api.Problem](err); ok {
+			detail = p.Detail
+			if p.Status < http.StatusInternalServerError {
+				outcome = "refused"
+			}
+		}
+		h.metrics.connects.WithLabelValues(outcome).Inc()
+		h.log.Debug("agent refused", "team", key.Team, "agent", key.Agent, "error", err)
+		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: detail}}
 	}
 	now := time.Now().UTC()
 	s := &session{
@@ -201,7 +217,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 			ConnectedAt: now, Heartbeat: now, Version: hello.Version, Platform: hello.Platform,
 			Labels: hello.Labels, Capabilities: hello.Capabilities, Facts: hello.Facts, Credential: p.Credential,
 		},
-		state: hello.State,
+		state: hello.State, news: rate.NewLimiter(sessionNewsRate, sessionNews),
 	}
 	s.first.Store(first)
 	h.mu.Lock()
@@ -340,6 +356,7 @@ func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.De
 	if err != nil {
 		return err
 	}
+	msg.Bound()
 	pace.heard()
 	switch {
 	case msg.Type == wire.TypePing && msg.Ping != nil:

@@ -2,12 +2,15 @@ package hub
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -35,10 +38,22 @@ type session struct {
 	probes   map[uint64]chan wire.Probed
 	probeID  uint64
 	state    wire.State
-	declared bool   // the gate was told of state and health at least once
-	sick     string // the health text the gate was told
+	said     *declaration  // what the gate was told last; nil: nothing yet
+	news     *rate.Limiter // how often changes are written
+	later    atomic.Bool   // one waits for that
 	rtt      atomic.Int64
 	first    atomic.Bool // this relay is the agent's first, which writes the presence
+}
+
+// declaration is what the gate is told of a machine.
+type declaration struct {
+	state wire.State
+	sick  string
+}
+
+// rule is what of a declaration decides whether tasks are admitted.
+func (d declaration) rule() [3]bool {
+	return [3]bool{d.sick != "", d.state.SyncPhase != "", d.state.Paused}
 }
 
 // member is one link of a session, with its control stream.
@@ -136,7 +151,9 @@ const (
 
 // heard takes in what the agent said and writes it to the store when it changed
 // or grew old. The gate hears of declared state and health before anybody can
-// rely on it.
+// rely on it. What changes too fast stays in memory for a while; what finds the store
+// without room, and decides nothing, until a later word of the agent, which says
+// something every 15 s.
 func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.State) error {
 	now := time.Now().UTC()
 	s.mu.Lock()
@@ -147,25 +164,36 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 		s.state = *state
 	}
 	s.presence.Heartbeat = now
-	sick := s.presence.Facts.Unhealthy
-	tell := !s.declared || (state != nil) || sick != s.sick
 	p, old, st := s.presence, s.written, s.state
+	room := s.hub.cfg.Store.Room()
+	said := declaration{state: st, sick: p.Facts.Unhealthy}
+	tell := s.said == nil || !reflect.DeepEqual(*s.said, said) && (room || s.said.rule() != said.rule())
+	unsaid, unwritten := s.said == nil, s.first.Load() && old.Epoch == 0 // nothing of this session is in the store yet
 	s.mu.Unlock()
+	news := s.first.Load() && (unwritten || room && changed(old, p))
+	if !room { // where it is, and no more
+		p.Labels, p.Facts = nil, wire.Facts{}
+	}
+	if (tell || news) && !unsaid && !unwritten && !s.mayTell(size(p)) {
+		s.hub.metrics.deferred.Inc()
+		s.tellLater()
+		tell, news = false, false
+	}
 
 	if tell {
-		if err := s.hub.cfg.Gate.Declare(ctx, s.key, s.epoch, st, sick); err != nil {
+		if err := s.hub.cfg.Gate.Declare(ctx, s.key, s.epoch, st, said.sick); err != nil {
 			return fmt.Errorf("declare state: %w", err)
 		}
 		s.mu.Lock()
-		s.declared, s.sick = true, sick
+		s.said = &said
 		s.mu.Unlock()
 	}
 	if !s.first.Load() {
 		return nil
 	}
-	if !changed(old, p) {
+	if !news {
 		age := now.Sub(old.Heartbeat)
-		if age < storeInterval {
+		if age < storeInterval || !room {
 			return nil
 		}
 		places := s.hub.refreshes
@@ -187,6 +215,38 @@ func (s *session) heard(ctx context.Context, facts *wire.Facts, state *wire.Stat
 	s.written = p
 	s.mu.Unlock()
 	return nil
+}
+
+// tellLater tries again in a moment, once for all that was put off by then.
+func (s *session) tellLater() {
+	if !s.later.CompareAndSwap(false, true) {
+		return
+	}
+	s.hub.background(func(ctx context.Context) {
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-s.hub.stop:
+			return
+		}
+		s.later.Store(false)
+		if s.hub.session(s.key) != s {
+			return // it is over
+		}
+		if err := s.heard(ctx, nil, nil); err != nil {
+			s.hub.log.Debug("keep what the agent said", "agent", s.key.Agent, "error", err)
+		}
+	})
+}
+
+// size is about what a presence takes in the store.
+func size(p store.Presence) int {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return 0 // it will not be written either
+	}
+	return len(b)
 }
 
 // changed says whether two presences differ in what people look at: free memory

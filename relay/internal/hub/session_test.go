@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -29,6 +30,8 @@ func (b *busyStore) PutPresence(context.Context, store.Presence) error {
 	return nil
 }
 
+func (b *busyStore) Room() bool { return true }
+
 // Heartbeats that say nothing new leave a busy store to others; what changed is written
 // at once, and what is old gets places of its own.
 func TestHeartbeatsMakeWay(t *testing.T) {
@@ -40,8 +43,9 @@ func TestHeartbeatsMakeWay(t *testing.T) {
 	var wg sync.WaitGroup
 	say := func(n int, age time.Duration, facts wire.Facts) {
 		for range n {
-			s := &session{hub: h, declared: true}
+			s := &session{hub: h, said: &declaration{}, news: rate.NewLimiter(sessionNewsRate, sessionNews)}
 			s.first.Store(true)
+			s.presence.Epoch, s.written.Epoch = 1, 1
 			s.written.Heartbeat = time.Now().Add(-age)
 			wg.Go(func() {
 				if err := s.heard(t.Context(), &facts, nil); err != nil {

@@ -220,8 +220,10 @@ func notFound() *api.Problem {
 }
 
 func unavailable(err error) *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-		"the relay's store does not answer; nothing was granted").WithRetry(2 * time.Second).WithCause(err)
+	if refusal := store.Refusal(err); refusal != nil {
+		return refusal
+	}
+	return store.Refusal(fmt.Errorf("%w: %w", store.ErrUnavailable, err))
 }
 
 // Listed is a link with its use as far as this relay knows.

@@ -21,12 +21,14 @@ var errUnknown = errors.New("the outcome of a change could not be read back")
 
 // UpdateAgent changes an agent's record by compare-and-set, with everything that
 // the change brings with it, and returns the record as it is then. A record that
-// does not exist is empty. change gets a copy of its own and the present time, and
+// does not exist is empty, but for counts that begin where those of the team's removed
+// agents ended. change gets a copy of its own and the present time, and
 // may be called several times; its error aborts and is returned as it is, with the
 // record as it was; ErrUnchanged means success without a write.
 //
 // A change that cannot be brought to an end within 5 s or ctx returns
-// ErrUnavailable; if it may have landed, as a DoubtError. A write whose answer was lost is looked for,
+// ErrUnavailable; if it may have landed, as a DoubtError. A new record and a new tunnel
+// need room in the store, else ErrFull. A write whose answer was lost is looked for,
 // also behind later changes of others: it is never done twice.
 func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func(now time.Time, r *AgentRecord) (Effects, error)) (AgentRecord, error) {
 	defer s.metrics.took(opUpdateAgent)()
@@ -41,7 +43,7 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 		return AgentRecord{}, unavailable(ctx, doing, err)
 	}
 	defer l.release()
-	u := &agentUpdate{s: s, key: agentKey(key), doing: doing, change: change, mine: map[string]AgentRecord{}}
+	u := &agentUpdate{s: s, key: agentKey(key), team: key.Team, doing: doing, change: change, mine: map[string]AgentRecord{}}
 	defer u.cleanUp(ctx)
 	rec, err := u.run(ctx)
 	return rec, u.inDoubt(err)
@@ -51,6 +53,7 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 type agentUpdate struct {
 	s      *Store
 	key    string
+	team   ident.TeamID
 	doing  string
 	change func(time.Time, *AgentRecord) (Effects, error)
 
@@ -106,8 +109,18 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		}
 	}
 	if full(u.last) {
-		u.s.isFull.Store(true)
-		return AgentRecord{}, false, unavailable(ctx, u.doing, u.last)
+		return AgentRecord{}, false, u.s.refusedAsFull(ctx, u.doing, u.last)
+	}
+
+	var floorCmp []clientv3.Cmp
+	if cur == nil {
+		f, had, err := u.s.floorOf(ctx, u.team)
+		if err != nil {
+			u.last = err
+			return AgentRecord{}, false, nil
+		}
+		old.Epoch, old.N, old.Fencing = f.Epoch, f.N, f.Fencing
+		floorCmp = append(floorCmp, unchangedSince(floorKey(u.team), had))
 	}
 
 	next := old.Clone()
@@ -124,6 +137,9 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 	case err != nil:
 		return old, false, err
 	}
+	if (cur == nil || len(effects.PutTunnels) > 0) && !u.s.Room() {
+		return old, false, noRoom(u.doing)
+	}
 	next.N, next.Nonce = old.N+1, ident.NewNonce()
 	value, err := json.Marshal(next)
 	if err != nil {
@@ -137,7 +153,7 @@ func (u *agentUpdate) attempt(ctx context.Context) (_ AgentRecord, done bool, _ 
 		}
 		ops = append(ops, op)
 	}
-	conditions = append(conditions, unchangedSince(u.key, cur))
+	conditions = append(append(conditions, floorCmp...), unchangedSince(u.key, cur))
 	ops = append(ops, clientv3.OpPut(u.key, string(value)))
 	if len(ops) > maxOps {
 		return old, false, fmt.Errorf("%s: %d writes at once are too many", u.doing, len(ops))

@@ -69,8 +69,7 @@ func (s *Store) swap(ctx context.Context, doing, key string, propose func(cur *k
 			return nil
 		}
 		if full(last) {
-			s.isFull.Store(true)
-			return unavailable(ctx, doing, last)
+			return s.refusedAsFull(ctx, doing, last)
 		}
 		p, err := propose(cur)
 		if errors.Is(err, ErrUnchanged) {

@@ -25,6 +25,9 @@ const (
 func (s *Store) CreateCredential(ctx context.Context, r CredentialRecord) error {
 	defer s.metrics.took(opCredential)()
 	doing := "create credential " + string(r.ID)
+	if !s.Room() {
+		return noRoom(doing)
+	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

@@ -23,6 +23,10 @@ func fill(t *testing.T, s *store.Store, tunnels int) {
 		t.Fatal(err)
 	}
 	setEpoch(t, s, gpu1, 5)
+	setEpoch(t, s, gone, 9)
+	if err := s.RemoveAgent(ctx, gone, always); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.PutPresence(ctx, presenceOf(gpu1, 5)); err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +52,9 @@ func fill(t *testing.T, s *store.Store, tunnels int) {
 	}
 }
 
+// gone is an agent whose record was removed.
+var gone = ident.AgentKey{Team: teamA, Agent: "gone"}
+
 // compare checks that a store has what another one had.
 func compare(t *testing.T, got, want *store.Store) {
 	t.Helper()
@@ -63,6 +70,12 @@ func compare(t *testing.T, got, want *store.Store) {
 	}
 	if r, _ := got.Agent(gpu1); r.Epoch != 5 {
 		t.Errorf("the epoch is %d, expected 5", r.Epoch)
+	}
+	if r, err := got.UpdateAgent(t.Context(), gone, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
+		r.Epoch++
+		return store.Effects{}, nil
+	}); err != nil || r.Epoch != 10 {
+		t.Errorf("an agent that was removed at generation 9 comes back with %d, %v", r.Epoch, err)
 	}
 	if c, ok := got.CredentialByHash("h"); !ok || c.Name != "<ci & co>" {
 		t.Errorf("the credential is %+v, %v", c, ok)
@@ -90,8 +103,8 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum.Records != 30+7+4 { // tunnels, agents; cluster, credential, enrolment, once
-			t.Errorf("the backup has %d records, expected 41", sum.Records)
+		if sum.Records != 30+7+5 { // tunnels, agents; cluster, floor, credential, enrolment, once
+			t.Errorf("the backup has %d records, expected 42", sum.Records)
 		}
 		dir := t.TempDir()
 		log := slog.New(slog.DiscardHandler)

@@ -32,6 +32,7 @@ const (
 type embedded struct {
 	etcd     *embed.Etcd
 	endpoint string
+	limit    int64 // its quota
 	lock     *os.File
 	run      *os.File // the socket's directory, kept open for its /proc name
 }
@@ -43,7 +44,8 @@ func startEmbedded(ctx context.Context, dataDir string, quota int64, log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	e := &embedded{lock: lock}
+	dir := filepath.Join(dataDir, "etcd")
+	e := &embedded{lock: lock, limit: limitFor(dir, quota)}
 	defer func() {
 		if err != nil {
 			e.stop()
@@ -54,7 +56,7 @@ func startEmbedded(ctx context.Context, dataDir string, quota int64, log *slog.L
 		return nil, err
 	}
 	e.endpoint = "unix://" + socket
-	cfg, err := memberConfig(filepath.Join(dataDir, "etcd"), socket, quota, log)
+	cfg, err := memberConfig(dir, socket, e.limit, log)
 	if err != nil {
 		return nil, err
 	}

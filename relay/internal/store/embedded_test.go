@@ -152,12 +152,7 @@ func TestFullStore(t *testing.T) {
 	w := &world{t: t, dir: t.TempDir()}
 	s := w.relay(func(cfg *store.Config, _ *[]func(*store.Store)) { cfg.QuotaBytes = 2 << 20 })
 	raw := w.raw()
-	value := strings.Repeat("x", 200<<10)
-	for i := range 50 {
-		if _, err := raw.Put(t.Context(), fmt.Sprintf("/ballast/%d", i), value); err != nil {
-			break
-		}
-	}
+	ballast(t, raw)
 	start := time.Now()
 	if _, err := s.UpdateAgent(t.Context(), gpu1, add); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("a change in a full store gave %v, expected ErrUnavailable", err)

@@ -20,6 +20,9 @@ func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
 	if ttl <= 0 {
 		return fmt.Errorf("%s: it has expired already", doing)
 	}
+	if !s.Room() {
+		return noRoom(doing)
+	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
@@ -113,6 +116,8 @@ func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, 
 			return none, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		case rejected(err):
 			return none, fmt.Errorf("%s: %w", doing, err)
+		case full(err):
+			return none, s.refusedAsFull(ctx, doing, err)
 		default:
 			s.metrics.unknown.Inc()
 			last = err

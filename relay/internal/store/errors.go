@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 var (
@@ -38,6 +42,20 @@ type OnceError struct{ Value string }
 
 // Error says what happened; the value is for the caller.
 func (e *OnceError) Error() string { return "done already under this key" }
+
+// Refusal is what the caller of a change is told that the store did not take; nil when
+// the error is not of that kind.
+func Refusal(err error) *api.Problem {
+	switch {
+	case errors.Is(err, ErrFull):
+		return api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay,
+			"the relay's store is nearly full: nothing new is made until its operator sees to it (adit-relay status); what exists goes on, and can be closed and revoked").WithRetry(30 * time.Second).WithCause(err)
+	case errors.Is(err, ErrUnavailable):
+		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
+			"the relay's store does not answer: it has no quorum, or more to do than it can; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
+	}
+	return nil
+}
 
 // unavailable wraps what hindered an operation. The cause of a context's end says
 // more than its error.

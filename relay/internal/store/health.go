@@ -2,9 +2,7 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -12,10 +10,8 @@ import (
 
 const (
 	probeEvery  = 2 * time.Second
-	detailEvery = 5 // probes
-	// Defragmenting stops the store while it lasts: twice as rare after each try.
-	reliefFirst = 2 * time.Second
-	reliefMax   = 5 * time.Minute
+	sizeEvery   = 250 * time.Millisecond // of a store that fills
+	detailEvery = 5                      // probes: the list of members
 )
 
 // health is what the last probes found.
@@ -25,18 +21,15 @@ type health struct {
 	alarm   string // what the store itself reports
 	members int
 	size    int64
-}
-
-// relief says when a full store is defragmented next.
-type relief struct {
-	next time.Time
-	wait time.Duration
+	quota   int64 // 0: not known
 }
 
 // runHealth asks the store now and then whether it has a quorum.
 func (s *Store) runHealth(ctx context.Context) error {
 	t := time.NewTicker(probeEvery)
 	defer t.Stop()
+	sizes := time.NewTicker(sizeEvery)
+	defer sizes.Stop()
 	var last sighting
 	for n := 0; ; n++ {
 		now := sighting{mirror: s.mirror.revision()}
@@ -49,13 +42,21 @@ func (s *Store) runHealth(ctx context.Context) error {
 			s.compare(last, now)
 			last = now
 		}
-		if err == nil && (n%detailEvery == 0 || s.isFull.Load()) {
-			s.details(ctx)
+		if err == nil {
+			s.relief.saw(now.store)
+			s.details(ctx, n%detailEvery == 0)
 		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return nil
+		for next := false; !next; {
+			select {
+			case <-t.C:
+				next = true
+			case <-sizes.C:
+				if s.filling() {
+					s.details(ctx, false)
+				}
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }
@@ -106,35 +107,32 @@ func (s *Store) setQuorum(err error) {
 	}
 }
 
-// details reads what a probe does not tell.
-func (s *Store) details(ctx context.Context) {
+// details reads what a probe does not tell: the size each time, the members now and
+// then.
+func (s *Store) details(ctx context.Context, members bool) {
 	client := s.client.Load()
 	if client == nil {
 		return
 	}
 	actx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	list, errList := client.MemberList(actx)
-	st, errStatus := s.statusOf(actx, client)
-	if err := errors.Join(errList, errStatus); err != nil {
-		s.log.Debug("no details of the store", "error", err)
-	}
-	s.mu.Lock()
-	if errList == nil {
-		s.health.members = len(list.Members)
-	}
-	if errStatus == nil {
-		s.health.size, s.health.alarm = st.DbSize, ""
-		if len(st.Errors) > 0 {
-			s.health.alarm = "the store reports: " + st.Errors[0]
+	if members {
+		list, err := client.MemberList(actx)
+		if err != nil {
+			s.log.Debug("no list of the store's members", "error", err)
+		} else {
+			s.mu.Lock()
+			s.health.members = len(list.Members)
+			s.mu.Unlock()
 		}
 	}
-	alarm := s.health.alarm
-	s.mu.Unlock()
-	s.isFull.Store(alarm != "")
-	if strings.Contains(alarm, "NOSPACE") && s.embedded() {
-		s.relieve(ctx, client)
+	st, err := s.statusOf(actx, client)
+	if err != nil {
+		s.log.Debug("no details of the store", "error", err)
+		return
 	}
+	s.measure(st)
+	s.relieve(ctx, client, st)
 }
 
 // statusOf asks one endpoint after the other until one answers.
@@ -165,38 +163,4 @@ func tooOld(version string) bool {
 		return false
 	}
 	return major < 3 || major == 3 && (minor < 5 || minor == 5 && patch < 10)
-}
-
-// relieve ends the alarm of an embedded store that was full once there is room
-// again: etcd leaves that to an operator with its own tools, which nobody has
-// here. Room comes from compaction, which goes on in a full store. Only
-// defragmenting shows how much there is: pages that compaction freed count as used
-// until the next commit, and nothing commits in a full store.
-func (s *Store) relieve(ctx context.Context, client *clientv3.Client) {
-	if time.Now().Before(s.relief.next) {
-		return
-	}
-	s.relief.wait = min(max(2*s.relief.wait, reliefFirst), reliefMax)
-	s.relief.next = time.Now().Add(s.relief.wait)
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if _, err := client.Defragment(ctx, client.Endpoints()[0]); err != nil {
-		s.log.Warn("defragmenting the store", "error", err)
-		return
-	}
-	st, err := s.statusOf(ctx, client)
-	if err != nil {
-		s.log.Warn("asking how full the store is", "error", err)
-		return
-	}
-	if st.DbSizeInUse > s.cfg.QuotaBytes/10*8 {
-		s.log.Error("the store is full: nothing new can be written", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
-		return
-	}
-	if _, err := client.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
-		s.log.Warn("ending the store's alarm", "error", err)
-		return
-	}
-	s.relief = relief{}
-	s.log.Warn("the store was full and has room again", "used_bytes", st.DbSizeInUse, "quota_bytes", s.cfg.QuotaBytes)
 }

@@ -19,6 +19,7 @@ const (
 	dirCredential = "credential"
 	dirPresence   = "presence"
 	dirRelay      = "relay"
+	dirFloor      = "floor" // where the counts of a team's new agents begin
 	dirOnce       = "once"
 	dirEnrolment  = "enrolment"
 	dirTaken      = "taken" // enrolment tokens used up, until they would have expired
@@ -43,6 +44,7 @@ func presenceKey(k ident.AgentKey) string {
 func tunnelKey(id ident.SessionID) string            { return root + dirTunnel + "/" + string(id) }
 func credentialKey(id ident.CredentialID) string     { return root + dirCredential + "/" + string(id) }
 func relayKey(id ident.RelayID) string               { return root + dirRelay + "/" + string(id) }
+func floorKey(team ident.TeamID) string              { return root + dirFloor + "/" + string(team) }
 func enrolmentKey(hash string) string                { return root + dirEnrolment + "/" + hash }
 func takenKey(hash string) string                    { return root + dirTaken + "/" + hash }
 func codesPrefix(id ident.SessionID) string          { return root + dirCode + "/" + string(id) + "/" }

@@ -61,6 +61,9 @@ func (s *Store) CreateLink(ctx context.Context, r LinkRecord, most int) error {
 	if err := s.usable(); err != nil {
 		return unavailable(ctx, doing, err)
 	}
+	if !s.Room() {
+		return noRoom(doing)
+	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
@@ -100,6 +103,8 @@ func (s *Store) CreateLink(ctx context.Context, r LinkRecord, most int) error {
 			return nil
 		case err != nil && rejected(err):
 			return fmt.Errorf("%s: %w", doing, err)
+		case full(err):
+			return s.refusedAsFull(ctx, doing, err)
 		case err != nil:
 			s.metrics.unknown.Inc()
 			last = err

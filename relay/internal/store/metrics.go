@@ -94,6 +94,9 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	gauge("adit_relay_store_serving", "1 while the relay's lease is valid.", func() float64 { return oneIf(s.Serving()) })
 	gauge("adit_relay_store_size_bytes", "Size of the store's database.",
 		func() float64 { return float64(s.Status().SizeBytes) })
+	gauge("adit_relay_store_quota_bytes", "Size at which the store is full; 0 where it is not known.",
+		func() float64 { return float64(s.Status().QuotaBytes) })
+	gauge("adit_relay_store_full", "1 while the store takes nothing new for lack of room.", func() float64 { return oneIf(!s.Room()) })
 	gauge("adit_relay_store_mirror_tunnels", "Tunnels in the mirror.",
 		func() float64 { return float64(s.mirror.counts().tunnels) })
 	gauge("adit_relay_store_mirror_agents", "Agents in the mirror.",

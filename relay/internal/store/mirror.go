@@ -26,6 +26,7 @@ type mirror struct {
 	links       map[ident.LinkID]*entry[LinkRecord]
 	linksOf     map[ident.SessionID][]*entry[LinkRecord] // oldest first
 	agents      map[ident.AgentKey]*entry[AgentRecord]
+	agentsOf    map[ident.TeamID]int // how many
 	presences   map[ident.AgentKey]*entry[Presence]
 	byTeam      map[ident.TeamID][]*entry[Presence] // by agent id
 	credentials map[ident.CredentialID]*entry[CredentialRecord]
@@ -55,6 +56,7 @@ func newMirror() *mirror {
 		links:       map[ident.LinkID]*entry[LinkRecord]{},
 		linksOf:     map[ident.SessionID][]*entry[LinkRecord]{},
 		agents:      map[ident.AgentKey]*entry[AgentRecord]{},
+		agentsOf:    map[ident.TeamID]int{},
 		presences:   map[ident.AgentKey]*entry[Presence]{},
 		byTeam:      map[ident.TeamID][]*entry[Presence]{},
 		credentials: map[ident.CredentialID]*entry[CredentialRecord]{},
@@ -111,6 +113,9 @@ func (m *mirror) delete(name string) *Change {
 		key, _ := splitAgent(rest)
 		if _, ok := m.agents[key]; ok {
 			delete(m.agents, key)
+			if m.agentsOf[key.Team]--; m.agentsOf[key.Team] == 0 {
+				delete(m.agentsOf, key.Team)
+			}
 			return &Change{Kind: KindAgent, Key: key, Deleted: true}
 		}
 	case dirPresence:
@@ -180,6 +185,9 @@ func (m *mirror) putAgent(rest string, kv *mvccpb.KeyValue) (commit, error) {
 		return nil, err
 	}
 	return func() *Change {
+		if _, ok := m.agents[key]; !ok {
+			m.agentsOf[key.Team]++
+		}
 		m.agents[key] = e
 		return &Change{Kind: KindAgent, Key: key}
 	}, nil

@@ -57,6 +57,8 @@ func (s *Store) PutPresence(ctx context.Context, p Presence) error {
 			return unavailable(ctx, doing, err)
 		case rejected(err):
 			return fmt.Errorf("%s: %w", doing, err)
+		case full(err):
+			return s.refusedAsFull(ctx, doing, err)
 		default:
 			last = err // putting it twice is the same as once
 		}

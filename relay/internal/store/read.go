@@ -31,6 +31,13 @@ func (s *Store) Agent(key ident.AgentKey) (AgentRecord, bool) {
 	return r.Clone(), true
 }
 
+// AgentCount returns how many agents of a team have a record, connected or not.
+func (s *Store) AgentCount(team ident.TeamID) int {
+	s.mirror.mu.RLock()
+	defer s.mirror.mu.RUnlock()
+	return s.mirror.agentsOf[team]
+}
+
 // TunnelState returns what an agent's gate says of a tunnel.
 func (s *Store) TunnelState(key ident.AgentKey, id ident.SessionID) (TunnelState, bool) {
 	r, _ := lookup(s.mirror, s.mirror.agents, key)

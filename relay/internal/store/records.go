@@ -30,6 +30,9 @@ type AgentRecord struct {
 	// Closed are the newest closed tunnels, oldest first and bounded, so that to
 	// close one of them again is no error.
 	Closed []ident.SessionID `json:"closed,omitempty"`
+	// Gone is since when, as far as anybody noticed, the agent has not been connected;
+	// zero: it is, or nobody has looked yet.
+	Gone time.Time `json:"gone,omitzero"`
 	// Ended says why tunnels that closed lately did, so that every relay of the pool,
 	// also one that starts now, can tell whoever comes back to them.
 	Ended map[ident.SessionID]TunnelEnd `json:"ended,omitempty"`
@@ -186,6 +189,8 @@ type RelayRecord struct {
 	Version  string        `json:"version"`
 	Draining bool          `json:"draining,omitempty"`
 	Started  time.Time     `json:"started"`
+	// Floors says that the relay begins new agents' records at their team's floor.
+	Floors bool `json:"floors,omitempty"`
 }
 
 // Effects are what a change of an agent's record brings with it, in the same

@@ -67,7 +67,9 @@ type Store struct {
 
 	versionOnce sync.Once
 	running     atomic.Bool
-	isFull      atomic.Bool // a write was refused for it; the health check looks closer
+	isFull      atomic.Bool // etcd refuses every write
+	tight       atomic.Bool // what is left of the quota is the reserve
+	limit       int64       // the embedded store's own quota; set by Run
 	relief      relief      // the health check's own
 
 	mu     sync.Mutex
@@ -83,6 +85,10 @@ type Status struct {
 	Revision  int64
 	Members   int
 	SizeBytes int64
+	// QuotaBytes is the size at which the store is full; 0: not known.
+	QuotaBytes int64
+	Full       bool // nothing new is made, to keep room for what must always be possible
+	Unwritable bool // the store refuses every write but deletions
 }
 
 // New checks the configuration. It starts nothing and touches no file.
@@ -117,6 +123,7 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.Relay.Floors = true
 	s := &Store{
 		cfg:     cfg,
 		log:     cfg.Logger,
@@ -159,7 +166,7 @@ func (s *Store) Run(ctx context.Context) error {
 			return err
 		}
 		defer e.stop() // after the client is closed: it would wait for open watches
-		endpoints, watch = []string{e.endpoint}, e.watch
+		endpoints, watch, s.limit = []string{e.endpoint}, e.watch, e.limit
 	}
 	client, err := connect(endpoints, s.cfg.TLS, s.dial, s.log)
 	if err != nil {
@@ -200,9 +207,16 @@ func (s *Store) Status() Status {
 	st := Status{
 		Embedded: s.embedded(), Quorum: h.quorum, Stale: s.stale(), Detail: h.detail,
 		Revision: s.mirror.revision(), Members: h.members, SizeBytes: h.size,
+		QuotaBytes: h.quota, Full: !s.Room(), Unwritable: s.isFull.Load(),
 	}
-	if st.Detail == "" {
+	switch {
+	case st.Detail != "":
+	case st.Unwritable:
+		st.Detail = fmt.Sprintf("it is full (%d of %d bytes) and takes nothing but deletions (NOSPACE); a store inside the relay is relieved by and by, and gets some room when the relay starts again; raise store.quota_bytes, of an external etcd --quota-backend-bytes", h.size, h.quota)
+	case h.alarm != "":
 		st.Detail = h.alarm
+	case st.Full:
+		st.Detail = fmt.Sprintf("it is nearly full (%d of %d bytes): nothing new is made; raise store.quota_bytes, or find out what fills it (adit-relay audit)", h.size, h.quota)
 	}
 	if st.Detail == "" && s.stuck.Load() {
 		st.Detail = errStuck.Error()

@@ -22,6 +22,7 @@ import (
 type Store struct {
 	mu        sync.Mutex
 	agents    map[ident.AgentKey]store.AgentRecord
+	floors    map[ident.TeamID]store.AgentRecord // where the counts of new records begin
 	tunnels   map[ident.SessionID]store.TunnelRecord
 	presences map[ident.AgentKey]store.Presence
 	relays    map[ident.RelayID]store.RelayRecord
@@ -29,6 +30,7 @@ type Store struct {
 	feeds     map[*feed]struct{}
 	down      bool
 	mute      bool
+	full      bool
 	writes    int
 }
 
@@ -40,7 +42,7 @@ type onceValue struct {
 // NewStore returns an empty store.
 func NewStore() *Store {
 	return &Store{
-		agents: map[ident.AgentKey]store.AgentRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{},
+		agents: map[ident.AgentKey]store.AgentRecord{}, floors: map[ident.TeamID]store.AgentRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{},
 		presences: map[ident.AgentKey]store.Presence{}, relays: map[ident.RelayID]store.RelayRecord{},
 		once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
 	}
@@ -101,7 +103,7 @@ func (s *Store) UpdateAgent(ctx context.Context, key ident.AgentKey, change func
 func (s *Store) updateAgent(key ident.AgentKey, now time.Time, change func(time.Time, *store.AgentRecord) (store.Effects, error)) (store.AgentRecord, error) {
 	for {
 		s.mu.Lock()
-		old, down := s.agents[key].Clone(), s.down
+		old, down := s.record(key), s.down
 		s.mu.Unlock()
 		if down {
 			return store.AgentRecord{}, store.ErrUnavailable
@@ -122,7 +124,7 @@ func (s *Store) updateAgent(key ident.AgentKey, now time.Time, change func(time.
 		case err != nil:
 			s.mu.Unlock()
 			return old, err
-		case s.agents[key].N != old.N: // another was faster
+		case s.record(key).Nonce != old.Nonce: // another was faster
 			s.mu.Unlock()
 			continue
 		}
@@ -160,6 +162,56 @@ func (s *Store) updateAgent(key ident.AgentKey, now time.Time, change func(time.
 		}
 		return next, nil
 	}
+}
+
+// record is an agent's, or the beginning of one. The lock is held.
+func (s *Store) record(key ident.AgentKey) store.AgentRecord {
+	if r, ok := s.agents[key]; ok {
+		return r.Clone()
+	}
+	return s.floors[key.Team].Clone()
+}
+
+// RemoveAgent implements gate.Store.
+func (s *Store) RemoveAgent(_ context.Context, key ident.AgentKey, gone func(time.Time, store.AgentRecord) bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.agents[key]
+	if _, here := s.presences[key]; !ok || here || !gone(s.now(), r.Clone()) {
+		return nil
+	}
+	f := s.floors[key.Team]
+	s.floors[key.Team] = store.AgentRecord{Epoch: max(f.Epoch, r.Epoch), N: max(f.N, r.N), Fencing: max(f.Fencing, r.Fencing)}
+	delete(s.agents, key)
+	s.publish(store.Change{Kind: store.KindAgent, Key: key, Deleted: true})
+	return nil
+}
+
+// AgentCount implements gate.Store.
+func (s *Store) AgentCount(team ident.TeamID) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for key := range s.agents {
+		if key.Team == team {
+			n++
+		}
+	}
+	return n
+}
+
+// SetFull makes the store one that takes nothing new, or not.
+func (s *Store) SetFull(full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = full
+}
+
+// Room implements gate.Store.
+func (s *Store) Room() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.full
 }
 
 // UpdateTunnel implements gate.Store.
