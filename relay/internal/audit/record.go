@@ -34,6 +34,8 @@ const (
 	LinkRevoked Event = "link_revoked"
 	LinksListed Event = "links_listed"
 	LinkUsed    Event = "link_used" // a new viewer came in by it
+	// LinkPreviewed: somebody looked who is no viewer, or says so.
+	LinkPreviewed Event = "link_previewed"
 
 	CredentialCreated Event = "credential_created"
 	CredentialRevoked Event = "credential_revoked"
@@ -73,7 +75,7 @@ var rules = map[Event]rule{
 	TaskAdmitted:  durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {rate: 20, burst: 200},
 	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
-	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {rate: 20, burst: 200}, LinksListed: {rate: 20, burst: 200},
+	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {rate: 20, burst: 200}, LinkPreviewed: {rate: 20, burst: 200}, LinksListed: {rate: 20, burst: 200},
 	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
 	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
 	AuthRefused:    {rate: 5, burst: 100},

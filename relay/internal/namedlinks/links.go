@@ -238,10 +238,14 @@ func (l *Links) Admitted(r store.LinkRecord, p usage.Party) bool {
 }
 
 func (l *Links) admitted(r store.LinkRecord, mark string) bool {
-	l.mu.Lock()
-	_, ok := l.memory[r.ID].has(mark)
-	l.mu.Unlock()
+	_, ok := l.remembered(r.ID, mark)
 	return ok || slices.Contains(r.Viewers, mark)
+}
+
+func (l *Links) remembered(id ident.LinkID, mark string) (struct{}, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.memory[id].has(mark)
 }
 
 func (m *memory) has(mark string) (struct{}, bool) {
@@ -290,6 +294,17 @@ func (l *Links) Admit(ctx context.Context, r store.LinkRecord, p usage.Party) er
 	l.metrics.uses.Inc()
 	l.audit(gate.WithTrace(ctx, gate.Trace{Remote: addr(p.Remote)}), audit.LinkUsed, "viewer", r, "")
 	return nil
+}
+
+// Previewed notes that somebody looked at what a link leads to without being a viewer,
+// or called themselves so: once for each.
+func (l *Links) Previewed(ctx context.Context, r store.LinkRecord, p usage.Party) {
+	mark := "preview " + l.mark(r.ID, p)
+	if _, ok := l.remembered(r.ID, mark); ok {
+		return
+	}
+	l.remember(r, mark, false)
+	l.audit(gate.WithTrace(ctx, gate.Trace{Remote: addr(p.Remote)}), audit.LinkPreviewed, "anonymous", r, fmt.Sprintf("by %.64q", p.UserAgent))
 }
 
 // take uses up one of a limited link's uses, in the store: of two viewers for the

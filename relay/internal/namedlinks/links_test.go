@@ -381,6 +381,11 @@ func TestPreviews(t *testing.T) {
 		if namedlinks.Preview(r) {
 			t.Errorf("POST by %q is no preview", agent)
 		}
+		r.Method = http.MethodGet
+		r.Header.Set("Upgrade", "websocket")
+		if namedlinks.Preview(r) {
+			t.Errorf("a WebSocket of %q is no preview", agent)
+		}
 	}
 	head := httptest.NewRequest(http.MethodHead, "/", nil)
 	if !namedlinks.Preview(head) {
@@ -391,6 +396,11 @@ func TestPreviews(t *testing.T) {
 		r.Header.Set(name, value)
 		if !namedlinks.Preview(r) || !namedlinks.Prefetch(r) {
 			t.Errorf("%s: %s is a preview", name, value)
+		}
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions} {
+			if r.Method = method; namedlinks.Preview(r) {
+				t.Errorf("%s with %s: %s is no preview", method, name, value)
+			}
 		}
 	}
 }
