@@ -62,6 +62,7 @@ var apiRoutes = []apiRoute{
 	{"POST", "/credentials", kindsPeople, "", `{"kind":"king","name":"x"}`, 422, "out_of_range", ""},
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "not_found"},
 }
 
 // caller is one column: what is sent, and who that is.

@@ -39,6 +39,7 @@ const (
 
 	CredentialCreated Event = "credential_created"
 	CredentialRevoked Event = "credential_revoked"
+	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
 	EnrolmentCreated  Event = "enrolment_created"
 	EnrolmentTaken    Event = "enrolment_taken"
 
@@ -76,7 +77,7 @@ var rules = map[Event]rule{
 	TaskRefused:  {rate: 20, burst: 200},
 	ViewerKicked: durable, ViewersListed: {rate: 20, burst: 200},
 	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {rate: 20, burst: 200}, LinkPreviewed: {rate: 20, burst: 200}, LinksListed: {rate: 20, burst: 200},
-	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
+	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
 	AgentConnected: {}, AgentGone: {}, AgentSuperseded: {}, // told from loops that must not wait
 	AuthRefused:    {rate: 5, burst: 100},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalRefused: {rate: 5, burst: 100},

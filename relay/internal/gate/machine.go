@@ -19,6 +19,7 @@ const (
 	ReasonAsked   = "closed by a user"
 	ReasonExpired = "expired"
 	ReasonIdle    = "idle"
+	ReasonRevoked = "the credential that opened it was revoked"
 	ReasonPort    = "the agent does not allow the port"
 	ReasonWait    = "the running tasks did not end in time"
 	ReasonLeft    = "the caller left while waiting"

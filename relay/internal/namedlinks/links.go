@@ -50,6 +50,7 @@ type Store interface {
 	Link(id ident.LinkID) (store.LinkRecord, bool)
 	TunnelLinks(id ident.SessionID) []store.LinkRecord
 	AllLinks() iter.Seq[store.LinkRecord]
+	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	CatchUp(ctx context.Context) error
 	Subscribe(buffer int) gate.Feed
 }
@@ -110,13 +111,15 @@ type Spec struct {
 	Name      string
 	ExpiresIn time.Duration // 0: with the tunnel
 	MaxUses   int           // 0: any number
+	// Credential is the one that it is made with; with its revocation it ends.
+	Credential ident.CredentialID
 }
 
 // Create makes a link of an open tunnel.
 func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spec Spec) (store.LinkRecord, error) {
 	r := store.LinkRecord{
 		ID: ident.NewLinkID(), Session: t.Session, Team: t.Team, Agent: t.Agent, Name: spec.Name, MaxUses: spec.MaxUses,
-		CreatedBy: by, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		CreatedBy: by, Credential: spec.Credential, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	if spec.ExpiresIn > 0 {
 		r.ExpiresAt = r.CreatedAt.Add(spec.ExpiresIn)

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type records struct {
 	mu    sync.Mutex
 	links map[ident.LinkID]store.LinkRecord
+	creds map[ident.CredentialID]store.CredentialRecord
 	feeds []*feed
 	down  bool
 	reads atomic.Int64 // that confirm
@@ -57,6 +58,26 @@ func (r *records) Subscribe(n int) gate.Feed {
 func (r *records) tell(l store.LinkRecord, deleted bool) {
 	for _, f := range r.feeds {
 		f.c <- store.Change{Kind: store.KindLink, Session: l.Session, Link: l.ID, Deleted: deleted}
+	}
+}
+
+func (r *records) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.creds[id]
+	return c, ok
+}
+
+// credential writes a credential.
+func (r *records) credential(c store.CredentialRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.creds == nil {
+		r.creds = map[ident.CredentialID]store.CredentialRecord{}
+	}
+	r.creds[c.ID] = c
+	for _, f := range r.feeds {
+		f.c <- store.Change{Kind: store.KindCredential, Credential: c.ID}
 	}
 }
 

@@ -69,7 +69,14 @@ type end struct {
 }
 
 func (e *ends) observe(c store.Change) {
-	if c.Kind != store.KindLink {
+	switch c.Kind {
+	case store.KindCredential:
+		if r, ok := e.links.cfg.Store.Credential(c.Credential); ok && !r.RevokedAt.IsZero() {
+			e.resync()
+		}
+		return
+	case store.KindLink:
+	default:
 		return
 	}
 	r, ok := e.links.cfg.Store.Link(c.Link)
@@ -91,9 +98,14 @@ func (e *ends) over(id ident.LinkID, session ident.SessionID, cause error) {
 
 func (e *ends) put(r store.LinkRecord) {
 	old := e.at[r.ID]
-	e.at[r.ID] = end{r.Session, r.ExpiresAt, old.cut}
-	if !r.ExpiresAt.IsZero() && !old.cut {
-		e.wake(r.ExpiresAt)
+	expires := r.ExpiresAt
+	// What a revoked credential made is over since then.
+	if since, closed := store.Credentials(e.links.cfg.Store.Credential).Closed(r.Credential); closed && (expires.IsZero() || since.Before(expires)) {
+		expires = since
+	}
+	e.at[r.ID] = end{r.Session, expires, old.cut}
+	if !expires.IsZero() && !old.cut {
+		e.wake(expires)
 	}
 }
 

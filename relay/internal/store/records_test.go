@@ -158,21 +158,21 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("last used %v, expected %v", got.LastUsed, start.Add(2*time.Minute))
 		}
 
-		if _, err := s.RevokeCredential(ctx, teamB, r.ID, start); !errors.Is(err, store.ErrNotFound) {
+		if _, err := s.RevokeCredential(ctx, teamB, r.ID, start, false); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("revoking another team's credential gave %v, expected ErrNotFound", err)
 		}
-		first, err := s.RevokeCredential(ctx, teamA, r.ID, start)
+		first, err := s.RevokeCredential(ctx, teamA, r.ID, start, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := s.RevokeCredential(ctx, teamA, r.ID, start.Add(time.Hour))
+		again, err := s.RevokeCredential(ctx, teamA, r.ID, start.Add(time.Hour), false)
 		if err != nil || !again.RevokedAt.Equal(first.RevokedAt) {
 			t.Errorf("revoking twice gave %v, %v; expected the first time to stay", again.RevokedAt, err)
 		}
 		if err := s.TouchCredential(ctx, r.ID, start.Add(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.RevokeCredential(ctx, teamA, forever.ID, start); err != nil {
+		if _, err := s.RevokeCredential(ctx, teamA, forever.ID, start, false); err != nil {
 			t.Fatal(err)
 		}
 		sync()
@@ -214,7 +214,7 @@ func TestTouchAgainstRevoke(t *testing.T) {
 				})
 			}
 			wg.Go(func() {
-				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now()); err != nil {
+				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now(), false); err != nil {
 					t.Errorf("revoke: %v", err)
 				}
 			})
