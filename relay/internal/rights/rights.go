@@ -98,7 +98,7 @@ func (r *Rights) Revoke(ctx context.Context, by creds.Principal, team ident.Team
 	}
 	out := api.Revoked{Credentials: len(revoked)}
 	for i, rec := range revoked {
-		detail := fmt.Sprintf("%s %s %q", rec.Kind, rec.ID, rec.Name)
+		detail := fmt.Sprintf("%s %s", rec.Kind, rec.ID)
 		if i > 0 {
 			detail += ", made with " + string(rec.MadeBy)
 		}
