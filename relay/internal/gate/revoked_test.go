@@ -59,11 +59,19 @@ func TestWhatARevokedCredentialOpenedIsClosed(t *testing.T) {
 				for _, id := range []ident.CredentialID{maker, child, other, ""} {
 					tunnels[id] = open(t, a, id)
 				}
+				synctest.Wait() // both relays know of them
 				c.change(p)
 				time.Sleep(time.Second)
 				want := map[ident.SessionID]bool{}
 				for _, id := range c.closed {
 					want[tunnels[id]] = true
+				}
+				if len(c.closed) > 0 { // an opening that was under way when it was revoked
+					late := open(t, a, c.closed[0])
+					time.Sleep(time.Second)
+					if _, there := p.store.Tunnel(late); there {
+						t.Error("what was opened just after the revocation stays open")
+					}
 				}
 				for with, id := range tunnels {
 					_, there := p.store.Tunnel(id)

@@ -437,6 +437,15 @@ func TestALinkEndsWithTheCredentialThatMadeIt(t *testing.T) {
 			if _, ok := db.Link(l.ID); ok {
 				t.Errorf("the record of %q is still there", l.Name)
 			}
+			recorded := 0
+			for _, r := range append(a.audit.Records(), b.audit.Records()...) {
+				if r.Event == audit.LinkRevoked && strings.Contains(r.Detail, string(l.ID)) && strings.Contains(r.Detail, "credential") {
+					recorded++
+				}
+			}
+			if recorded != 1 {
+				t.Errorf("the audit of both relays has the end of %q %d times", l.Name, recorded)
+			}
 		}
 		for _, l := range fine {
 			if _, ok := db.Link(l.ID); !ok {

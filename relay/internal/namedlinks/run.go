@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -146,15 +147,29 @@ func (e *ends) due(ctx context.Context, wg *sync.WaitGroup) {
 		case now.Before(x.expires.Add(e.links.cfg.Skew)):
 			e.wake(x.expires.Add(e.links.cfg.Skew))
 		default:
-			wg.Go(func() { e.links.remove(ctx, x.session, id) })
+			wg.Go(func() { e.links.remove(ctx, id) })
 			e.wake(now.Add(e.links.cfg.Skew)) // again, if that did not work
 		}
 	}
 }
 
-func (l *Links) remove(ctx context.Context, session ident.SessionID, id ident.LinkID) {
-	if err := l.cfg.Store.DeleteLink(ctx, session, id); err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-		l.log.Debug("remove an expired link", "link_id", id, "error", err)
+// remove removes a link that is over. Of the relays that try, the one that did it
+// records when somebody ended it before its time.
+func (l *Links) remove(ctx context.Context, id ident.LinkID) {
+	r, ok := l.cfg.Store.Link(id)
+	if !ok {
+		return
+	}
+	err := l.cfg.Store.DeleteLink(ctx, r.Session, id)
+	if err != nil {
+		if !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+			l.log.Debug("remove a link that is over", "link_id", id, "error", err)
+		}
+		return
+	}
+	if _, closed := store.Credentials(l.cfg.Store.Credential).Closed(r.Credential); closed {
+		l.metrics.revoked.Inc()
+		l.audit(ctx, audit.LinkRevoked, "relay", r, "the credential that made it was revoked")
 	}
 }
 

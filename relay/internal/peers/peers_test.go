@@ -260,7 +260,7 @@ func TestTheDoorIsForRelaysThatTheStoreKnows(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	t.Cleanup(func() { stop(); <-done })
+	t.Cleanup(func() { stop(); _ = <-done })
 	ask := func() error {
 		var got string
 		return c.Ask(t.Context(), "b", "name", "?", &got)
