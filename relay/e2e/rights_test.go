@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -221,22 +220,9 @@ func (f *fleet) people(t *testing.T) string {
 // dies then.
 func (e *etcd) entomb(t *testing.T, id string) {
 	t.Helper()
-	db, err := clientv3.New(clientv3.Config{Endpoints: strings.Split(e.endpoints(), ","), DialTimeout: 5 * time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	key := "/adit/v1/credential/" + id
-	got, err := db.Get(ctx, key)
-	if err != nil || len(got.Kvs) != 1 {
-		t.Fatalf("read the credential's record: %v", err)
-	}
-	stone := strings.Replace(string(got.Kvs[0].Value), "{", fmt.Sprintf(`{"revoked_at":%q,`, time.Now().UTC().Format(time.RFC3339Nano)), 1)
-	if _, err := db.Put(ctx, key, stone); err != nil {
-		t.Fatal(err)
-	}
+	rewrite(t, strings.Split(e.endpoints(), ","), id, func(record string) string {
+		return strings.Replace(record, "{", fmt.Sprintf(`{"revoked_at":%q,`, time.Now().UTC().Format(time.RFC3339Nano)), 1)
+	})
 }
 
 // TestARevocationWhileARelayIsCutOff revokes a key while one relay's host has lost its

@@ -75,9 +75,10 @@ func TestWhatARevokedCredentialOpenedIsClosed(t *testing.T) {
 				}
 				for with, id := range tunnels {
 					_, there := p.store.Tunnel(id)
-					reason, cut := b.local.WasCut(id)
-					if there == want[id] || cut != want[id] || cut && reason != gate.ReasonRevoked {
-						t.Errorf("the tunnel opened with %q is there: %t, cut at the other relay: %t (%s); it should be closed: %t", with, there, cut, reason, want[id])
+					reason, _ := a.local.WasCut(id)
+					_, cut := b.local.WasCut(id)
+					if there == want[id] || cut != want[id] || cut != (reason == gate.ReasonRevoked) {
+						t.Errorf("the tunnel opened with %q is there: %t, closed because %q, cut at the other relay: %t; it should be closed: %t", with, there, reason, cut, want[id])
 					}
 				}
 			})

@@ -260,7 +260,12 @@ func TestTheDoorIsForRelaysThatTheStoreKnows(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	t.Cleanup(func() { stop(); _ = <-done })
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("relay c: %v", err)
+		}
+	})
 	ask := func() error {
 		var got string
 		return c.Ask(t.Context(), "b", "name", "?", &got)
