@@ -133,10 +133,14 @@ func (c *closer) observe(change store.Change) {
 	case store.KindCredential:
 		// Of all that happens to credentials, most of it is use, only a revocation counts.
 		line := store.Credentials(c.store.Credential)
-		if rec, ok := line(change.Credential); !ok || rec.RevokedAt.IsZero() {
+		rec, ok := line(change.Credential)
+		if !ok || rec.RevokedAt.IsZero() {
 			break
 		}
 		for t := range c.store.AllTunnels() {
+			if t.Team != rec.Team {
+				continue
+			}
 			if _, closed := line.Closed(t.Credential); closed {
 				c.agenda.put(t.Key(), c.now())
 			}

@@ -392,9 +392,9 @@ func TestALinkEndsWithTheCredentialThatMadeIt(t *testing.T) {
 		defer a.run(t.Context())()
 		defer b.run(t.Context())()
 		for _, id := range []ident.CredentialID{"cred_1", "cred_2", "cred_3"} {
-			db.credential(store.CredentialRecord{ID: id})
+			db.credential(store.CredentialRecord{ID: id, Team: tunnel.Team})
 		}
-		db.credential(store.CredentialRecord{ID: "cred_2", MadeBy: "cred_1"})
+		db.credential(store.CredentialRecord{ID: "cred_2", Team: tunnel.Team, MadeBy: "cred_1"})
 		stolen := []store.LinkRecord{
 			create(t, a, namedlinks.Spec{Name: "its own", Credential: "cred_1"}),
 			create(t, a, namedlinks.Spec{Name: "of one it made", Credential: "cred_2", ExpiresIn: time.Hour}),
@@ -411,14 +411,14 @@ func TestALinkEndsWithTheCredentialThatMadeIt(t *testing.T) {
 		for _, l := range append(slices.Clone(stolen), fine...) {
 			uses["a "+l.Name], uses["b "+l.Name] = use(a, l), use(b, l)
 		}
-		db.credential(store.CredentialRecord{ID: "cred_1", RevokedAt: time.Now(), KeepTunnels: true})
+		db.credential(store.CredentialRecord{ID: "cred_1", Team: tunnel.Team, RevokedAt: time.Now(), KeepTunnels: true})
 		time.Sleep(10 * time.Second)
 		for name, u := range uses {
 			if u.Context().Err() != nil {
 				t.Errorf("%s was cut, and the links were to be kept", name)
 			}
 		}
-		db.credential(store.CredentialRecord{ID: "cred_1", RevokedAt: time.Now()})
+		db.credential(store.CredentialRecord{ID: "cred_1", Team: tunnel.Team, RevokedAt: time.Now()})
 		time.Sleep(time.Second)
 		for _, x := range []string{"a ", "b "} {
 			for _, l := range stolen {

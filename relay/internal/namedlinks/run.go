@@ -72,9 +72,7 @@ type end struct {
 func (e *ends) observe(c store.Change) {
 	switch c.Kind {
 	case store.KindCredential:
-		if r, ok := e.links.cfg.Store.Credential(c.Credential); ok && !r.RevokedAt.IsZero() {
-			e.resync()
-		}
+		e.revoked(c.Credential)
 		return
 	case store.KindLink:
 	default:
@@ -86,6 +84,20 @@ func (e *ends) observe(c store.Change) {
 		return
 	}
 	e.put(r)
+}
+
+// revoked looks again at the links of a team whose credential was revoked: it may have
+// made some, or have made what did.
+func (e *ends) revoked(id ident.CredentialID) {
+	c, ok := e.links.cfg.Store.Credential(id)
+	if !ok || c.RevokedAt.IsZero() {
+		return
+	}
+	for r := range e.links.cfg.Store.AllLinks() {
+		if r.Team == c.Team {
+			e.put(r)
+		}
+	}
 }
 
 // over ends a link here.

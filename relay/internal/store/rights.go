@@ -14,12 +14,16 @@ const maxMakers = 32
 // Credentials finds a credential's record, revoked ones too.
 type Credentials func(id ident.CredentialID) (CredentialRecord, bool)
 
-// line yields a credential, the one that it was made with, and so on.
+// line yields a credential, the one that it was made with, and so on, within its team.
 func (find Credentials) line(id ident.CredentialID) iter.Seq[CredentialRecord] {
 	return func(yield func(CredentialRecord) bool) {
-		for range maxMakers {
+		team := ident.TeamID("")
+		for i := range maxMakers {
 			r, ok := find(id)
-			if !ok || !yield(r) {
+			if i == 0 {
+				team = r.Team
+			}
+			if !ok || r.Team != team || !yield(r) {
 				return
 			}
 			id = r.MadeBy
