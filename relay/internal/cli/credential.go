@@ -105,13 +105,17 @@ func newCredentialList() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tLAST USED\tEXPIRES\tSTATE")
+			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tSTATE")
 			for _, cr := range out.Credentials {
 				state := "active"
 				if cr.Revoked {
 					state = "revoked"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, cr.Name, cr.Prefix, day(cr.CreatedAt, "-"), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				madeWith := "-"
+				if cr.MadeBy != "" {
+					madeWith = string(cr.MadeBy)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, cr.Name, cr.Prefix, day(cr.CreatedAt, "-"), madeWith, day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
 			}
 			return w.Flush()
 		},

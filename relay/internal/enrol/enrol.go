@@ -151,12 +151,8 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	if err != nil {
 		return api.Enrolled{}, storeProblem(err)
 	}
-	// A token is good for no longer than what it was made with.
-	if maker, ok := e.cfg.Store.Credential(seen.MadeBy); ok {
-		_, revoked := store.Credentials(e.cfg.Store.Credential).Revoked(maker.ID)
-		if revoked || !maker.ExpiresAt.IsZero() && !e.cfg.Now().Before(maker.ExpiresAt) {
-			return api.Enrolled{}, refused("the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
-		}
+	if !e.makerLives(seen) {
+		return api.Enrolled{}, refused("the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
 	}
 	agent, err := readAgent(w, r)
 	if err != nil {
@@ -192,6 +188,17 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	}
 	e.cfg.Logger.Info("agent enrolled", "team", rec.Team, "agent", agent, "credential", made.ID)
 	return api.Enrolled{AgentID: agent, TeamID: rec.Team, CredentialID: made.ID, Credential: secret.Reveal()}, nil
+}
+
+// makerLives says whether a token is still good as far as it goes by what it was made
+// with: it is good for no longer than that.
+func (e *Enrolment) makerLives(token store.EnrolmentRecord) bool {
+	if token.MadeBy == "" {
+		return true
+	}
+	maker, ok := e.cfg.Store.Credential(token.MadeBy)
+	_, revoked := store.Credentials(e.cfg.Store.Credential).Revoked(token.MadeBy)
+	return ok && !revoked && (maker.ExpiresAt.IsZero() || e.cfg.Now().Before(maker.ExpiresAt))
 }
 
 // readAgent reads the body: the name that the machine goes by.

@@ -262,6 +262,7 @@ func TestATokenEndsWithWhatMadeIt(t *testing.T) {
 	}{
 		"it lives":       {store.CredentialRecord{ID: "cred_1"}, 201},
 		"it was revoked": {store.CredentialRecord{ID: "cred_1", RevokedAt: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)}, 401},
+		"it is gone":     {store.CredentialRecord{ID: "cred_2"}, 401},
 		"it has expired": {store.CredentialRecord{ID: "cred_1", ExpiresAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}, 401},
 	} {
 		m, e, _ := newWorld()
@@ -269,7 +270,7 @@ func TestATokenEndsWithWhatMadeIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.makers = map[ident.CredentialID]store.CredentialRecord{"cred_1": c.maker}
+		m.makers = map[ident.CredentialID]store.CredentialRecord{c.maker.ID: c.maker}
 		if status, code, _ := post(t, e, token.Reveal(), `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != c.status {
 			t.Errorf("%s: %d %s, want %d", name, status, code, c.status)
 		}

@@ -365,6 +365,16 @@ func TestStoreAwayIs503(t *testing.T) {
 	if r := w.do("GET", "/agents/gpu-1", "user", ""); r.status != http.StatusOK {
 		t.Errorf("what is known is not shown: %d", r.status)
 	}
+	// A tunnel that this relay takes for open may have been closed, and its token with it.
+	w.store.SetDown(false)
+	tun := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
+	viewers := "/tunnels/" + string(tun.SessionID) + "/viewers"
+	for _, stale := range []bool{true, false} {
+		w.store.SetStale(stale)
+		if r := w.do("GET", viewers, tun.AdminToken, ""); (r.status == http.StatusServiceUnavailable) != stale {
+			t.Errorf("an admin token, index stale: %t: %d", stale, r.status)
+		}
+	}
 }
 
 func TestCredentials(t *testing.T) {
