@@ -12,6 +12,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -122,17 +123,13 @@ func (b prober) ProbeHost(ctx context.Context, t store.TunnelRecord, publicHost 
 	return api.HostHeader(found.HostHeader), err
 }
 
-// operator manages credentials for the admin socket.
-type operator struct {
-	creds *creds.Authenticator
-	store *store.Store
-	audit *audit.Log
-}
+// operator manages credentials, tunnels and teams for the admin socket.
+type operator struct{ p *parts }
 
 func (o operator) principal() creds.Principal { return creds.Operator("admin-socket") }
 
 func (o operator) CreateCredential(ctx context.Context, req admin.CreateCredential) (api.CreatedCredential, error) {
-	rec, secret, err := o.creds.Create(ctx, o.principal().InTeam(req.Team), req.Team, req.User, api.CreateCredentialRequest{
+	rec, secret, err := o.p.creds.Create(ctx, o.principal().InTeam(req.Team), req.Team, req.User, api.CreateCredentialRequest{
 		Kind: req.Kind, Name: req.Name, ExpiresIn: req.ExpiresIn, AgentID: req.Agent,
 	})
 	if err == nil {
@@ -145,23 +142,32 @@ func (o operator) CreateCredential(ctx context.Context, req admin.CreateCredenti
 }
 
 func (o operator) ListCredentials(_ context.Context, team ident.TeamID) ([]api.Credential, error) {
-	return o.creds.List(o.principal().InTeam(team), team)
+	return o.p.creds.List(o.principal().InTeam(team), team)
 }
 
-func (o operator) RevokeCredential(ctx context.Context, id ident.CredentialID) error {
-	rec, ok := o.store.Credential(id)
+func (o operator) RevokeCredential(ctx context.Context, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
+	rec, ok := o.p.store.Credential(id)
 	if !ok {
-		return api.Problemf(http.StatusNotFound, "credential_not_found", api.HopRelay, "there is no credential %s", id)
+		return api.Revoked{}, api.Problemf(http.StatusNotFound, "credential_not_found", api.HopRelay, "there is no credential %s", id)
 	}
-	if _, err := o.creds.Revoke(ctx, o.principal().InTeam(rec.Team), rec.Team, id); err != nil {
-		return err
-	}
-	return o.note(ctx, audit.CredentialRevoked, rec)
+	return o.p.rights.Revoke(ctx, o.principal().InTeam(rec.Team), rec.Team, id, keepTunnels)
+}
+
+func (o operator) Tunnels(f rights.Filter) []store.TunnelRecord { return o.p.rights.Tunnels(f) }
+
+func (o operator) CloseTunnels(ctx context.Context, f rights.Filter) ([]store.TunnelRecord, error) {
+	return o.p.rights.Close(ctx, o.principal(), f)
+}
+
+func (o operator) Teams() []rights.Team { return o.p.rights.Teams() }
+
+func (o operator) RemoveTeam(ctx context.Context, team ident.TeamID) (rights.Removed, error) {
+	return o.p.rights.RemoveTeam(ctx, o.principal().InTeam(team), team)
 }
 
 // note records what the operator did, before it is acknowledged.
 func (o operator) note(ctx context.Context, event audit.Event, rec store.CredentialRecord) error {
-	err := o.audit.Append(ctx, audit.Record{
+	err := o.p.audit.Append(ctx, audit.Record{
 		Event: event, Actor: o.principal().Name, Team: rec.Team, Agent: rec.Agent,
 		Detail: fmt.Sprintf("%s %s %q", rec.Kind, rec.ID, rec.Name),
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
+	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
@@ -48,6 +49,7 @@ type parts struct {
 	hub      *hub.Hub
 	peers    *peers.Peers // nil: this relay is alone
 	links    *namedlinks.Links
+	rights   *rights.Rights
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -144,8 +146,9 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
 		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
@@ -198,7 +201,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p.creds, p.store, p.audit}, Enrolments: enrolments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrolments: enrolments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

@@ -67,6 +67,8 @@ func (r *Relay) agentEvent(e hub.Event) {
 		event = audit.AgentGone
 	case hub.EventSuperseded:
 		event = audit.AgentSuperseded
+	case hub.EventRefused:
+		event, e.Detail = audit.AuthRefused, "link: "+e.Detail
 	}
 	rec := audit.Record{
 		Event: event, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,

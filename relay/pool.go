@@ -83,8 +83,12 @@ func (r *Relay) pool(p *parts, reg *prometheus.Registry) (err error) {
 }
 
 // openHere opens a stream for another relay, to an agent that this one holds. It
-// looks at this relay's links only: that is what makes a hop the last one.
+// looks at this relay's links only: that is what makes a hop the last one. And only for
+// a tunnel: a relay asks for what its users may reach, and nothing else.
 func (p *parts) openHere(ctx context.Context, key ident.AgentKey, epoch uint64, h wire.Hello) (peers.Inner, error) {
+	if err := p.forTunnel(ctx, key, h); err != nil {
+		return nil, err
+	}
 	if have, ok := p.hub.Online(key); !ok || have < epoch {
 		return nil, peers.ErrNotHere
 	}
@@ -98,6 +102,33 @@ func (p *parts) openHere(ctx context.Context, key ident.AgentKey, epoch uint64, 
 		return nil, err
 	}
 	return st, nil
+}
+
+// tunnelTime bounds asking the store for a tunnel that another relay knows and this one
+// does not.
+const tunnelTime = 2 * time.Second
+
+// forTunnel says why a stream that another relay asks for is for no open tunnel of that
+// agent, to the tunnel's port; a terminal goes to no port. The other relay may have
+// heard of a new tunnel first.
+func (p *parts) forTunnel(ctx context.Context, key ident.AgentKey, h wire.Hello) error {
+	t, ok := p.store.Tunnel(h.Session)
+	if !ok {
+		ctx, cancel := context.WithTimeout(ctx, tunnelTime)
+		defer cancel()
+		if err := p.store.CatchUp(ctx); err != nil {
+			return fmt.Errorf("%w: the tunnel is not known here, and the store cannot be asked now: %w", peers.ErrNotHere, err)
+		}
+		t, ok = p.store.Tunnel(h.Session)
+	}
+	st, _ := p.store.TunnelState(key, h.Session)
+	switch {
+	case !ok, t.Key() != key, st.State != store.TunnelOpen:
+		return fmt.Errorf("%w: the agent has no such tunnel open", peers.ErrCut)
+	case h.Kind != wire.KindTerminal && h.Port != t.Port:
+		return fmt.Errorf("%w: port %d is not the tunnel's", peers.ErrCut, h.Port)
+	}
+	return nil
 }
 
 // dialer opens streams for the edge: over this relay's own link to the agent, else

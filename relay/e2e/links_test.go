@@ -207,6 +207,20 @@ func TestNamedLinks(t *testing.T) {
 		if got := linksOf(r, sk, tun)["many"]; got.Uses != 0 {
 			t.Errorf("a preview used %d of a link without limit", got.Uses)
 		}
+		// What calls itself a preview and does more than look is a use, and a preview
+		// leaves a trace.
+		posted := makeLink(r, sk, tun, map[string]any{"name": "posted"})
+		if path, _ := as(r, posted, "POST", "Slackbot 2.0", "Sec-Purpose", "prefetch"); path.Status != 200 {
+			t.Errorf("a POST that says it is a preview: %s", path)
+		}
+		if got := linksOf(r, sk, tun)["posted"]; got.Uses != 1 {
+			t.Errorf("a POST that says it is a preview is a use like any other; the link has %d", got.Uses)
+		}
+		for _, want := range []string{`link ` + string(l.LinkID) + ` \"preview\", by \"Slackbot-LinkExpanding 1.0\"`, `link ` + string(many.LinkID) + ` \"many\", by \"Slackbot 1.0\"`} {
+			if log := w.Run(nil, filepath.Join(w.Bin, "adit-relay"), "audit", "--event", "link_previewed", "--socket", filepath.Join(r.DataDir, "admin.sock")); strings.Count(log, want) != 1 {
+				t.Errorf("the audit has the preview %q once: %s", want, log)
+			}
+		}
 	})
 
 	t.Run("revoking cuts the link's connections within a second and no others", func(t *testing.T) {

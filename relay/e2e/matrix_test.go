@@ -63,6 +63,7 @@ var apiRoutes = []apiRoute{
 	{"POST", "/credentials", kindsPeople, "", `{"kind":"king","name":"x"}`, 422, "out_of_range", ""},
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "not_found"},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -183,31 +184,39 @@ func newMatrix(t *testing.T) *matrix {
 // expired moves a credential's end into the past, where time would take a day:
 // in the relay's own store, of which the relay hears as of any change.
 func expired(r *world.Relay, c api.CreatedCredential) string {
-	t := r.W.T
+	r.W.T.Helper()
+	rewrite(r.W.T, []string{"unix://" + filepath.Join(r.DataDir, "run", "etcd.sock")}, string(c.ID), func(record string) string {
+		return regexp.MustCompile(`"expires_at":"[^"]*"`).ReplaceAllString(record, `"expires_at":"2024-01-01T00:00:00Z"`)
+	})
+	r.W.Eventually(5*time.Second, "an expired credential is refused", func() bool {
+		return call(r, http.MethodGet, "/api/v1/agents", "", "Authorization", "Bearer "+c.Secret).Status == 401
+	})
+	return c.Secret
+}
+
+// rewrite changes a credential's record in the store, past all relays.
+func rewrite(t *testing.T, endpoints []string, id string, change func(record string) string) {
 	t.Helper()
-	db, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(r.DataDir, "run", "etcd.sock")}, DialTimeout: 5 * time.Second})
+	db, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	key := "/adit/v1/credential/" + string(c.ID)
+	key := "/adit/v1/credential/" + id
 	got, err := db.Get(ctx, key)
 	if err != nil || len(got.Kvs) != 1 {
 		t.Fatalf("read the credential's record: %v", err)
 	}
-	past := regexp.MustCompile(`"expires_at":"[^"]*"`).ReplaceAllString(string(got.Kvs[0].Value), `"expires_at":"2024-01-01T00:00:00Z"`)
-	if past == string(got.Kvs[0].Value) {
-		t.Fatalf("the record has no end to change: %s", past)
+	before := string(got.Kvs[0].Value)
+	after := change(before)
+	if after == before {
+		t.Fatalf("the record has nothing to change: %s", before)
 	}
-	if _, err := db.Put(ctx, key, past); err != nil {
+	if _, err := db.Put(ctx, key, after); err != nil {
 		t.Fatal(err)
 	}
-	r.W.Eventually(5*time.Second, "an expired credential is refused", func() bool {
-		return call(r, http.MethodGet, "/api/v1/agents", "", "Authorization", "Bearer "+c.Secret).Status == 401
-	})
-	return c.Secret
 }
 
 // upgrade makes any request one for a WebSocket.

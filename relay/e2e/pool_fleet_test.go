@@ -40,10 +40,12 @@ type fleet struct {
 	w      *world.World
 	net    *world.Net // nil: all is on loopback
 	etcd   *etcd
+	ca     *poolCA
 	relays []*world.Relay
 	names  []string
 	lb     *balancer
 	secret string
+	person string // the secret of a person's device; see people
 	app    *url.URL
 	echo   int // the port of an app that echoes TCP
 
@@ -71,6 +73,7 @@ func newFleetOn(t *testing.T, relays int, network func(w *world.World) *world.Ne
 	f.lb = newBalancer(t)
 	key := w.WriteFile("cluster.key", strings.Repeat("5a", 32)+"\n")
 	ca := newPoolCA(t)
+	f.ca = ca
 	for i := range relays {
 		name := fmt.Sprintf("relay-%c", 'a'+i)
 		cert, certKey := ca.issue(t, name)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -79,6 +80,38 @@ func (f front) haproxy() {
 	f.w.Start("haproxy", nil, program, "-db", "-f", conf)
 }
 
+// forgeries are the fields by which proxies tell apps who the user is, where from, and
+// what was asked for: those of the relay's own kind, and those of other proxies.
+var forgeries = strings.Fields(`Forwarded X-Real-IP
+	X-Forwarded-User X-Forwarded-Email X-Forwarded-Groups X-Forwarded-Preferred-Username X-Forwarded-Access-Token X-Forwarded-Port X-Forwarded-Ssl
+	X-Forwarded-Scheme X-Forwarded-Client-Cert X-Forwarded-Uri X-Forwarded-Method X-Forwarded-Prefix X-Forwarded-Server X-Adit-User Proxy-Authorization
+	X-Auth-Request-User X-Auth-Request-Email X-Auth-Request-Groups X-Auth-Request-Preferred-Username X-Auth-Request-Access-Token
+	X-WEBAUTH-USER X-WEBAUTH-ROLE X-WEBAUTH-GROUPS Remote-User Remote-Email Remote-Groups X-Remote-User X-Remote-Group X-Authenticated-User
+	X-Authentik-Username X-Goog-IAP-JWT-Assertion X-Amzn-Oidc-Data X-Ms-Client-Principal X-Pomerium-Jwt-Assertion Cf-Access-Jwt-Assertion
+	Client-Cert X-Client-Cert X-SSL-Client-Cert X-SSL-Client-Verify Client-IP X-Client-IP X-Cluster-Client-IP True-Client-IP CF-Connecting-IP
+	X-Original-URL X-Original-URI X-Original-Host X-Rewrite-URL X-Scheme Front-End-Https`)
+
+// nothingForged sends a client's own of all that apps believe of proxies, in several
+// spellings at once, to an app that answers with the header it got.
+func nothingForged(t *testing.T, c *http.Client, address string) {
+	t.Helper()
+	const value = "believe-me"
+	var sent []string
+	for _, name := range forgeries {
+		sent = append(sent, name, value, strings.ToLower(name), value, strings.ReplaceAll(name, "-", "_"), value, strings.Replace(name, "-", "_", 1), value)
+	}
+	status, body := world.Get(c, address, sent...)
+	var got http.Header
+	if err := json.Unmarshal([]byte(body), &got); status != http.StatusOK || err != nil {
+		t.Fatalf("the app answers %d %q: %v", status, body, err)
+	}
+	for name, values := range got {
+		if strings.Contains(strings.Join(values, " "), value) {
+			t.Errorf("the app believes the client: %s: %q", name, values)
+		}
+	}
+}
+
 // TestReverseProxyExamples loads each example into the program it is for: a page, a
 // WebSocket, the API and an agent's link through it, and who came is known behind it.
 func TestReverseProxyExamples(t *testing.T) {
@@ -124,6 +157,10 @@ func TestReverseProxyExamples(t *testing.T) {
 						}
 					}
 				}
+				if req.URL.Path == "/headers" {
+					_ = json.NewEncoder(rw).Encode(req.Header)
+					return
+				}
 				fmt.Fprintf(rw, "%s %s %s %s", req.Header.Get("X-Forwarded-For"), req.Header.Get("X-Forwarded-Proto"), req.Header.Get("X-Forwarded-Host"), req.URL.EscapedPath())
 			})
 			var tun api.Tunnel
@@ -141,6 +178,7 @@ func TestReverseProxyExamples(t *testing.T) {
 					t.Errorf("the app hears %d %q, want %q", status, body, want)
 				}
 			}
+			nothingForged(t, c, tun.TunnelURL+"headers")
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			defer cancel()
 			h1 := tr.Clone()

@@ -311,4 +311,29 @@ func TestUpgradeMixedPool(t *testing.T) {
 			t.Errorf("after the close by %s: %v", f.names[i%2], end)
 		}
 	}
+	// A credential is revoked through either, and has opened a tunnel through either on
+	// machines of both: all are closed, also by the version that knows nothing of that.
+	for by, r := range f.relays {
+		sk := f.relays[0].Credential("integration", world.Team, "--name", fmt.Sprint("stolen-", by))
+		id := credentialID(t, f.relays[0], world.Team, sk)
+		var stolen []api.Tunnel
+		for i := range n {
+			stolen = append(stolen, f.relays[i/2%2].Open(sk, agentName(i), map[string]any{"target_port": f.port()}))
+		}
+		program := f.w.Bin
+		if by == 1 {
+			program = old.Bin
+		}
+		f.w.Run(nil, filepath.Join(program, "adit-relay"), "credential", "revoke", id, "--socket", filepath.Join(r.DataDir, "admin.sock"))
+		f.w.Eventually(10*time.Second, "what the credential opened is closed, revoked through "+f.names[by], func() bool {
+			for _, tun := range stolen {
+				for _, r := range f.relays {
+					if status, _ := f.get(f.w.HTTP(), f.through(r, tun, "")); status != http.StatusNotFound {
+						return false
+					}
+				}
+			}
+			return true
+		})
+	}
 }

@@ -280,10 +280,18 @@ type Credential struct {
 	AgentID    ident.AgentID      `json:"agent_id,omitempty"`
 	UserID     ident.UserID       `json:"user_id,omitempty"`
 	CreatedBy  string             `json:"created_by,omitempty"`
+	MadeBy     ident.CredentialID `json:"made_by,omitempty"` // the credential that it was made with
 	CreatedAt  time.Time          `json:"created_at"`
 	ExpiresAt  time.Time          `json:"expires_at,omitzero"`
 	LastUsedAt time.Time          `json:"last_used_at,omitzero"`
 	Revoked    bool               `json:"revoked,omitempty"`
+}
+
+// Revoked is the answer of DELETE /credentials/{credential_id}: what ended with it.
+type Revoked struct {
+	Credentials int `json:"credentials_revoked"` // it, and those that were made with it
+	Tunnels     int `json:"tunnels_closed"`      // that they opened
+	Links       int `json:"links_revoked"`       // named links of other tunnels that they made
 }
 
 // CredentialList is the answer of GET /credentials.

@@ -329,8 +329,10 @@ func (a *app) viewersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "viewers SESSION",
 		Short: "show who uses a tunnel now, or cut one off",
-		Long: `viewers lists the parties using a tunnel now. --kick ends the connections of one;
-who has the URL can come back: close the tunnel to keep them out.`,
+		Long: `viewers lists the parties using a tunnel now. --kick ends the connections of one
+and keeps everybody at its address out for 10 minutes, whatever their browser says; those
+who came by another named link stay. Close the tunnel, or revoke the link, to keep
+somebody out for good.`,
 		Example: `  adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5
   adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5 --kick 9a1b2c3d4e5f6071`,
 		Args: exactArgs("SESSION"),

@@ -55,13 +55,13 @@ type Status struct {
 type Credentials interface {
 	CreateCredential(ctx context.Context, req CreateCredential) (api.CreatedCredential, error)
 	ListCredentials(ctx context.Context, team ident.TeamID) ([]api.Credential, error)
-	RevokeCredential(ctx context.Context, id ident.CredentialID) error
 }
 
 // Config is what a Server is made of. All fields but Audit are required.
 type Config struct {
 	Socket      string
 	Credentials Credentials
+	Rights      Rights
 	Enrolments  Enrolments
 	Status      func(context.Context) Status
 	Drain       func()
@@ -145,13 +145,7 @@ func (s *Server) routes() http.Handler {
 		list, err := s.cfg.Credentials.ListCredentials(r.Context(), team)
 		return api.CredentialList{Credentials: list}, err
 	}))
-	mux.HandleFunc("DELETE /v1/credentials/{id}", s.answer(func(r *http.Request) (any, error) {
-		id, err := ident.ParseCredentialID(r.PathValue("id"))
-		if err != nil {
-			return nil, api.Problemf(http.StatusBadRequest, "credential_invalid", api.HopRelay, "%v", err)
-		}
-		return struct{}{}, s.cfg.Credentials.RevokeCredential(r.Context(), id)
-	}))
+	s.routeRights(mux)
 	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enrol))
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.cfg.Status(r.Context()), nil }))
 	mux.HandleFunc("POST /v1/drain", s.answer(func(*http.Request) (any, error) {

@@ -35,9 +35,12 @@ const (
 	LinkRevoked Event = "link_revoked"
 	LinksListed Event = "links_listed"
 	LinkUsed    Event = "link_used" // a new viewer came in by it
+	// LinkPreviewed: somebody looked who is no viewer, or says so.
+	LinkPreviewed Event = "link_previewed"
 
 	CredentialCreated Event = "credential_created"
 	CredentialRevoked Event = "credential_revoked"
+	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
 	EnrolmentCreated  Event = "enrolment_created"
 	EnrolmentTaken    Event = "enrolment_taken"
 
@@ -76,8 +79,8 @@ var rules = map[Event]rule{
 	TaskAdmitted: durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {per: perDetail},
 	ViewerKicked: durable, ViewersListed: {per: perSession},
-	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinksListed: {per: perSession},
-	CredentialCreated: durable, CredentialRevoked: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
+	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinkPreviewed: {per: perSession}, LinksListed: {per: perSession},
+	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
 	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},
 	AuthRefused: {per: perDetail}, APIRefused: {per: perDetail},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {per: perDetail},

@@ -105,13 +105,17 @@ func newCredentialList() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tLAST USED\tEXPIRES\tSTATE")
+			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tSTATE")
 			for _, cr := range out.Credentials {
 				state := "active"
 				if cr.Revoked {
 					state = "revoked"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				madeWith := "-"
+				if cr.MadeBy != "" {
+					madeWith = string(cr.MadeBy)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), madeWith, day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
 			}
 			return w.Flush()
 		},
@@ -122,9 +126,16 @@ func newCredentialList() *cobra.Command {
 }
 
 func newCredentialRevoke() *cobra.Command {
-	return &cobra.Command{
-		Use: "revoke ID", Short: "revoke a credential; what it holds open ends within seconds", Args: exactArgs(1),
-		Example: "  adit-relay credential revoke cred_0123456789abcdef",
+	var keep bool
+	cmd := &cobra.Command{
+		Use: "revoke ID", Short: "revoke a credential, and close what it opened", Args: exactArgs(1),
+		Long: `Revoke ends a credential and those that were made with it. What they hold open (agents'
+links, event streams) ends within seconds on every relay, and the tunnels and named links
+that they opened are closed; --keep-tunnels keeps these. A credential that only expires
+closes no tunnel: those go on to their own end.`,
+		Example: `  adit-relay credential revoke cred_0123456789abcdef
+  # a key is replaced, not stolen: what it opened goes on
+  adit-relay credential revoke --keep-tunnels cred_0123456789abcdef`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := ident.ParseCredentialID(args[0])
 			if err != nil {
@@ -134,13 +145,38 @@ func newCredentialRevoke() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.Call(cmd.Context(), http.MethodDelete, "/v1/credentials/"+string(id), nil, nil, nil); err != nil {
+			q := url.Values{}
+			if keep {
+				q.Set("keep_tunnels", "true")
+			}
+			var out api.Revoked
+			if err := c.Call(cmd.Context(), http.MethodDelete, "/v1/credentials/"+string(id), q, nil, &out); err != nil {
 				return fmt.Errorf("revoke credential: %w", err)
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "revoked %s\n", id)
+			fmt.Fprintf(cmd.ErrOrStderr(), "revoked %s%s\n", id, ended(out, keep))
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&keep, "keep-tunnels", false, "leave the tunnels and named links open that it opened")
+	return cmd
+}
+
+// ended says what ended with a credential.
+func ended(out api.Revoked, kept bool) string {
+	text := ""
+	if n := out.Credentials - 1; n > 0 {
+		text += ", " + count(n, "credential") + " made with it"
+	}
+	if kept {
+		return text + "; what it opened stays open"
+	}
+	if out.Tunnels > 0 {
+		text += ", closed " + count(out.Tunnels, "tunnel")
+	}
+	if out.Links > 0 {
+		text += ", took back " + count(out.Links, "named link")
+	}
+	return text
 }
 
 func day(t time.Time, zero string) string {

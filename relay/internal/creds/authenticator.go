@@ -26,6 +26,8 @@ type Index interface {
 	CredentialByHash(hash string) (store.CredentialRecord, bool)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	Credentials(team ident.TeamID) []store.CredentialRecord
+	// AgentCredentials are those that are for one agent only.
+	AgentCredentials(key ident.AgentKey) []store.CredentialRecord
 	// Status says how far the answers can be trusted.
 	Status() store.Status
 }
@@ -36,7 +38,7 @@ type Store interface {
 	// CatchUp returns when the index is at least as new as the call.
 	CatchUp(ctx context.Context) error
 	CreateCredential(ctx context.Context, r store.CredentialRecord) error
-	RevokeCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID, at time.Time) (store.CredentialRecord, error)
+	RevokeCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID, at time.Time, keepTunnels bool) (store.CredentialRecord, error)
 	TouchCredential(ctx context.Context, id ident.CredentialID, at time.Time) error
 }
 

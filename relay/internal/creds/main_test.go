@@ -107,12 +107,16 @@ func (m *memory) CreateCredential(_ context.Context, r store.CredentialRecord) e
 	return nil
 }
 
-func (m *memory) RevokeCredential(_ context.Context, team ident.TeamID, id ident.CredentialID, at time.Time) (store.CredentialRecord, error) {
+func (m *memory) AgentCredentials(key ident.AgentKey) []store.CredentialRecord {
+	return slices.DeleteFunc(m.Credentials(key.Team), func(r store.CredentialRecord) bool { return r.Agent != key.Agent })
+}
+
+func (m *memory) RevokeCredential(_ context.Context, team ident.TeamID, id ident.CredentialID, at time.Time, keepTunnels bool) (store.CredentialRecord, error) {
 	return m.change(id, func(r *store.CredentialRecord) error {
 		if r.Team != team {
 			return store.ErrNotFound
 		}
-		r.RevokedAt = at
+		r.RevokedAt, r.KeepTunnels = at, keepTunnels
 		return nil
 	})
 }

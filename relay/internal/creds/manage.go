@@ -49,6 +49,10 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	if req.ExpiresIn != nil {
 		rec.ExpiresAt = now.Add(req.ExpiresIn.D())
 	}
+	rec.MadeBy = by.Credential
+	if maker, ok := a.cfg.Store.Credential(by.Credential); ok && !maker.ExpiresAt.IsZero() && (rec.ExpiresAt.IsZero() || rec.ExpiresAt.After(maker.ExpiresAt)) {
+		rec.ExpiresAt = maker.ExpiresAt // no credential outlives its maker
+	}
 	prefix, p := check(rec, req)
 	if p != nil {
 		return store.CredentialRecord{}, "", p
@@ -70,25 +74,39 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	return rec, secret, nil
 }
 
-// Revoke makes a credential of the team useless, here at once and on every relay
-// within seconds. Revoking twice is no error. The error is a *api.Problem.
-func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error) {
+// Revoke makes a credential of the team useless, and those that were made with it, here
+// at once and on every relay within seconds; it returns their records, its own first.
+// What they opened is closed as the records say, by whoever holds it: this package
+// closes links and sockets alone. Revoking again is no error, and finishes what was
+// interrupted. The error is a *api.Problem.
+func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) ([]store.CredentialRecord, error) {
 	if p := mayManage(by, team); p != nil {
-		return store.CredentialRecord{}, p
+		return nil, p
 	}
-	rec, err := a.cfg.Store.RevokeCredential(ctx, team, id, time.Now().UTC())
-	if err != nil {
-		return store.CredentialRecord{}, storeProblem("revoke credential", err)
+	// The maker first: from then on its children are worth nothing, whatever happens here.
+	ids, line := []ident.CredentialID{id}, store.Credentials(a.cfg.Store.Credential)
+	for _, rec := range a.cfg.Store.Credentials(team) {
+		if rec.ID != id && line.MadeWith(rec.ID, id) && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
+			ids = append(ids, rec.ID)
+		}
 	}
-	for _, w := range a.watched.of(id) { // the index may be a moment behind
-		w.cancel(ErrRevoked)
+	var out []store.CredentialRecord
+	for _, id := range ids {
+		rec, err := a.cfg.Store.RevokeCredential(ctx, team, id, time.Now().UTC(), keepTunnels)
+		if err != nil {
+			return nil, storeProblem("revoke credential", err)
+		}
+		for _, w := range a.watched.of(id) { // the index may be a moment behind
+			w.cancel(ErrRevoked)
+		}
+		out = append(out, rec)
 	}
 	// Whoever is told that it is revoked must not see it accepted here. If the store does
 	// not answer now, it is revoked all the same, and the index learns of it later.
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	_ = a.cfg.Store.CatchUp(ctx)
-	return rec, nil
+	return out, nil
 }
 
 // List returns a team's credentials, the newest first. The error is a *api.Problem.
@@ -98,6 +116,9 @@ func (a *Authenticator) List(by Principal, team ident.TeamID) ([]api.Credential,
 	}
 	list := []api.Credential{}
 	for _, rec := range a.cfg.Store.Credentials(team) {
+		if stone, ok := store.Credentials(a.cfg.Store.Credential).Revoked(rec.ID); ok {
+			rec.RevokedAt = stone.RevokedAt
+		}
 		list = append(list, Public(rec))
 	}
 	slices.SortFunc(list, func(x, y api.Credential) int {
@@ -109,7 +130,7 @@ func (a *Authenticator) List(by Principal, team ident.TeamID) ([]api.Credential,
 // Public is what may be shown of a record.
 func Public(rec store.CredentialRecord) api.Credential {
 	return api.Credential{ID: rec.ID, Kind: rec.Kind, Name: rec.Name, Prefix: rec.Prefix, AgentID: rec.Agent, UserID: rec.User,
-		CreatedBy: rec.CreatedBy, CreatedAt: rec.CreatedAt, ExpiresAt: rec.ExpiresAt, LastUsedAt: rec.LastUsed,
+		CreatedBy: rec.CreatedBy, MadeBy: rec.MadeBy, CreatedAt: rec.CreatedAt, ExpiresAt: rec.ExpiresAt, LastUsedAt: rec.LastUsed,
 		Revoked: !rec.RevokedAt.IsZero()}
 }
 
@@ -154,7 +175,7 @@ func check(rec store.CredentialRecord, req api.CreateCredentialRequest) (string,
 func (a *Authenticator) live(team ident.TeamID, now time.Time) int {
 	n := 0
 	for _, rec := range a.cfg.Store.Credentials(team) {
-		if usableRecord(rec, now) == nil {
+		if a.usable(rec, now) == nil {
 			n++
 		}
 	}

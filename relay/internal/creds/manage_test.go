@@ -54,7 +54,7 @@ func TestCreateUseListRevoke(t *testing.T) {
 			t.Errorf("list %+v, %v: want the newest first", list, err)
 		}
 		for range 2 { // revoking twice is no error
-			if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID); err != nil {
+			if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID, false); err != nil {
 				t.Errorf("revoke: %v", err)
 			}
 		}
@@ -113,7 +113,7 @@ func TestTheOperatorBootstraps(t *testing.T) {
 	if list, err := a.List(root, teamA); err != nil || len(list) != 2 {
 		t.Errorf("%d in the list, %v", len(list), err)
 	}
-	if _, err := a.Revoke(t.Context(), root, teamA, rec.ID); err != nil {
+	if _, err := a.Revoke(t.Context(), root, teamA, rec.ID, false); err != nil {
 		t.Error(err)
 	}
 }
@@ -139,14 +139,14 @@ func TestWhoMayNotManage(t *testing.T) {
 	} {
 		_, _, err := a.Create(t.Context(), c.by, c.team, "", api.CreateCredentialRequest{Kind: api.KindAgent, Name: "x"})
 		wantProblem(t, err, c.status, c.code, "")
-		_, err = a.Revoke(t.Context(), c.by, c.team, rec.ID)
+		_, err = a.Revoke(t.Context(), c.by, c.team, rec.ID, false)
 		wantProblem(t, err, c.status, c.code, "")
 		_, err = a.List(c.by, c.team)
 		wantProblem(t, err, c.status, c.code, "")
 	}
 	// Another team's credential answers as one that does not exist.
-	_, foreign := a.Revoke(t.Context(), bob, teamB, rec.ID)
-	_, absent := a.Revoke(t.Context(), bob, teamB, ident.NewCredentialID())
+	_, foreign := a.Revoke(t.Context(), bob, teamB, rec.ID, false)
+	_, absent := a.Revoke(t.Context(), bob, teamB, ident.NewCredentialID(), false)
 	wantProblem(t, foreign, 404, "not_found", "")
 	if foreign.Error() != absent.Error() {
 		t.Errorf("another team's credential: %v, none at all: %v", foreign, absent)
@@ -165,7 +165,7 @@ func TestManagingWithoutTheStore(t *testing.T) {
 	if secret != "" {
 		t.Error("a secret that is stored nowhere")
 	}
-	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID())
+	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID(), false)
 	wantProblem(t, err, 503, "store_unavailable", "")
 }
 
@@ -181,7 +181,7 @@ func TestATeamHasALimitOfLiveCredentials(t *testing.T) {
 	}
 	_, err = create()
 	wantProblem(t, err, 429, "too_many_credentials", "limit")
-	if _, err := a.Revoke(t.Context(), alice, teamA, id); err != nil {
+	if _, err := a.Revoke(t.Context(), alice, teamA, id, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := create(); err != nil {
@@ -199,7 +199,7 @@ func TestRevokedAtOnceThoughTheIndexLags(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.lags = true
-	if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID); err != nil {
+	if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
@@ -214,7 +214,7 @@ func TestATeamHasALimitOfAllCredentials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID); err != nil {
+		if _, err := a.Revoke(t.Context(), alice, teamA, rec.ID, false); err != nil {
 			t.Fatal(err)
 		}
 	}

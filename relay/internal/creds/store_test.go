@@ -49,7 +49,7 @@ func TestRevocationThroughTheStore(t *testing.T) {
 	defer stopWatch()
 
 	began := time.Now()
-	if _, err := s.RevokeCredential(t.Context(), teamA, rec.ID, time.Now()); err != nil {
+	if _, err := s.RevokeCredential(t.Context(), teamA, rec.ID, time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -62,7 +62,7 @@ func TestRevocationThroughTheStore(t *testing.T) {
 		t.Errorf("cause is %v", context.Cause(link))
 	}
 	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
-	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID())
+	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID(), false)
 	wantProblem(t, err, 404, "not_found", "")
 	stop()
 }

@@ -2,6 +2,7 @@ package creds
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -62,8 +63,13 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 		return Principal{}, invalid(outcomeUnknown, "no such credential")
 	}
 	now := time.Now()
-	if refused := usableRecord(rec, now); refused != nil {
+	if refused := a.usable(rec, now); refused != nil {
 		return Principal{}, refused
+	}
+	if a.cfg.Store.Status().Stale {
+		// It was good when this relay last heard of it, and may have been revoked since.
+		return Principal{}, unavailable("store_unavailable", "this relay has not heard from its store for a while, so the credential may have been revoked since: try again, or another relay",
+			2*time.Second, nil)
 	}
 	a.lastUse.note(rec, now)
 	p := Principal{Kind: f.kind, Team: rec.Team, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
@@ -80,12 +86,36 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 	return p, nil
 }
 
-func usableRecord(rec store.CredentialRecord, now time.Time) *refusal {
-	switch {
-	case !rec.RevokedAt.IsZero():
+// usable says why a credential is good for nothing any more, if so. What was made with
+// another one is good for no longer than that.
+func (a *Authenticator) usable(rec store.CredentialRecord, now time.Time) *refusal {
+	switch stone, revoked := store.Credentials(a.cfg.Store.Credential).Revoked(rec.ID); {
+	case revoked && stone.ID == rec.ID:
 		return invalid(outcomeRevoked, "the credential was revoked")
+	case revoked:
+		return invalid(outcomeRevoked, "the credential was made with one that was revoked")
 	case !rec.ExpiresAt.IsZero() && !now.Before(rec.ExpiresAt):
 		return invalid(outcomeExpired, "the credential has expired")
+	}
+	return nil
+}
+
+// MayLink says why a principal may not bring up the link of an agent. An agent that has
+// a credential of its own links with that alone, so that a key which is for any agent
+// of the team is no key to it.
+func (a *Authenticator) MayLink(p Principal, key ident.AgentKey) error {
+	if !p.MayLink(key) {
+		return fmt.Errorf("this credential is for agent %q only, not for %q", p.Agent, key.Agent)
+	}
+	if p.Agent != "" {
+		return nil
+	}
+	now := time.Now()
+	for _, rec := range a.cfg.Store.AgentCredentials(key) {
+		if a.usable(rec, now) == nil {
+			return fmt.Errorf("agent %q has a credential of its own (%s…, id %s), and this one is for any agent of the team: give the machine its own (adit-agent enroll), give it another agent_id, or revoke its own (adit-relay credential revoke %s)",
+				key.Agent, rec.Prefix, rec.ID, rec.ID)
+		}
 	}
 	return nil
 }

@@ -71,20 +71,25 @@ func (a *Authenticator) ended(p Principal, now time.Time) error {
 		return nil
 	}
 	rec, ok := a.cfg.Store.Credential(p.Credential)
-	switch {
-	case !ok: // it existed when it was shown, so it was removed since
+	if !ok { // it existed when it was shown, so it was removed since
 		return ErrRevoked
-	case !rec.RevokedAt.IsZero():
-		return ErrRevoked
-	case !rec.ExpiresAt.IsZero() && !now.Before(rec.ExpiresAt):
+	}
+	switch refused := a.usable(rec, now); {
+	case refused == nil:
+		return nil
+	case refused.outcome == outcomeExpired:
 		return ErrExpired
 	}
-	return nil
+	return ErrRevoked
 }
 
-// changed looks again at the watches of a credential, or of all when id is empty.
+// changed looks again at the watches of a credential, or of all when id is empty. One
+// that was revoked may have made others.
 func (a *Authenticator) changed(id ident.CredentialID) {
 	now := time.Now()
+	if rec, ok := a.cfg.Store.Credential(id); ok && !rec.RevokedAt.IsZero() {
+		id = ""
+	}
 	for _, w := range a.watched.of(id) {
 		if err := a.ended(w.p, now); err != nil {
 			w.cancel(err)

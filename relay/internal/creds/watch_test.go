@@ -57,7 +57,7 @@ func TestRevocationEndsWhatIsOpen(t *testing.T) {
 				}
 
 				// Another relay revokes it: this one only sees the store change.
-				if _, err := m.RevokeCredential(t.Context(), teamA, p.Credential, time.Now()); err != nil {
+				if _, err := m.RevokeCredential(t.Context(), teamA, p.Credential, time.Now(), false); err != nil {
 					t.Fatal(err)
 				}
 				if told {
@@ -89,7 +89,7 @@ func TestRevokingHereEndsWhatIsOpenAtOnce(t *testing.T) {
 	p := login(t, a, m, api.KindIntegration, nil)
 	ctx, stop := a.Watch(t.Context(), p)
 	defer stop()
-	if _, err := a.Revoke(t.Context(), creds.Operator("root"), teamA, p.Credential); err != nil {
+	if _, err := a.Revoke(t.Context(), creds.Operator("root"), teamA, p.Credential, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := ended(ctx); !errors.Is(err, creds.ErrRevoked) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -243,24 +244,27 @@ func TestCutEndsRequestsWithinASecond(t *testing.T) {
 }
 
 func TestKick(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, func(c *edge.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
 	port := w.appFunc(func(http.ResponseWriter, *http.Request) {})
 	rec, seg := w.tunnel(port, nil)
-	agent := func(name string) *http.Request {
+	from := func(addr, name string) *http.Request {
 		r := w.request("GET", seg, "/", nil)
+		r.Header.Set("X-Forwarded-For", addr)
 		r.Header.Set("User-Agent", name)
 		return r
 	}
-	w.do(agent("a"))
-	w.do(agent("b"))
+	w.do(from("192.0.2.1", "a"))
+	w.do(from("192.0.2.2", "a"))
 	viewers := w.meter.Viewers(rec.Session)
 	if len(viewers) != 2 || !w.meter.Kick(rec.Session, viewers[0].ViewerID) {
 		t.Fatalf("viewers %v", viewers)
 	}
-	if resp := w.do(agent("a")); resp.StatusCode != 403 || !strings.Contains(text(t, resp.Body), "viewer_disconnected") {
-		t.Errorf("the kicked viewer got %d", resp.StatusCode)
+	for _, name := range []string{"a", "b", ""} {
+		if resp := w.do(from("192.0.2.1", name)); resp.StatusCode != 403 || !strings.Contains(text(t, resp.Body), "viewer_disconnected") {
+			t.Errorf("the kicked viewer, now as %q, got %d", name, resp.StatusCode)
+		}
 	}
-	if resp := w.do(agent("b")); resp.StatusCode != 200 {
+	if resp := w.do(from("192.0.2.2", "a")); resp.StatusCode != 200 {
 		t.Errorf("the other viewer got %d", resp.StatusCode)
 	}
 }

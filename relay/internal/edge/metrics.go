@@ -48,7 +48,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retries:    counter("adit_relay_edge_retries_total", "Requests sent again on another stream."),
 		redirects:  counter("adit_relay_edge_referer_redirects_total", "Absolute paths redirected under the tunnel of their Referer."),
 		origins:    counter("adit_relay_edge_origin_refused_total", "Requests refused for coming from another origin."),
-		previews:   counter("adit_relay_edge_link_previews_total", "Previews of named links with a limit, answered in the app's place."),
+		previews:   counter("adit_relay_edge_link_previews_total", "Previews of named links, which are no uses."),
 	}
 	for _, form := range []string{"path", "subdomain", "none"} {
 		m.requests[form] = map[string]prometheus.Counter{}

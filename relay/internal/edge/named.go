@@ -19,6 +19,8 @@ type Links interface {
 	Admitted(link store.LinkRecord, viewer usage.Party) bool
 	// Admit lets a viewer in. The error is namedlinks.ErrOver or a problem.
 	Admit(ctx context.Context, link store.LinkRecord, viewer usage.Party) error
+	// Previewed notes a preview, which uses nothing up.
+	Previewed(ctx context.Context, link store.LinkRecord, viewer usage.Party)
 }
 
 // party is the viewer that asks.
@@ -43,6 +45,7 @@ func (x *exchange) mayEnter() bool {
 		return false
 	}
 	if link.MaxUses > 0 && namedlinks.Preview(x.r) && !x.e.config.Links.Admitted(*link, x.party()) {
+		x.previewed(*link)
 		x.preview()
 		return false
 	}
@@ -53,7 +56,11 @@ func (x *exchange) mayEnter() bool {
 // a link without limit passes and is no use.
 func (x *exchange) admit() bool {
 	link := x.route.Link
-	if link == nil || link.MaxUses == 0 && namedlinks.Preview(x.r) {
+	if link == nil {
+		return true
+	}
+	if link.MaxUses == 0 && namedlinks.Preview(x.r) {
+		x.previewed(*link)
 		return true
 	}
 	err := x.e.config.Links.Admit(x.r.Context(), *link, x.party())
@@ -67,6 +74,11 @@ func (x *exchange) admit() bool {
 		x.problem(errNoTunnel().WithCause(err))
 	}
 	return false
+}
+
+func (x *exchange) previewed(link store.LinkRecord) {
+	x.e.metrics.previews.Inc()
+	x.e.config.Links.Previewed(x.r.Context(), link, x.party())
 }
 
 const previewPage = `<!doctype html>
@@ -89,7 +101,6 @@ func (x *exchange) preview() {
 	if namedlinks.Prefetch(x.r) {
 		x.status = http.StatusServiceUnavailable // so that the browser asks again when its user comes
 	}
-	x.e.metrics.previews.Inc()
 	x.w.WriteHeader(x.status)
 	if x.r.Method != http.MethodHead {
 		_, _ = x.w.Write([]byte(previewPage)) // nobody is left to tell

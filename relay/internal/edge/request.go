@@ -224,9 +224,13 @@ func (x *exchange) appendHead(b []byte) []byte {
 		if len(r.Trailer) > 0 {
 			names := make([]string, 0, len(r.Trailer))
 			for name := range r.Trailer {
-				names = append(names, name)
+				if !x.drops(name, false) {
+					names = append(names, name)
+				}
 			}
-			b = appendField(b, "Trailer", strings.Join(names, ", "))
+			if len(names) > 0 {
+				b = appendField(b, "Trailer", strings.Join(names, ", "))
+			}
 		}
 	case !safeMethod(r.Method):
 		b = append(b, "Content-Length: 0\r\n"...) // RFC 9110, section 8.6
@@ -267,36 +271,72 @@ func (x *exchange) appendForwarded(b []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
-// drops says whether a field of the user's request stays at the relay.
+// drops says whether a field of the user's request, or a trailer, stays at the relay.
 func (x *exchange) drops(name string, navigation bool) bool {
 	switch name {
 	case "Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
-		"Host", "Content-Length", "Expect", "X-Request-Id",
-		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Prefix":
+		"Host", "Content-Length", "Expect", "X-Request-Id":
 		return true
-	case "Forwarded", "X-Real-Ip":
-		return !x.remote.trusted
 	}
 	switch {
-	case strings.HasPrefix(name, "X-Forwarded-"):
-		return !x.remote.trusted
-	case strings.HasPrefix(name, "Proxy-"), strings.HasPrefix(name, "X-Adit-"):
+	case own(name):
 		return true
 	case navigation && strings.HasPrefix(name, "Sec-Fetch-"):
 		return true
 	case strings.IndexByte(name, '_') >= 0:
 		return forged(name)
 	}
+	return !x.remote.trusted && hearsay(name)
+}
+
+// own says whether a field is for the relay alone to set, or for its proxies to tell
+// the relay: what of it is believed reaches the app in the relay's own fields, and the
+// rest, which a proxy may have passed on unread, does not.
+func own(name string) bool {
+	switch name[0] {
+	case 'X':
+		return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Adit-") || name == "X-Real-Ip"
+	case 'P':
+		return strings.HasPrefix(name, "Proxy-")
+	case 'F':
+		return name == "Forwarded"
+	}
 	return false
 }
 
-// forged says whether a name becomes one of our fields' in servers that take '_'
-// for '-' (CGI, WSGI).
+// vouched are the beginnings of fields by which proxies tell an app who the user is or
+// what was asked for, by their first letter. An app that believes them believes
+// everybody who reaches it, so they pass only from a trusted proxy, which must clear
+// those that it does not set (the examples in configs/ do).
+var vouched = [...][]string{
+	'C': {"Cf-Access-", "Cf-Connecting-Ip", "Client-Cert", "Client-Ip"},
+	'F': {"Front-End-Https"},
+	'R': {"Remote-"},
+	'S': {"Ssl-Client-"},
+	'T': {"True-Client-Ip"},
+	'X': {
+		"X-Auth-Request-", "X-Authenticated-", "X-Authentik-", "X-Webauth-", "X-Remote-", "X-Goog-Authenticated-", "X-Goog-Iap-", "X-Ms-Client-Principal", "X-Amzn-Oidc-", "X-Pomerium-",
+		"X-Ssl-", "X-Client-Cert", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Originating-Ip", "X-Original-Host", "X-Original-Method", "X-Original-Ur", "X-Rewrite-Ur", "X-Scheme", "X-Url-Scheme",
+	},
+}
+
+func hearsay(name string) bool {
+	if int(name[0]) >= len(vouched) {
+		return false
+	}
+	for _, prefix := range vouched[name[0]] {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// forged says whether a name becomes one of those above in servers that take '_' for
+// '-' (CGI, WSGI). No proxy writes them so, trusted or not.
 func forged(name string) bool {
-	n := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-	return strings.HasPrefix(n, "x-forwarded-") || strings.HasPrefix(n, "x-adit-") || strings.HasPrefix(n, "proxy-") ||
-		n == "forwarded" || n == "x-real-ip" || n == "x-request-id" ||
-		n == "content-length" || n == "transfer-encoding"
+	n := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	return own(n) || hearsay(n) || n == "X-Request-Id" || n == "Content-Length" || n == "Transfer-Encoding"
 }
 
 // isNavigation recognises the opening of a page in a tab. Its Sec-Fetch fields are

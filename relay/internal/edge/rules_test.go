@@ -3,9 +3,11 @@ package edge_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -198,12 +200,83 @@ func TestTrustedProxies(t *testing.T) {
 		"X-Real-IP": "203.0.113.9", "X-Request-ID": "from-front.1", "Connection": "X-Forwarded-For"} {
 		r.Header.Set(k, v)
 	}
-	if got, want := text(t, w.do(r).Body), "6.6.6.6, 203.0.113.9, 10.1.1.1, 127.0.0.1|pub.example|https|203.0.113.9|from-front.1"; got != want {
+	if got, want := text(t, w.do(r).Body), "6.6.6.6, 203.0.113.9, 10.1.1.1, 127.0.0.1|pub.example|https||from-front.1"; got != want {
 		t.Errorf("the app saw %s, want %s", got, want)
 	}
 	viewers := w.meter.Viewers(rec.Session)
 	if len(viewers) != 1 || viewers[0].RemoteAddr != "203.0.113.9" {
 		t.Errorf("the viewer is %v, want the address that a trusted proxy saw", viewers)
+	}
+}
+
+// TestNobodySpeaksForTheProxy sends what apps believe of proxies, in every spelling, as
+// a field and as a trailer: from nobody does any of it reach the app but, from a
+// trusted proxy, who it says the user is.
+func TestNobodySpeaksForTheProxy(t *testing.T) {
+	own := []string{
+		"Forwarded", "X-Real-IP", "X-Forwarded-User", "X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+		"X-Forwarded-Port", "X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Forwarded-Client-Cert", "X-Forwarded-Uri", "X-Forwarded-Server", "X-Adit-User", "Proxy-Authorization",
+	}
+	proxies := []string{
+		"X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Groups", "X-WEBAUTH-USER", "X-WEBAUTH-ROLE", "Remote-User", "Remote-Groups", "X-Remote-User",
+		"X-Authenticated-User", "X-Authentik-Username", "X-Goog-IAP-JWT-Assertion", "X-Original-URL", "X-Original-URI", "X-Rewrite-URL", "X-Client-IP", "X-SSL-Client-Cert",
+		"X-Cluster-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Cf-Access-Jwt-Assertion", "Client-Cert", "Front-End-Https", "X-Scheme",
+	}
+	const value = "believe-me"
+	for _, trusted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("trusted=%t", trusted), func(t *testing.T) {
+			w := newWorld(t, func(c *edge.Config) {
+				if trusted {
+					c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+				}
+			})
+			seen := make(chan http.Header, 1)
+			port := w.appFunc(func(_ http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				h := r.Header.Clone()
+				for name, values := range r.Trailer {
+					h["trailer "+name] = values
+				}
+				seen <- h
+			})
+			_, seg := w.tunnel(port, nil)
+			ask := func(line string, trailer bool) []string {
+				conn, br := w.dial()
+				defer conn.Close()
+				head := line + "\r\n"
+				body := "0\r\n\r\n"
+				if trailer {
+					name, _, _ := strings.Cut(line, ":")
+					head, body = "Trailer: "+name+"\r\n", "0\r\n"+line+"\r\n\r\n"
+				}
+				fmt.Fprintf(conn, "POST /tunnel/%s/ HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n%s\r\n%s", seg, w.public.Host, head, body)
+				if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 200 {
+					t.Fatalf("%s: %v %v", line, resp, err)
+				}
+				var got []string
+				for name, values := range <-seen {
+					if strings.Contains(strings.Join(values, " "), value) {
+						got = append(got, name)
+					}
+				}
+				return got
+			}
+			for i, name := range append(slices.Clone(own), proxies...) {
+				for _, spelt := range []string{name, strings.ToLower(name), strings.ToUpper(name), strings.ReplaceAll(name, "-", "_"), strings.Replace(name, "-", "_", 1)} {
+					passes := trusted && i >= len(own) && !strings.Contains(spelt, "_")
+					for _, trailer := range []bool{false, true} {
+						if got := ask(spelt+": "+value, trailer); len(got) > 0 != passes {
+							t.Errorf("%s (trailer: %t) reaches the app as %q; it should: %t", spelt, trailer, got, passes)
+						}
+					}
+				}
+			}
+			for _, name := range []string{"X-Auth-Token", "X-User-Agent", "X-Client-Info", "X-Forward", "Remote", "X_Custom"} {
+				if got := ask(name+": "+value, false); len(got) != 1 {
+					t.Errorf("%s is the app's own and must reach it", name)
+				}
+			}
+		})
 	}
 }
 

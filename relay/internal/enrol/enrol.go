@@ -40,6 +40,7 @@ type Store interface {
 	CreateEnrolment(ctx context.Context, r store.EnrolmentRecord) error
 	Enrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
 	TakeEnrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
+	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 }
 
 // Credentials makes agents' credentials.
@@ -94,7 +95,7 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 		}
 	}
 	token, now := newToken(e.cfg.Key), e.cfg.Now().UTC()
-	rec := store.EnrolmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, CreatedAt: now, ExpiresAt: now.Add(life)}
+	rec := store.EnrolmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, MadeBy: by.Credential, CreatedAt: now, ExpiresAt: now.Add(life)}
 	if err := e.cfg.Store.CreateEnrolment(ctx, rec); err != nil {
 		return none, "", storeProblem(err)
 	}
@@ -156,6 +157,9 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	if err != nil {
 		return api.Enrolled{}, storeProblem(err)
 	}
+	if !e.makerLives(seen) {
+		return api.Enrolled{}, refused("the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
+	}
 	agent, err := readAgent(w, r)
 	if err != nil {
 		return api.Enrolled{}, err
@@ -175,7 +179,9 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	}
 	// What follows must not stop half-way because the machine hung up.
 	ctx := context.WithoutCancel(r.Context())
-	made, secret, err := e.cfg.Credentials.Create(ctx, creds.Operator("enrolment").InTeam(rec.Team), rec.Team, "",
+	by := creds.Operator("enrolment").InTeam(rec.Team)
+	by.Credential = rec.MadeBy // what comes of the token ends with what it was made with
+	made, secret, err := e.cfg.Credentials.Create(ctx, by, rec.Team, "",
 		api.CreateCredentialRequest{Kind: api.KindAgent, Name: string(agent), AgentID: agent})
 	if err != nil {
 		// The machine got nothing, so the token is still owed to it.
@@ -192,6 +198,17 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	}
 	e.cfg.Logger.Info("agent enrolled", "team", rec.Team, "agent", agent, "credential", made.ID)
 	return api.Enrolled{AgentID: agent, TeamID: rec.Team, CredentialID: made.ID, Credential: secret.Reveal()}, nil
+}
+
+// makerLives says whether a token is still good as far as it goes by what it was made
+// with: it is good for no longer than that.
+func (e *Enrolment) makerLives(token store.EnrolmentRecord) bool {
+	if token.MadeBy == "" {
+		return true
+	}
+	maker, ok := e.cfg.Store.Credential(token.MadeBy)
+	_, revoked := store.Credentials(e.cfg.Store.Credential).Revoked(token.MadeBy)
+	return ok && !revoked && (maker.ExpiresAt.IsZero() || e.cfg.Now().Before(maker.ExpiresAt))
 }
 
 // readAgent reads the body: the name that the machine goes by.

@@ -33,6 +33,7 @@ type memory struct {
 	now    time.Time
 	tokens map[string]store.EnrolmentRecord
 	made   []store.CredentialRecord
+	makers map[ident.CredentialID]store.CredentialRecord
 	audit  []audit.Record
 	fail   error // of making a credential
 	down   bool
@@ -78,9 +79,16 @@ func (m *memory) Create(_ context.Context, by creds.Principal, team ident.TeamID
 	if m.fail != nil {
 		return store.CredentialRecord{}, "", m.fail
 	}
-	r := store.CredentialRecord{ID: ident.NewCredentialID(), Kind: req.Kind, Team: team, Agent: req.AgentID, CreatedBy: by.Name}
+	r := store.CredentialRecord{ID: ident.NewCredentialID(), Kind: req.Kind, Team: team, Agent: req.AgentID, CreatedBy: by.Name, MadeBy: by.Credential}
 	m.made = append(m.made, r)
 	return r, ident.NewSecret(ident.PrefixAgent), nil
+}
+
+func (m *memory) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.makers[id]
+	return r, ok
 }
 
 func (m *memory) Append(_ context.Context, r audit.Record) error {
@@ -285,6 +293,34 @@ func TestGuessesKeepNoMachineOut(t *testing.T) {
 	}
 	if status, code, _ := post(t, e, token, `{"agent_id":"gpu-1"}`, "203.0.113.1"); status != 201 {
 		t.Errorf("a good token, while 300 addresses guess: %d %s", status, code)
+	}
+}
+
+// A token that was made with a credential is good for no longer than that, and what
+// comes of it ends with that.
+func TestATokenEndsWithWhatMadeIt(t *testing.T) {
+	bob := creds.Principal{Kind: creds.KindDevice, Team: team, User: "bob", Credential: "cred_1", Name: "dk:bob/laptop"}
+	for name, c := range map[string]struct {
+		maker  store.CredentialRecord
+		status int
+	}{
+		"it lives":       {store.CredentialRecord{ID: "cred_1"}, 201},
+		"it was revoked": {store.CredentialRecord{ID: "cred_1", RevokedAt: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)}, 401},
+		"it is gone":     {store.CredentialRecord{ID: "cred_2"}, 401},
+		"it has expired": {store.CredentialRecord{ID: "cred_1", ExpiresAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}, 401},
+	} {
+		m, e, _ := newWorld()
+		_, token, err := e.Create(t.Context(), bob, team, "gpu-1", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.makers = map[ident.CredentialID]store.CredentialRecord{c.maker.ID: c.maker}
+		if status, code, _ := post(t, e, token.Reveal(), `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != c.status {
+			t.Errorf("%s: %d %s, want %d", name, status, code, c.status)
+		}
+		if c.status == 201 && (len(m.made) != 1 || m.made[0].MadeBy != "cred_1") {
+			t.Errorf("%s: what comes of the token is %+v", name, m.made)
+		}
 	}
 }
 

@@ -139,6 +139,21 @@ func (c *closer) observe(change store.Change) {
 			c.local.Opened(t.Key(), t)
 		}
 		c.agenda.put(t.Key(), c.now())
+	case store.KindCredential:
+		// Of all that happens to credentials, most of it is use, only a revocation counts.
+		line := store.Credentials(c.store.Credential)
+		rec, ok := line(change.Credential)
+		if !ok || rec.RevokedAt.IsZero() {
+			break
+		}
+		for t := range c.store.AllTunnels() {
+			if t.Team != rec.Team {
+				continue
+			}
+			if _, closed := line.Closed(t.Credential); closed {
+				c.agenda.put(t.Key(), c.now())
+			}
+		}
 	case store.KindRelay:
 		if change.Deleted { // its agents may be for this relay to tend, after the grace
 			for key, rec := range c.store.AllAgents() {
@@ -213,6 +228,9 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 		p.at(l.Expires.Add(c.skew), func() { p.expire = true })
 	}
 	if !mine {
+		if err := c.closeRevoked(ctx, key, rec, &p); err != nil {
+			return now.Add(retryAfter)
+		}
 		if len(p.finish) > 0 && c.carries(rec) && !c.marked(rec, p.finish) {
 			if _, err := c.finish(ctx, key, "relay:"+string(c.relay), p.finish); err != nil {
 				return now.Add(retryAfter)
@@ -232,6 +250,20 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 	return p.next
 }
 
+// closeRevoked closes what a revoked credential opened on an agent that another relay
+// tends, when that one has not: it may be of a version that does not know how.
+func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
+	for _, e := range p.close {
+		if e.reason != ReasonRevoked || p.now.Before(e.due.Add(c.grace)) {
+			continue
+		}
+		if _, err := c.begin(ctx, key, rec, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // plan is what one look at an agent found to do.
 type plan struct {
 	now    time.Time
@@ -245,6 +277,7 @@ type plan struct {
 type ending struct {
 	tunnel store.TunnelRecord
 	reason string
+	due    time.Time // since when
 }
 
 // at calls f when t has come, and otherwise notes to look again then.
@@ -266,31 +299,15 @@ func (p *plan) later(t time.Time) {
 func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	by := "relay:" + string(c.relay)
 	for _, e := range p.close {
-		id := e.tunnel.Session
-		closing := false
-		if _, err := c.step(ctx, key, by, func(s *Step) error {
-			closing = false
-			switch t := s.Record.Tunnels[id]; {
-			case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
-				// It may have been extended or used since it was looked at.
-				e.reason == ReasonExpired && !s.past(t.Expires),
-				e.reason == ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
-				return errUnchanged
-			}
-			closing = true
-			_, err := s.BeginClose([]ident.SessionID{id}, false, e.reason)
-			return err
-		}); err != nil {
+		closing, err := c.begin(ctx, key, rec, e)
+		if err != nil {
 			return err
 		}
 		if !closing {
 			p.later(p.now.Add(retryAfter))
 			continue
 		}
-		c.local.Cut(id, e.reason)
-		p.finish = append(p.finish, id)
-		c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
-		c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)
+		p.finish = append(p.finish, e.tunnel.Session)
 	}
 	switch {
 	case len(p.finish) > 0:
@@ -306,9 +323,37 @@ func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.Age
 	return nil
 }
 
+// begin is the first phase of a close that is due, unless it is not any more.
+func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, e ending) (closing bool, err error) {
+	id := e.tunnel.Session
+	_, err = c.step(ctx, key, "relay:"+string(c.relay), func(s *Step) error {
+		closing = false
+		switch t := s.Record.Tunnels[id]; {
+		case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
+			// It may have been extended or used since it was looked at.
+			e.reason == ReasonExpired && !s.past(t.Expires),
+			e.reason == ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
+			return errUnchanged
+		}
+		closing = true
+		_, err := s.BeginClose([]ident.SessionID{id}, false, e.reason)
+		return err
+	})
+	if err != nil || !closing {
+		return false, err
+	}
+	c.local.Cut(id, e.reason)
+	c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
+	c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)
+	return true, nil
+}
+
 func label(reason string) string {
-	if reason == ReasonExpired {
+	switch reason {
+	case ReasonExpired:
 		return "expired"
+	case ReasonRevoked:
+		return "revoked"
 	}
 	return "idle"
 }

@@ -38,6 +38,8 @@ type Store interface {
 	Presence(key ident.AgentKey) (store.Presence, bool)
 	Relay(id ident.RelayID) (store.RelayRecord, bool)
 	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
+	AllTunnels() iter.Seq[store.TunnelRecord]
+	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	Subscribe(buffer int) Feed
 }
 

@@ -64,13 +64,18 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 		p.at(st.Expires.Add(c.skew), func() { p.expire = true })
 		return
 	}
+	if since, closed := store.Credentials(c.store.Credential).Closed(t.Credential); closed {
+		c.local.Cut(id, ReasonRevoked) // on every relay, whatever the store says
+		p.close = append(p.close, ending{t, ReasonRevoked, since})
+		return
+	}
 	hard := t.ExpiresAt
 	if st.Expires.Before(hard) {
 		hard = st.Expires
 	}
 	if !p.now.Before(hard) {
 		c.local.Cut(id, ReasonExpired) // on every relay, whatever the store says
-		p.close = append(p.close, ending{t, ReasonExpired})
+		p.close = append(p.close, ending{t, ReasonExpired, hard})
 		return
 	}
 	p.later(hard)
@@ -96,7 +101,7 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 	}
 	quiet := last.Add(idle)
 	if !p.now.Before(quiet) {
-		p.close = append(p.close, ending{t, ReasonIdle})
+		p.close = append(p.close, ending{t, ReasonIdle, quiet})
 		return
 	}
 	p.later(quiet)

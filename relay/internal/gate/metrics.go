@@ -14,7 +14,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "adit_relay_gate_decisions_total", Help: "Decisions of the gate, by operation and outcome (ok, refused, unavailable, error).",
 		}, []string{"operation", "outcome"}),
 		closes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_gate_closes_total", Help: "Tunnels that this relay closed by itself, by reason (idle, expired).",
+			Name: "adit_relay_gate_closes_total", Help: "Tunnels that this relay closed by itself, by reason (idle, expired, revoked).",
 		}, []string{"reason"}),
 		tunnels: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "adit_relay_gate_tunnels", Help: "Tunnels of the pool that this relay knows.",

@@ -65,8 +65,11 @@ type Store interface {
 	Fenced() <-chan struct{}
 }
 
-// Watcher ends what a principal holds when its credential is revoked or expires.
-type Watcher interface {
+// Creds says who may link, and ends what a principal holds when its credential is
+// revoked or expires.
+type Creds interface {
+	// MayLink says why a principal may not bring up the link of an agent.
+	MayLink(p creds.Principal, key ident.AgentKey) error
 	// Watch returns a context that is cancelled, with the reason as its cause, when
 	// the principal's credential ends.
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
@@ -79,7 +82,7 @@ type Config struct {
 	PublicURL string
 	Gate      Gate
 	Store     Store
-	Creds     Watcher
+	Creds     Creds
 	// Pool is for agents that have links to several relays; nil: there is one relay.
 	Pool Pool
 	// GateHTTP serves the task routes to an agent, over a stream that it opened.
@@ -105,6 +108,7 @@ const (
 	EventConnected  = "agent_connected"
 	EventGone       = "agent_gone"
 	EventSuperseded = "agent_superseded"
+	EventRefused    = "agent_refused" // by its credential
 )
 
 // Event is a change of an agent's session.

@@ -85,6 +85,14 @@ func (f *fakes) Presence(k ident.AgentKey) (store.Presence, bool) {
 func (f *fakes) AgentTunnels(ident.AgentKey) []store.TunnelRecord { return nil }
 func (f *fakes) Room() bool                                       { return true }
 func (f *fakes) Fenced() <-chan struct{}                          { return f.fenced }
+
+func (f *fakes) MayLink(p creds.Principal, key ident.AgentKey) error {
+	if !p.MayLink(key) {
+		return fmt.Errorf("not for %q", key.Agent)
+	}
+	return nil
+}
+
 func (f *fakes) Watch(ctx context.Context, _ creds.Principal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(f.live, func() { cancel(context.Cause(f.live)) })

@@ -147,8 +147,10 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	if _, err := ident.ParseAgentID(string(hello.Agent)); err != nil {
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
 	}
-	if !p.MayLink(ident.AgentKey{Team: p.Team, Agent: hello.Agent}) {
-		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, fmt.Sprintf("this credential is for agent %q only, not for %q", p.Agent, hello.Agent))
+	key := ident.AgentKey{Team: p.Team, Agent: hello.Agent}
+	if err := h.cfg.Creds.MayLink(*p, key); err != nil {
+		h.cfg.Event(Event{Kind: EventRefused, Key: key, RemoteAddr: remote, Detail: err.Error(), Principal: *p})
+		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
 	}
 	m.index = hello.LinkIndex
 

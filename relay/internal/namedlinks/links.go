@@ -51,6 +51,7 @@ type Store interface {
 	TunnelLinks(id ident.SessionID) []store.LinkRecord
 	AllLinks() iter.Seq[store.LinkRecord]
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
+	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	CatchUp(ctx context.Context) error
 	Subscribe(buffer int) gate.Feed
 }
@@ -120,13 +121,15 @@ type Spec struct {
 	Name      string
 	ExpiresIn time.Duration // 0: with the tunnel
 	MaxUses   int           // 0: any number
+	// Credential is the one that it is made with; with its revocation it ends.
+	Credential ident.CredentialID
 }
 
 // Create makes a link of an open tunnel.
 func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spec Spec) (store.LinkRecord, error) {
 	r := store.LinkRecord{
 		ID: ident.NewLinkID(), Session: t.Session, Team: t.Team, Agent: t.Agent, Name: spec.Name, MaxUses: spec.MaxUses,
-		CreatedBy: by, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		CreatedBy: by, Credential: spec.Credential, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	if spec.ExpiresIn > 0 {
 		r.ExpiresAt = r.CreatedAt.Add(spec.ExpiresIn)
@@ -286,10 +289,14 @@ func (l *Links) Admitted(r store.LinkRecord, p usage.Party) bool {
 }
 
 func (l *Links) admitted(r store.LinkRecord, mark string) bool {
-	l.mu.Lock()
-	_, ok := l.memory[r.ID].has(mark)
-	l.mu.Unlock()
+	_, ok := l.remembered(r.ID, mark)
 	return ok || slices.Contains(r.Viewers, mark)
+}
+
+func (l *Links) remembered(id ident.LinkID, mark string) (struct{}, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.memory[id].has(mark)
 }
 
 func (m *memory) has(mark string) (struct{}, bool) {
@@ -338,6 +345,17 @@ func (l *Links) Admit(ctx context.Context, r store.LinkRecord, p usage.Party) er
 	l.metrics.uses.Inc()
 	l.audit(gate.WithTrace(ctx, gate.Trace{Remote: addr(p.Remote)}), audit.LinkUsed, "viewer", r, "")
 	return nil
+}
+
+// Previewed notes that somebody looked at what a link leads to without being a viewer,
+// or called themselves so: once for each.
+func (l *Links) Previewed(ctx context.Context, r store.LinkRecord, p usage.Party) {
+	mark := "preview " + l.mark(r.ID, p)
+	if _, ok := l.remembered(r.ID, mark); ok {
+		return
+	}
+	l.remember(r, mark, false)
+	l.audit(gate.WithTrace(ctx, gate.Trace{Remote: addr(p.Remote)}), audit.LinkPreviewed, "anonymous", r, fmt.Sprintf("by %.64q", p.UserAgent))
 }
 
 // take uses up one of a limited link's uses, in the store: of two viewers for the

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type records struct {
 	mu    sync.Mutex
 	links map[ident.LinkID]store.LinkRecord
+	creds map[ident.CredentialID]store.CredentialRecord
 	feeds []*feed
 	down  bool
 	reads atomic.Int64 // that confirm
@@ -57,6 +58,26 @@ func (r *records) Subscribe(n int) gate.Feed {
 func (r *records) tell(l store.LinkRecord, deleted bool) {
 	for _, f := range r.feeds {
 		f.c <- store.Change{Kind: store.KindLink, Session: l.Session, Link: l.ID, Deleted: deleted}
+	}
+}
+
+func (r *records) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.creds[id]
+	return c, ok
+}
+
+// credential writes a credential.
+func (r *records) credential(c store.CredentialRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.creds == nil {
+		r.creds = map[ident.CredentialID]store.CredentialRecord{}
+	}
+	r.creds[c.ID] = c
+	for _, f := range r.feeds {
+		f.c <- store.Change{Kind: store.KindCredential, Credential: c.ID}
 	}
 }
 
@@ -366,6 +387,81 @@ func TestEnds(t *testing.T) {
 	})
 }
 
+// What a revoked credential made is over on every relay, and gone after a while, though
+// nobody deletes it: the relay that was asked may have died.
+func TestALinkEndsWithTheCredentialThatMadeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newRecords()
+		a, b := newRelay(t, db), newRelay(t, db)
+		defer a.run(t.Context())()
+		defer b.run(t.Context())()
+		for _, id := range []ident.CredentialID{"cred_1", "cred_2", "cred_3"} {
+			db.credential(store.CredentialRecord{ID: id, Team: tunnel.Team})
+		}
+		db.credential(store.CredentialRecord{ID: "cred_2", Team: tunnel.Team, MadeBy: "cred_1"})
+		stolen := []store.LinkRecord{
+			create(t, a, namedlinks.Spec{Name: "its own", Credential: "cred_1"}),
+			create(t, a, namedlinks.Spec{Name: "of one it made", Credential: "cred_2", ExpiresIn: time.Hour}),
+		}
+		fine := []store.LinkRecord{create(t, a, namedlinks.Spec{Name: "another's", Credential: "cred_3"}), create(t, a, namedlinks.Spec{Name: "a person's"})}
+		use := func(x *relay, l store.LinkRecord) *usage.Use {
+			u, err := x.meter.Begin(t.Context(), tunnel.Session, party("192.0.2.1", l.Name, l.ID), usage.TCP)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u
+		}
+		uses := map[string]*usage.Use{}
+		for _, l := range append(slices.Clone(stolen), fine...) {
+			uses["a "+l.Name], uses["b "+l.Name] = use(a, l), use(b, l)
+		}
+		db.credential(store.CredentialRecord{ID: "cred_1", Team: tunnel.Team, RevokedAt: time.Now(), KeepTunnels: true})
+		time.Sleep(10 * time.Second)
+		for name, u := range uses {
+			if u.Context().Err() != nil {
+				t.Errorf("%s was cut, and the links were to be kept", name)
+			}
+		}
+		db.credential(store.CredentialRecord{ID: "cred_1", Team: tunnel.Team, RevokedAt: time.Now()})
+		time.Sleep(time.Second)
+		for _, x := range []string{"a ", "b "} {
+			for _, l := range stolen {
+				if cause := context.Cause(uses[x+l.Name].Context()); !errors.Is(cause, usage.ErrRevoked) {
+					t.Errorf("%s%s goes on: %v", x, l.Name, cause)
+				}
+			}
+			for _, l := range fine {
+				if cause := context.Cause(uses[x+l.Name].Context()); cause != nil {
+					t.Errorf("%s%s was cut: %v", x, l.Name, cause)
+				}
+			}
+		}
+		time.Sleep(10 * time.Second)
+		for _, l := range stolen {
+			if _, ok := db.Link(l.ID); ok {
+				t.Errorf("the record of %q is still there", l.Name)
+			}
+			recorded := 0
+			for _, r := range append(a.audit.Records(), b.audit.Records()...) {
+				if r.Event == audit.LinkRevoked && strings.Contains(r.Detail, string(l.ID)) && strings.Contains(r.Detail, "credential") {
+					recorded++
+				}
+			}
+			if recorded != 1 {
+				t.Errorf("the audit of both relays has the end of %q %d times", l.Name, recorded)
+			}
+		}
+		for _, l := range fine {
+			if _, ok := db.Link(l.ID); !ok {
+				t.Errorf("the record of %q is gone", l.Name)
+			}
+		}
+		for _, u := range uses {
+			u.End()
+		}
+	})
+}
+
 func TestPreviews(t *testing.T) {
 	for agent, want := range map[string]bool{
 		"Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)": true, "Slack-ImgProxy (+https://api.slack.com/robots)": true, "Twitterbot/1.0": true,
@@ -385,6 +481,11 @@ func TestPreviews(t *testing.T) {
 		if namedlinks.Preview(r) {
 			t.Errorf("POST by %q is no preview", agent)
 		}
+		r.Method = http.MethodGet
+		r.Header.Set("Upgrade", "websocket")
+		if namedlinks.Preview(r) {
+			t.Errorf("a WebSocket of %q is no preview", agent)
+		}
 	}
 	head := httptest.NewRequest(http.MethodHead, "/", nil)
 	if !namedlinks.Preview(head) {
@@ -395,6 +496,11 @@ func TestPreviews(t *testing.T) {
 		r.Header.Set(name, value)
 		if !namedlinks.Preview(r) || !namedlinks.Prefetch(r) {
 			t.Errorf("%s: %s is a preview", name, value)
+		}
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions} {
+			if r.Method = method; namedlinks.Preview(r) {
+				t.Errorf("%s with %s: %s is no preview", method, name, value)
+			}
 		}
 	}
 }

@@ -15,14 +15,19 @@ var bots = []string{
 	"notionembedder", "trello", "ahrefsbot", "semrushbot", "petalbot", "gptbot", "claudebot", "ccbot", "bytespider", "headlesschrome/preview",
 }
 
-// Preview says whether nobody looks at the answer as a viewer would: a HEAD, a known
-// bot, or a browser that fetches ahead of its user.
+// Preview says whether nobody looks at the answer as a viewer would: a HEAD, or a GET
+// by a known bot or by a browser that fetches ahead of its user. What changes
+// something, or asks for a connection, is no preview, whatever it calls itself.
 func Preview(r *http.Request) bool {
-	if r.Method == http.MethodHead || Prefetch(r) {
-		return true
-	}
-	if r.Method != http.MethodGet {
+	switch {
+	case len(r.Header["Upgrade"]) > 0:
 		return false
+	case r.Method == http.MethodHead:
+		return true
+	case r.Method != http.MethodGet:
+		return false
+	case Prefetch(r):
+		return true
 	}
 	agent := strings.ToLower(r.UserAgent())
 	for _, b := range bots {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -64,11 +65,17 @@ type ends struct {
 type end struct {
 	session ident.SessionID
 	expires time.Time // zero: with the tunnel
+	text    string    // what those are told who came in by it
 	cut     bool      // it was, and the record is to be removed
 }
 
 func (e *ends) observe(c store.Change) {
-	if c.Kind != store.KindLink {
+	switch c.Kind {
+	case store.KindCredential:
+		e.revoked(c.Credential)
+		return
+	case store.KindLink:
+	default:
 		return
 	}
 	r, ok := e.links.cfg.Store.Link(c.Link)
@@ -79,12 +86,26 @@ func (e *ends) observe(c store.Change) {
 	e.put(r)
 }
 
+// revoked looks again at the links of a team whose credential was revoked: it may have
+// made some, or have made what did.
+func (e *ends) revoked(id ident.CredentialID) {
+	c, ok := e.links.cfg.Store.Credential(id)
+	if !ok || c.RevokedAt.IsZero() {
+		return
+	}
+	for r := range e.links.cfg.Store.AllLinks() {
+		if r.Team == c.Team {
+			e.put(r)
+		}
+	}
+}
+
 // over ends a link here. One that ends with its tunnel is cut with that, and for that
 // reason.
 func (e *ends) over(id ident.LinkID, session ident.SessionID) {
 	text := revoked
 	if x := e.at[id]; !x.expires.IsZero() && !time.Now().Before(x.expires) {
-		text = expired
+		text = x.text
 	}
 	if _, open := e.links.cfg.Store.Tunnel(session); open {
 		e.links.cut(session, id, text)
@@ -97,9 +118,14 @@ func (e *ends) over(id ident.LinkID, session ident.SessionID) {
 
 func (e *ends) put(r store.LinkRecord) {
 	old := e.at[r.ID]
-	e.at[r.ID] = end{r.Session, r.ExpiresAt, old.cut}
-	if !r.ExpiresAt.IsZero() && !old.cut {
-		e.wake(r.ExpiresAt)
+	expires, text := r.ExpiresAt, expired
+	// What a revoked credential made is over since then.
+	if since, closed := store.Credentials(e.links.cfg.Store.Credential).Closed(r.Credential); closed && (expires.IsZero() || since.Before(expires)) {
+		expires, text = since, revoked
+	}
+	e.at[r.ID] = end{r.Session, expires, text, old.cut}
+	if !expires.IsZero() && !old.cut {
+		e.wake(expires)
 	}
 }
 
@@ -133,22 +159,36 @@ func (e *ends) due(ctx context.Context, wg *sync.WaitGroup) {
 		case now.Before(x.expires):
 			e.wake(x.expires)
 		case !x.cut:
-			e.links.cut(x.session, id, expired)
+			e.links.cut(x.session, id, x.text)
 			x.cut = true
 			e.at[id] = x
 			e.wake(now.Add(e.links.cfg.Skew))
 		case now.Before(x.expires.Add(e.links.cfg.Skew)):
 			e.wake(x.expires.Add(e.links.cfg.Skew))
 		default:
-			wg.Go(func() { e.links.remove(ctx, x.session, id) })
+			wg.Go(func() { e.links.remove(ctx, id) })
 			e.wake(now.Add(e.links.cfg.Skew)) // again, if that did not work
 		}
 	}
 }
 
-func (l *Links) remove(ctx context.Context, session ident.SessionID, id ident.LinkID) {
-	if err := l.cfg.Store.DeleteLink(ctx, session, id); err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-		l.log.Debug("remove an expired link", "link_id", id, "error", err)
+// remove removes a link that is over. Of the relays that try, the one that did it
+// records when somebody ended it before its time.
+func (l *Links) remove(ctx context.Context, id ident.LinkID) {
+	r, ok := l.cfg.Store.Link(id)
+	if !ok {
+		return
+	}
+	err := l.cfg.Store.DeleteLink(ctx, r.Session, id)
+	if err != nil {
+		if !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+			l.log.Debug("remove a link that is over", "link_id", id, "error", err)
+		}
+		return
+	}
+	if _, closed := store.Credentials(l.cfg.Store.Credential).Closed(r.Credential); closed {
+		l.metrics.revoked.Inc()
+		l.audit(ctx, audit.LinkRevoked, "relay", r, "the credential that made it was revoked")
 	}
 }
 

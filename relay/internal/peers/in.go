@@ -142,7 +142,7 @@ func (p *Peers) meet(ctx context.Context, l *link.Link, cert *x509.Certificate) 
 	defer func() { _ = st.Close() }()
 	_, r, err := readRequest(st)
 	if err == nil {
-		err = p.know(r, cert)
+		err = p.know(ctx, r, cert)
 	}
 	if err != nil {
 		refuse(st, wire.CodeBadHello, err.Error())
@@ -154,7 +154,10 @@ func (p *Peers) meet(ctx context.Context, l *link.Link, cert *x509.Certificate) 
 	return r.Relay, nil
 }
 
-func (p *Peers) know(r request, cert *x509.Certificate) error {
+// know says why who asks is no relay of the pool: its certificate must name it, and the
+// store must know it now. A relay that just started may have heard of its own record
+// before this one did.
+func (p *Peers) know(ctx context.Context, r request, cert *x509.Certificate) error {
 	switch _, err := ident.ParseRelayID(string(r.Relay)); {
 	case r.Op != opHello:
 		return errors.New("the first stream of a link between relays is a hello")
@@ -163,7 +166,19 @@ func (p *Peers) know(r request, cert *x509.Certificate) error {
 	case r.Relay == p.cfg.Relay:
 		return fmt.Errorf("another relay has this one's relay_id %q", r.Relay)
 	}
-	return names(cert, r.Relay)
+	if err := names(cert, r.Relay); err != nil {
+		return err
+	}
+	if _, ok := p.cfg.Pool.Relay(r.Relay); ok {
+		return nil
+	}
+	if err := p.cfg.Pool.CatchUp(ctx); err != nil {
+		return fmt.Errorf("relay %q is not known here, and the store cannot be asked now: %w", r.Relay, err)
+	}
+	if _, ok := p.cfg.Pool.Relay(r.Relay); !ok {
+		return fmt.Errorf("the store knows no relay %q: it has no record of one that runs under that relay_id", r.Relay)
+	}
+	return nil
 }
 
 // owner is who the data of a stream to an agent counts as; other streams are the
@@ -199,6 +214,9 @@ func (p *Peers) serve(ctx context.Context, l *link.Link, from ident.RelayID) {
 	p.mu.Lock()
 	p.in[l] = from
 	p.mu.Unlock()
+	if _, ok := p.cfg.Pool.Relay(from); !ok { // its record went between the hello and here
+		p.drop(from)
+	}
 	p.log.Debug("another relay linked to this one", "peer", from)
 	// The end of ctx closes all links; this is for one that came meanwhile.
 	stop := context.AfterFunc(ctx, func() { _ = l.Close(context.Cause(ctx)) })

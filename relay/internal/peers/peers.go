@@ -1,7 +1,8 @@
 // Package peers owns the links between the relays of a pool: it dials another relay
 // when something first wants to go there, keeps the link while the other lives, and
 // drops it when the other's record is gone. Both ends prove who they are with
-// certificates of the pool's authority that name them.
+// certificates of the pool's authority that name them, and whoever dials must be a
+// relay that the store knows now: the authority may have signed for others, too.
 //
 // What crosses a link is a stream to an agent that the other relay holds, or one
 // question with one answer. A stream takes exactly one hop: what arrives is served
@@ -38,6 +39,8 @@ var ErrAway = errors.New("no other relay reaches the agent")
 type Pool interface {
 	Relays() []store.RelayRecord
 	Relay(id ident.RelayID) (store.RelayRecord, bool)
+	// CatchUp returns when what is known is at least as new as the call.
+	CatchUp(ctx context.Context) error
 	Presence(key ident.AgentKey) (store.Presence, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
 	// Serving says whether this relay may act on what it knows; Fenced is closed
@@ -75,7 +78,8 @@ type Config struct {
 	// Subscribe begins to watch the store.
 	Subscribe func(buffer int) Changes
 	// Open opens a stream to an agent over this relay's own links, for another
-	// relay that knows the agent's session of that generation or a later one.
+	// relay that knows the agent's session of that generation or a later one. It
+	// refuses what is for no tunnel: this package knows none.
 	Open func(ctx context.Context, key ident.AgentKey, epoch uint64, h wire.Hello) (Inner, error)
 	// Leaving is called when another relay ends what still passes there: Streams
 	// that say Leaving and can begin anew another way should. nil: they are cut when

@@ -14,10 +14,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -36,17 +39,43 @@ var key = ident.AgentKey{Team: "6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11", Agent: "g
 
 // pool is what both relays know: each other, and that b has the agent.
 type pool struct {
+	mu     sync.Mutex
 	relays map[ident.RelayID]store.RelayRecord
+	late   map[ident.RelayID]store.RelayRecord // known once caught up
+	down   bool
 	fenced chan struct{}
 }
 
+func (p *pool) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+func (p *pool) CatchUp(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.down {
+		return store.ErrUnavailable
+	}
+	maps.Copy(p.relays, p.late)
+	return nil
+}
+
 func (p *pool) Relays() (out []store.RelayRecord) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, r := range p.relays {
 		out = append(out, r)
 	}
 	return out
 }
-func (p *pool) Relay(id ident.RelayID) (store.RelayRecord, bool) { r, ok := p.relays[id]; return r, ok }
+func (p *pool) Relay(id ident.RelayID) (store.RelayRecord, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r, ok := p.relays[id]
+	return r, ok
+}
 func (p *pool) Presence(ident.AgentKey) (store.Presence, bool) {
 	return store.Presence{Relay: "b", Epoch: 7}, true
 }
@@ -157,6 +186,8 @@ type duo struct {
 	a, b *peers.Peers
 	addr string
 	left chan ident.RelayID
+	pool *pool
+	feed chan store.Change // of b
 }
 
 // two starts relays a and b; b opens streams as it is told.
@@ -166,12 +197,15 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 	left := make(chan ident.RelayID, 8)
 	pl := &pool{relays: map[ident.RelayID]store.RelayRecord{}, fenced: make(chan struct{})}
 	made := map[ident.RelayID]*peers.Peers{}
+	var feed chan store.Change
 	for _, id := range []ident.RelayID{"a", "b"} {
+		changes := make(chan store.Change)
+		feed = changes
 		addr = fmt.Sprintf("127.0.0.1:%d", testkit.FreePort(t))
-		pl.relays[id] = store.RelayRecord{ID: id, PeerURL: "https://" + addr}
+		pl.set(func() { pl.relays[id] = store.RelayRecord{ID: id, PeerURL: "https://" + addr} })
 		p, err := peers.New(peers.Config{
 			Relay: id, Listen: addr, TLS: a.files(string(id)), Pool: pl, Open: open, Logger: slog.New(slog.DiscardHandler),
-			Subscribe: func(int) peers.Changes { return silent{make(chan store.Change)} },
+			Subscribe: func(int) peers.Changes { return silent{changes} },
 			Leaving:   func() { left <- id },
 			Answers: map[string]func(context.Context, []byte) (any, error){"name": func(_ context.Context, q []byte) (any, error) {
 				return string(id) + " got " + string(q), nil
@@ -192,7 +226,7 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 		})
 	}
 	testkit.Eventually(t, "both relays listen", func() bool {
-		for _, r := range pl.relays {
+		for _, r := range pl.Relays() {
 			c, err := net.Dial("tcp", r.PeerURL[len("https://"):])
 			if err != nil {
 				return false
@@ -201,7 +235,62 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 		}
 		return true
 	})
-	return duo{made["a"], made["b"], addr, left}
+	return duo{made["a"], made["b"], addr, left, pl, feed}
+}
+
+// TestTheDoorIsForRelaysThatTheStoreKnows comes with a good certificate of the pool's
+// authority that names no relay of the pool: the authority may sign for others, too.
+func TestTheDoorIsForRelaysThatTheStoreKnows(t *testing.T) {
+	ca := newAuthority(t)
+	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
+		return nil, peers.ErrNotHere
+	})
+	b, _ := relays.pool.Relay("b")
+	view := &pool{relays: map[ident.RelayID]store.RelayRecord{"b": b, "c": {ID: "c"}}, fenced: make(chan struct{})}
+	c, err := peers.New(peers.Config{
+		Relay: "c", Listen: "127.0.0.1:0", TLS: ca.files("c"), Pool: view, Logger: slog.New(slog.DiscardHandler),
+		Open: func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
+			return nil, peers.ErrNotHere
+		},
+		Subscribe: func(int) peers.Changes { return silent{make(chan store.Change)} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("relay c: %v", err)
+		}
+	})
+	ask := func() error {
+		var got string
+		return c.Ask(t.Context(), "b", "name", "?", &got)
+	}
+	testkit.Eventually(t, "relay c runs", func() bool { err := ask(); return err == nil || !strings.Contains(err.Error(), "stopped") })
+	if err := ask(); err == nil || !strings.Contains(err.Error(), `no relay "c"`) {
+		t.Errorf("a relay that the store does not know asks: %v", err)
+	}
+	relays.pool.set(func() { relays.pool.down = true })
+	testkit.Eventually(t, "the refusal says that the store cannot be asked", func() bool {
+		err := ask()
+		return err != nil && strings.Contains(err.Error(), "cannot be asked")
+	})
+	// It has just started, and this relay has not heard of it yet.
+	relays.pool.set(func() {
+		relays.pool.down, relays.pool.late = false, map[ident.RelayID]store.RelayRecord{"c": {ID: "c"}}
+	})
+	testkit.Eventually(t, "a relay that the store knows is let in", func() bool { return ask() == nil })
+	// Its lease is over, and its record gone.
+	relays.pool.set(func() { delete(relays.pool.relays, "c"); relays.pool.late = nil })
+	relays.feed <- store.Change{Kind: store.KindRelay, Relay: "c", Deleted: true}
+	testkit.Eventually(t, "a relay whose record is gone is out", func() bool {
+		_, from := relays.b.Links()
+		return ask() != nil && !slices.Contains(from, "c")
+	})
 }
 
 func TestStreamTakesOneHop(t *testing.T) {

@@ -29,12 +29,18 @@ type Authenticator interface {
 	// Watch returns a context that ends when the principal's credential does.
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
 	Create(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error)
-	Revoke(ctx context.Context, by creds.Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error)
 	List(by creds.Principal, team ident.TeamID) ([]api.Credential, error)
+}
+
+// Rights revokes credentials, with what they made and opened.
+type Rights interface {
+	Revoke(ctx context.Context, by creds.Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) (api.Revoked, error)
 }
 
 // Store is what the API reads: the relay's copy in memory.
 type Store interface {
+	// Status says how far it can be trusted.
+	Status() store.Status
 	CatchUp(ctx context.Context) error
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
@@ -77,10 +83,11 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Gate, Store, Addresses, Usage, Links, Terminals
+// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals
 // and Logger are required.
 type Config struct {
 	Auth       Authenticator
+	Rights     Rights
 	Gate       *gate.Gate
 	Store      Store
 	Addresses  Addresses
@@ -114,12 +121,15 @@ type API struct {
 	probes   sync.WaitGroup
 }
 
-var errDraining = errors.New("the relay is draining")
+var (
+	errDraining = errors.New("the relay is draining")
+	errStale    = errors.New("no word from the store for a while")
+)
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Gate, Store, Addresses, Usage, Links, Terminals, Audit and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
@@ -270,6 +280,9 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	id, err := ident.ParseSessionID(text)
 	if err != nil || !secret.Matches(a.cfg.Gate.AdminToken(id).Hash()) {
 		return creds.Principal{}, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "the admin token is not this tunnel's")
+	}
+	if a.cfg.Store.Status().Stale { // it may have been closed since
+		return creds.Principal{}, unavailable(errStale)
 	}
 	t, err := a.tunnel(r.Context(), id)
 	if err != nil {

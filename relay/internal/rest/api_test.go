@@ -380,6 +380,16 @@ func TestStoreAwayIs503(t *testing.T) {
 	if r := w.do("GET", "/agents/gpu-1", "user", ""); r.status != http.StatusOK {
 		t.Errorf("what is known is not shown: %d", r.status)
 	}
+	// A tunnel that this relay takes for open may have been closed, and its token with it.
+	w.store.SetDown(false)
+	tun := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
+	viewers := "/tunnels/" + string(tun.SessionID) + "/viewers"
+	for _, stale := range []bool{true, false} {
+		w.store.SetStale(stale)
+		if r := w.do("GET", viewers, tun.AdminToken, ""); (r.status == http.StatusServiceUnavailable) != stale {
+			t.Errorf("an admin token, index stale: %t: %d", stale, r.status)
+		}
+	}
 }
 
 func TestCredentials(t *testing.T) {
@@ -396,9 +406,13 @@ func TestCredentials(t *testing.T) {
 	if r := w.do("DELETE", "/credentials/"+string(c.ID), "user", ""); r.status != 204 {
 		t.Errorf("revoke: %d %s", r.status, r.body)
 	}
-	for _, want := range []audit.Event{audit.CredentialCreated, audit.CredentialRevoked} {
-		if !slices.Contains(w.audit.Events(), want) {
-			t.Errorf("the audit has no %s", want)
+	for query, want := range map[string]api.Revoked{"?keep_tunnels=false": {Credentials: 2, Tunnels: 3, Links: 1}, "?keep_tunnels=true": {Credentials: 2}} {
+		if got := into[api.Revoked](t, w.do("DELETE", "/credentials/"+string(c.ID)+query, "user", ""), 200); got != want {
+			t.Errorf("%s: %+v, want %+v", query, got, want)
 		}
+	}
+	w.want(w.do("DELETE", "/credentials/"+string(c.ID)+"?keep_tunnels=maybe", "user", ""), "Unprocessable Entity out_of_range")
+	if !slices.Contains(w.audit.Events(), audit.CredentialCreated) {
+		t.Error("the audit has no credential_created")
 	}
 }

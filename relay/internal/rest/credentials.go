@@ -38,10 +38,20 @@ func (a *API) revokeCredential(w http.ResponseWriter, r *http.Request, p creds.P
 	if err != nil {
 		return notFound("credential")
 	}
-	rec, err := a.cfg.Auth.Revoke(r.Context(), p, p.Team, id)
+	q, err := query(r, "keep_tunnels")
 	if err != nil {
 		return err
 	}
-	a.audit(r, p, audit.Record{Event: audit.CredentialRevoked, Agent: rec.Agent, Detail: string(rec.Kind) + " " + string(rec.ID)})
-	return sendNothing(w)
+	keep, err := flag(q, "keep_tunnels")
+	if err != nil {
+		return err
+	}
+	out, err := a.cfg.Rights.Revoke(r.Context(), p, p.Team, id, keep)
+	if err != nil {
+		return err
+	}
+	if _, said := q["keep_tunnels"]; !said { // a caller of before, who is promised a 204
+		return sendNothing(w)
+	}
+	return send(w, http.StatusOK, out)
 }

@@ -189,6 +189,17 @@ func number(q map[string]string, name string, def, limit int) (int, error) {
 	return n, nil
 }
 
+// flag reads a parameter that is true or false, and false when it is absent.
+func flag(q map[string]string, name string) (bool, error) {
+	switch q[name] {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	}
+	return false, invalid(name, "true or false")
+}
+
 // checkText refuses text that is too long for people or that terminals obey.
 func checkText(field, s string, limit int) error {
 	if utf8.RuneCountInString(s) > limit {

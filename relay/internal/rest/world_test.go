@@ -72,15 +72,19 @@ func (a *auth) Create(_ context.Context, by creds.Principal, team ident.TeamID, 
 	return rec, s, nil
 }
 
-func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID) (store.CredentialRecord, error) {
+func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.created {
 		if c.ID == id && c.Team == team {
-			return c, nil
+			out := api.Revoked{Credentials: 2, Tunnels: 3, Links: 1}
+			if keepTunnels {
+				out.Tunnels, out.Links = 0, 0
+			}
+			return out, nil
 		}
 	}
-	return store.CredentialRecord{}, api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+	return api.Revoked{}, api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
 }
 
 func (a *auth) List(_ creds.Principal, team ident.TeamID) ([]api.Credential, error) {
@@ -207,7 +211,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {

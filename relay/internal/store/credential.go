@@ -42,16 +42,22 @@ func (s *Store) CreateCredential(ctx context.Context, r CredentialRecord) error 
 
 // RevokeCredential marks a team's credential as revoked and returns it. It stays
 // as a tombstone until it would have expired, so that a late relay cannot take it
-// for valid. Revoking a revoked one changes nothing. Of another team: ErrNotFound.
-func (s *Store) RevokeCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID, at time.Time) (CredentialRecord, error) {
+// for valid, and so that every relay closes what it opened, unless that is kept.
+// Revoking a revoked one changes nothing but that what was kept is closed after all.
+// Of another team: ErrNotFound.
+func (s *Store) RevokeCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID, at time.Time, keepTunnels bool) (CredentialRecord, error) {
 	return s.changeCredential(ctx, "revoke credential ", id, func(r *CredentialRecord) error {
 		if r.Team != team {
 			return fmt.Errorf("revoke credential %s: %w", id, ErrNotFound)
 		}
-		if !r.RevokedAt.IsZero() {
+		switch {
+		case r.RevokedAt.IsZero():
+			r.RevokedAt, r.KeepTunnels = at.UTC(), keepTunnels
+		case r.KeepTunnels && !keepTunnels:
+			r.KeepTunnels = false
+		default:
 			return ErrUnchanged
 		}
-		r.RevokedAt = at.UTC()
 		return nil
 	})
 }
@@ -77,7 +83,7 @@ func (s *Store) changeCredential(ctx context.Context, doing string, id ident.Cre
 	return changeRecord(ctx, s, doing+string(id), credentialKey(id), change)
 }
 
-// runSweep deletes credentials that are of no use to anybody any more. Every
+// runSweep revokes credentials whose makers are, and deletes those that are of no use to anybody any more. Every
 // relay does it; the deletions are conditional.
 func (s *Store) runSweep(ctx context.Context) error {
 	select {
@@ -101,6 +107,14 @@ func (s *Store) sweepCredentials(ctx context.Context) {
 	for _, p := range snapshot(s.mirror, s.mirror.credentials) {
 		if ctx.Err() != nil || s.stale() {
 			return
+		}
+		if r, ok := Credentials(s.Credential).Revoked(p.key); ok && r.ID != p.key {
+			// The relay that revoked its maker died before it came to this one. It is good for
+			// nothing already; now it says so by itself, also when the maker's record is gone.
+			if _, err := s.RevokeCredential(ctx, p.value.record.Team, p.key, r.RevokedAt, r.KeepTunnels); err != nil {
+				s.log.Debug("revoking what a revoked credential made", "error", err)
+			}
+			continue
 		}
 		if !outlived(p.value.record, s.now()) {
 			continue

@@ -214,7 +214,7 @@ func TestLostAnswersElsewhere(t *testing.T) {
 				t.Errorf("create credential (landed %v): %v", land, err)
 			}
 			plan(fault{land: land})
-			if r, err := s.RevokeCredential(ctx, teamA, cred.ID, time.Now()); err != nil || r.RevokedAt.IsZero() {
+			if r, err := s.RevokeCredential(ctx, teamA, cred.ID, time.Now(), false); err != nil || r.RevokedAt.IsZero() {
 				t.Errorf("revoke credential (landed %v): %+v, %v", land, r, err)
 			}
 			plan(fault{land: land})

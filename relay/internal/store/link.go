@@ -24,10 +24,12 @@ type LinkRecord struct {
 	Agent     ident.AgentID   `json:"agent"`
 	Name      string          `json:"name"`
 	CreatedBy string          `json:"created_by"`
-	CreatedAt time.Time       `json:"created_at"`
-	ExpiresAt time.Time       `json:"expires_at,omitzero"` // zero: with the tunnel
-	MaxUses   int             `json:"max_uses,omitempty"`  // 0: any number
-	Uses      int             `json:"uses,omitempty"`      // viewers admitted so far
+	// Credential is the one that made it, if any.
+	Credential ident.CredentialID `json:"credential,omitempty"`
+	CreatedAt  time.Time          `json:"created_at"`
+	ExpiresAt  time.Time          `json:"expires_at,omitzero"` // zero: with the tunnel
+	MaxUses    int                `json:"max_uses,omitempty"`  // 0: any number
+	Uses       int                `json:"uses,omitempty"`      // viewers admitted so far
 	// Viewers are marks of the viewers that were admitted, which may come back: all
 	// of a link with MaxUses, the newest of others.
 	Viewers  []string  `json:"viewers,omitempty"`

@@ -70,6 +70,31 @@ func (s *Store) Credentials(team ident.TeamID) []CredentialRecord {
 	return records(s.mirror, s.mirror.credsOf, team)
 }
 
+// AgentCredentials returns the credentials that are for one agent only, revoked ones
+// too.
+func (s *Store) AgentCredentials(key ident.AgentKey) []CredentialRecord {
+	s.mirror.mu.RLock()
+	defer s.mirror.mu.RUnlock()
+	var out []CredentialRecord
+	for _, e := range s.mirror.credsOf[key.Team] {
+		if e.record.Agent == key.Agent {
+			out = append(out, e.record)
+		}
+	}
+	return out
+}
+
+// AllCredentials yields every credential, in no order, as of its start.
+func (s *Store) AllCredentials() iter.Seq[CredentialRecord] {
+	return func(yield func(CredentialRecord) bool) {
+		for _, e := range snapshot(s.mirror, s.mirror.credentials) {
+			if !yield(e.value.record) {
+				return
+			}
+		}
+	}
+}
+
 // Relay returns a relay that is alive as far as the store knows.
 func (s *Store) Relay(id ident.RelayID) (RelayRecord, bool) {
 	return lookup(s.mirror, s.mirror.relays, id)

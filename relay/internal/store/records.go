@@ -155,10 +155,14 @@ type CredentialRecord struct {
 	Prefix    string             `json:"prefix"`
 	Hash      string             `json:"sha256"`
 	CreatedBy string             `json:"created_by"`
+	// MadeBy is the credential that it was made with, if any; it lives no longer.
+	MadeBy    ident.CredentialID `json:"made_by,omitempty"`
 	CreatedAt time.Time          `json:"created_at"`
 	ExpiresAt time.Time          `json:"expires_at,omitzero"` // zero: never
 	RevokedAt time.Time          `json:"revoked_at,omitzero"`
-	LastUsed  time.Time          `json:"last_used,omitzero"`
+	// KeepTunnels says of a revoked one that what it opened stays open.
+	KeepTunnels bool      `json:"keep_tunnels,omitempty"`
+	LastUsed    time.Time `json:"last_used,omitzero"`
 }
 
 // EnrolmentRecord is a single-use token with which one agent gets its credential.
@@ -168,8 +172,10 @@ type EnrolmentRecord struct {
 	Agent     ident.AgentID `json:"agent,omitempty"` // the only agent that may use it; empty: any
 	Name      string        `json:"name,omitempty"`
 	CreatedBy string        `json:"created_by"`
-	CreatedAt time.Time     `json:"created_at"`
-	ExpiresAt time.Time     `json:"expires_at"`
+	// MadeBy is the credential that it was made with, if any.
+	MadeBy    ident.CredentialID `json:"made_by,omitempty"`
+	CreatedAt time.Time          `json:"created_at"`
+	ExpiresAt time.Time          `json:"expires_at"`
 }
 
 // CodeRecord is a code with which a viewer enters a tunnel's terminal, once.

@@ -158,21 +158,21 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("last used %v, expected %v", got.LastUsed, start.Add(2*time.Minute))
 		}
 
-		if _, err := s.RevokeCredential(ctx, teamB, r.ID, start); !errors.Is(err, store.ErrNotFound) {
+		if _, err := s.RevokeCredential(ctx, teamB, r.ID, start, false); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("revoking another team's credential gave %v, expected ErrNotFound", err)
 		}
-		first, err := s.RevokeCredential(ctx, teamA, r.ID, start)
+		first, err := s.RevokeCredential(ctx, teamA, r.ID, start, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := s.RevokeCredential(ctx, teamA, r.ID, start.Add(time.Hour))
+		again, err := s.RevokeCredential(ctx, teamA, r.ID, start.Add(time.Hour), false)
 		if err != nil || !again.RevokedAt.Equal(first.RevokedAt) {
 			t.Errorf("revoking twice gave %v, %v; expected the first time to stay", again.RevokedAt, err)
 		}
 		if err := s.TouchCredential(ctx, r.ID, start.Add(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.RevokeCredential(ctx, teamA, forever.ID, start); err != nil {
+		if _, err := s.RevokeCredential(ctx, teamA, forever.ID, start, false); err != nil {
 			t.Fatal(err)
 		}
 		sync()
@@ -191,6 +191,90 @@ func TestCredentials(t *testing.T) {
 			if got := s.Credentials(teamA); len(got) != c.left {
 				t.Errorf("%s later %d tombstones are left, expected %d", c.after, len(got), c.left)
 			}
+		}
+	})
+}
+
+// TestTheSweepFinishesARevocation leaves a revocation as a relay does that died before it
+// came to what the credential had made.
+func TestTheSweepFinishesARevocation(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s, ctx := w.relay(), t.Context()
+		maker := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: "maker"}
+		child := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: "child", MadeBy: maker.ID}
+		other := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: "other"}
+		for _, r := range []store.CredentialRecord{maker, child, other} {
+			if err := s.CreateCredential(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.RevokeCredential(ctx, teamA, maker.ID, time.Now(), true); err != nil {
+			t.Fatal(err)
+		}
+		for _, keep := range []bool{true, false} {
+			if err := s.CatchUp(ctx); err != nil {
+				t.Fatal(err)
+			}
+			s.SweepCredentials(ctx)
+			if err := s.CatchUp(ctx); err != nil {
+				t.Fatal(err)
+			}
+			got, _ := s.Credential(child.ID)
+			if got.RevokedAt.IsZero() || !got.KeepTunnels {
+				t.Errorf("what it made is %+v; it should be revoked, and its tunnels kept as of its maker", got)
+			}
+			if _, closed := store.Credentials(s.Credential).Closed(child.ID); closed == keep {
+				t.Errorf("what it opened is closed: %t, with the maker's kept: %t", closed, keep)
+			}
+			if got, _ := s.Credential(other.ID); !got.RevokedAt.IsZero() {
+				t.Error("another one was revoked")
+			}
+			if _, err := s.RevokeCredential(ctx, teamA, maker.ID, time.Now(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestDeletingATeamsRecords(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s, ctx := w.relay(), t.Context()
+		if _, err := s.UpdateAgent(ctx, gpu1, add); err != nil {
+			t.Fatal(err)
+		}
+		tu := tunnelOf(gpu1, time.Now())
+		if _, err := s.UpdateAgent(ctx, gpu1, open(tu)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DeleteAgent(ctx, gpu1); !errors.Is(err, store.ErrInUse) {
+			t.Errorf("an agent with a tunnel: %v", err)
+		}
+		if _, err := s.UpdateAgent(ctx, gpu1, shut(tu.Session)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // again is no error
+			if err := s.DeleteAgent(ctx, gpu1); err != nil {
+				t.Errorf("an agent without tunnels: %v", err)
+			}
+		}
+		if err := s.CatchUp(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := s.Agent(gpu1); ok {
+			t.Error("the agent is still there")
+		}
+		for hash, team := range map[string]ident.TeamID{"a": teamA, "b": teamA, "c": teamB} {
+			if err := s.CreateEnrolment(ctx, store.EnrolmentRecord{Hash: hash, Team: team, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, want := range []int{2, 0} {
+			if n, err := s.DeleteEnrolments(ctx, teamA); err != nil || n != want {
+				t.Errorf("deleted %d tokens, %v; want %d", n, err, want)
+			}
+		}
+		if _, err := s.Enrolment(ctx, "c"); err != nil {
+			t.Errorf("another team's token is gone: %v", err)
 		}
 	})
 }
@@ -214,7 +298,7 @@ func TestTouchAgainstRevoke(t *testing.T) {
 				})
 			}
 			wg.Go(func() {
-				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now()); err != nil {
+				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now(), false); err != nil {
 					t.Errorf("revoke: %v", err)
 				}
 			})

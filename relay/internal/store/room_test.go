@@ -80,7 +80,7 @@ func TestRoomIsKeptForWhatMustAlwaysBePossible(t *testing.T) {
 		"a change of a known agent": func() error { _, err := s.UpdateAgent(t.Context(), gpu1, add); return err }(),
 		"its presence":              s.PutPresence(t.Context(), store.Presence{Team: gpu1.Team, Agent: gpu1.Agent, Epoch: 0}),
 		"a revocation": func() error {
-			_, err := s.RevokeCredential(t.Context(), teamA, cred.ID, now)
+			_, err := s.RevokeCredential(t.Context(), teamA, cred.ID, now, false)
 			return err
 		}(),
 		"a tunnel's end": func() error {

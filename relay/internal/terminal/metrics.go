@@ -18,7 +18,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "adit_relay_terminal_refused_total", Help: "Attachments that were refused, by reason.",
-		}, []string{"reason"}), // origin, rate, limit, token, late, agent, closed
+		}, []string{"reason"}), // origin, rate, store, limit, token, late, agent, closed
 	}
 	if r != nil {
 		r.MustRegister(m.active, m.opened, m.refused)

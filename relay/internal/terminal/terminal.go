@@ -39,6 +39,8 @@ const (
 
 // Store is what is read of the relay's copy of the store in memory, and the codes.
 type Store interface {
+	// Status says how far it can be trusted.
+	Status() store.Status
 	CatchUp(ctx context.Context) error
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
@@ -190,6 +192,10 @@ func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 		t.metrics.refused.WithLabelValues("origin").Inc()
 		t.note(r.Context(), s, audit.TerminalRefused, "anonymous", "the page that asked is of another origin")
 		return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
+	}
+	if t.cfg.Store.Status().Stale { // the tunnel may have been closed since, and its token with it
+		t.metrics.refused.WithLabelValues("store").Inc()
+		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "this relay has not heard from its store for a while: connect again in a moment, or through another relay").WithRetry(2 * time.Second)
 	}
 	t.mu.Lock()
 	if t.draining {

@@ -45,6 +45,7 @@ type world struct {
 	server  *httptest.Server
 	open    atomic.Bool
 	away    atomic.Bool
+	stale   atomic.Bool // what the relay knows of the store
 	refusal atomic.Pointer[wire.Verdict]
 	opens   atomic.Int32
 	why     atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
@@ -118,6 +119,10 @@ func (w *world) TakeCode(_ context.Context, session ident.SessionID, hash string
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }
+
+func (w *world) Status() store.Status {
+	return store.Status{Quorum: true, Stale: w.stale.Load()}
+}
 
 func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
 	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash()}, w.open.Load()
@@ -532,6 +537,23 @@ func TestOrigins(t *testing.T) {
 	if n := w.opens.Load(); n != 0 {
 		t.Errorf("the agent was asked %d times", n)
 	}
+}
+
+// TestAStaleIndexOpensNoTerminal has a relay that heard nothing of its store for a
+// while: the tunnel may have been closed, and its token with it.
+func TestAStaleIndexOpensNoTerminal(t *testing.T) {
+	w := newWorld(t, nil)
+	w.stale.Store(true)
+	_, resp, err := w.dial(session, origin)
+	if err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
+		t.Fatalf("a terminal on a relay that is cut off: %v %v", resp, err)
+	}
+	w.stale.Store(false)
+	c, _, err := w.dial(session, origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.CloseNow()
 }
 
 func TestSilenceIsEnded(t *testing.T) {

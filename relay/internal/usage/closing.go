@@ -3,6 +3,7 @@ package usage
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -124,10 +125,11 @@ func (m *Meter) sweep(now time.Time) {
 		s.mu.Lock()
 		for p, v := range s.viewers {
 			seen := time.Unix(0, v.lastSeen.Load())
-			if v.uses == 0 && !now.Before(v.blocked) && now.Sub(seen) >= m.config.Linger {
+			if v.uses == 0 && now.Sub(seen) >= m.config.Linger {
 				delete(s.viewers, p)
 			}
 		}
+		maps.DeleteFunc(s.kicked, func(_ place, until time.Time) bool { return !now.Before(until) })
 		s.forgetLinks(now)
 		if s.over != nil && len(s.uses) == 0 && now.Sub(s.overAt) >= closedFor {
 			gone = append(gone, id)

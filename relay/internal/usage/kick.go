@@ -1,8 +1,10 @@
 package usage
 
 import (
+	"net/netip"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -22,25 +24,49 @@ func (m *Meter) PartyOf(id ident.SessionID, viewer ident.ViewerID) (Party, bool)
 	return Party{}, false
 }
 
-// KickParty is Kick for a party that another relay knows: it ends what the party
-// has open here and refuses it from now on, also when it was never here before.
+// place is where a kicked viewer stays out: its network, by the way it came in. What
+// else it says of itself, its user agent above all, it can change at will. Who is
+// behind the same address is kept out with it, unless they have a named link of their
+// own: that is another way in.
+type place struct {
+	network netip.Addr
+	link    ident.LinkID
+}
+
+func (p Party) place() place { return place{caller.Network(p.Remote), p.Link} }
+
+// Kick ends all that a viewer has open on a tunnel and refuses its place for
+// Config.Block: it holds the link and would be back at once. The link itself stays
+// valid for others, and for the same person from elsewhere; to take it back, close the
+// tunnel or revoke the named link. It reports whether there was such a viewer.
+func (m *Meter) Kick(id ident.SessionID, viewer ident.ViewerID) bool {
+	party, ok := m.PartyOf(id, viewer)
+	if ok {
+		m.KickParty(id, party)
+		m.metrics.kicked.Inc()
+	}
+	return ok
+}
+
+// KickParty is Kick for a party that another relay knows: it ends what its place has
+// open here and refuses it from now on, also when it was never here before.
 func (m *Meter) KickParty(id ident.SessionID, party Party) {
 	s := m.findOrMake(id)
+	at := party.place()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	v := s.viewers[party]
-	if v == nil {
-		if len(s.viewers) >= maxViewers {
-			s.forgetOne()
-		}
-		v = &viewer{id: ident.NewViewerID(), since: now}
-		s.viewers[party] = v
+	if s.kicked == nil {
+		s.kicked = map[place]time.Time{}
 	}
-	v.blocked = now.Add(m.config.Block)
+	s.kicked[at] = time.Now().Add(m.config.Block)
 	for u := range s.uses {
-		if u.viewer == v {
+		if u.viewer.place == at {
 			u.cancel(ErrKicked)
+		}
+	}
+	for p, v := range s.viewers {
+		if v.place == at {
+			delete(s.viewers, p) // what it still has open ends now
 		}
 	}
 }

@@ -37,7 +37,7 @@ func (m *Meter) CutLink(id ident.SessionID, link ident.LinkID, cause error) int 
 	}
 	n := 0
 	for u := range s.uses {
-		if u.viewer.link == link {
+		if u.viewer.place.link == link {
 			u.cancel(cause)
 			n++
 		}
@@ -56,7 +56,7 @@ func (m *Meter) LinkUse(id ident.SessionID, link ident.LinkID) (viewers int, las
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.viewers {
-		if v.link != link {
+		if v.place.link != link {
 			continue
 		}
 		if v.present(now, m.config.Presence) {

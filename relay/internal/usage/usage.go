@@ -98,7 +98,7 @@ type Config struct {
 	Presence time.Duration
 	// Linger is how long a party keeps its viewer id without connections.
 	Linger time.Duration
-	// Block is how long a kicked viewer is refused.
+	// Block is how long a kicked viewer's place is refused.
 	Block time.Duration
 	// Every is the interval of Run.
 	Every time.Duration
@@ -153,18 +153,18 @@ type session struct {
 	over    error // why no further use is admitted
 	overAt  time.Time
 
+	kicked    map[place]time.Time      // refused until then
 	linksOver map[ident.LinkID]linkEnd // named links that are over
 }
 
 // viewer is one party of one tunnel.
 type viewer struct {
 	id       ident.ViewerID
-	link     ident.LinkID
+	place    place
 	since    time.Time
 	in, out  atomic.Int64
 	lastSeen atomic.Int64 // Unix nanoseconds
-	uses     int          // guarded by the session's mutex, as is what follows
-	blocked  time.Time    // refused until then
+	uses     int          // guarded by the session's mutex
 }
 
 func (s *session) touch(v *viewer) {
@@ -250,19 +250,20 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 		defer s.mu.Unlock()
 		return nil, end.cause
 	}
+	at := party.place()
+	if until, ok := s.kicked[at]; ok && now.Before(until) {
+		s.mu.Unlock()
+		m.metrics.refused.Inc()
+		return nil, ErrKicked
+	}
 	v := s.viewers[party]
 	first := v == nil
 	if first {
 		if len(s.viewers) >= maxViewers {
 			s.forgetOne()
 		}
-		v = &viewer{id: ident.NewViewerID(), link: party.Link, since: now}
+		v = &viewer{id: ident.NewViewerID(), place: at, since: now}
 		s.viewers[party] = v
-	}
-	if now.Before(v.blocked) {
-		s.mu.Unlock()
-		m.metrics.refused.Inc()
-		return nil, ErrKicked
 	}
 	u := &Use{meter: m, session: s, viewer: v, kind: kind}
 	u.ctx, u.cancel = context.WithCancelCause(ctx)
@@ -281,19 +282,12 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 	return u, nil
 }
 
-// forgetOne drops the viewer without connections that was seen longest ago,
-// sparing blocked ones as long as there are others.
+// forgetOne drops the viewer without connections that was seen longest ago.
 func (s *session) forgetOne() {
 	var oldest Party
 	var found *viewer
-	older := func(a, b *viewer) bool {
-		if x, y := a.blocked.IsZero(), b.blocked.IsZero(); x != y {
-			return x
-		}
-		return a.lastSeen.Load() < b.lastSeen.Load()
-	}
 	for p, v := range s.viewers {
-		if v.uses == 0 && (found == nil || older(v, found)) {
+		if v.uses == 0 && (found == nil || v.lastSeen.Load() < found.lastSeen.Load()) {
 			oldest, found = p, v
 		}
 	}

@@ -182,12 +182,61 @@ func TestKickAndBlock(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		begin(t, m, id, bad, usage.HTTP).End()
-		m.Kick(id, viewer)
-		if !m.Unblock(id, viewer) || m.Unblock(id, viewer) {
-			t.Error("unblock says wrongly whether the viewer was blocked")
-		}
-		begin(t, m, id, bad, usage.HTTP).End()
 	})
+}
+
+// A user agent is what a viewer says of itself: it is no way around a kick, and
+// neither is another address of the same IPv6 network. A named link of one's own is
+// another way in.
+func TestAKickedViewerStaysOutWhateverItSaysOfItself(t *testing.T) {
+	m := usage.New(usage.Config{})
+	id, other := ident.NewSessionID(), ident.NewSessionID()
+	with := func(addr, agent string, link ident.LinkID) usage.Party {
+		p := party(addr, agent)
+		p.Link = link
+		return p
+	}
+	for _, c := range []struct {
+		kicked  usage.Party
+		out, in []usage.Party
+	}{
+		{with("10.0.0.1", "a", ""), []usage.Party{with("10.0.0.1", "a", ""), with("10.0.0.1", "b", ""), with("10.0.0.1", "", ""), with("::ffff:10.0.0.1", "a", "")},
+			[]usage.Party{with("10.0.0.2", "a", ""), with("10.0.0.1", "a", "mine")}},
+		{with("2001:db8::1", "a", ""), []usage.Party{with("2001:db8::2", "a", ""), with("2001:db8::ffff", "c", "")}, []usage.Party{with("2001:db8:0:1::1", "a", "")}},
+		{with("10.0.0.3", "a", "shared"), []usage.Party{with("10.0.0.3", "z", "shared")}, []usage.Party{with("10.0.0.4", "a", "shared"), with("10.0.0.3", "a", "mine")}},
+	} {
+		bad := begin(t, m, id, c.kicked, usage.TCP)
+		disguised := begin(t, m, id, c.out[len(c.out)-1], usage.TCP) // there before the kick
+		spared := begin(t, m, id, c.in[0], usage.TCP)
+		var viewer ident.ViewerID
+		for _, v := range m.Viewers(id) {
+			if v.RemoteAddr == c.kicked.Remote.String() && v.UserAgent == c.kicked.UserAgent && v.LinkID == c.kicked.Link {
+				viewer = v.ViewerID
+			}
+		}
+		if !m.Kick(id, viewer) {
+			t.Fatalf("%v is no viewer", c.kicked)
+		}
+		for _, u := range []*usage.Use{bad, disguised} {
+			if !errors.Is(context.Cause(u.Context()), usage.ErrKicked) {
+				t.Errorf("%v was kicked, and of its place something goes on", c.kicked)
+			}
+			u.End()
+		}
+		if spared.Context().Err() != nil {
+			t.Errorf("%v was kicked, and %v cut", c.kicked, c.in[0])
+		}
+		spared.End()
+		for _, p := range c.out {
+			if _, err := m.Begin(t.Context(), id, p, usage.HTTP); !errors.Is(err, usage.ErrKicked) {
+				t.Errorf("%v was kicked and comes back as %v: %v", c.kicked, p, err)
+			}
+			begin(t, m, other, p, usage.HTTP).End()
+		}
+		for _, p := range c.in {
+			begin(t, m, id, p, usage.HTTP).End()
+		}
+	}
 }
 
 func TestCutEndsAllAndRefusesLaterOnes(t *testing.T) {

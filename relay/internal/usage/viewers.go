@@ -36,7 +36,7 @@ func (m *Meter) Totals(id ident.SessionID) Totals {
 
 // present says whether the viewer is using the tunnel now.
 func (v *viewer) present(now time.Time, within time.Duration) bool {
-	return v.uses > 0 || !now.Before(v.blocked) && now.Sub(time.Unix(0, v.lastSeen.Load())) < within
+	return v.uses > 0 || now.Sub(time.Unix(0, v.lastSeen.Load())) < within
 }
 
 // Viewers lists who uses the tunnel now, the longest there first.
@@ -59,7 +59,7 @@ func (m *Meter) Viewers(id ident.SessionID) []api.Viewer {
 		list = append(list, api.Viewer{
 			ViewerID: v.id, RemoteAddr: remote, UserAgent: p.UserAgent, Since: v.since.UTC(),
 			LastSeen: time.Unix(0, v.lastSeen.Load()).UTC(), Connections: v.uses,
-			BytesIn: v.in.Load(), BytesOut: v.out.Load(), LinkID: v.link,
+			BytesIn: v.in.Load(), BytesOut: v.out.Load(), LinkID: p.Link,
 		})
 	}
 	s.mu.Unlock()
@@ -80,51 +80,6 @@ func compare(a, b ident.ViewerID) int {
 		return 1
 	}
 	return 0
-}
-
-// Kick ends all that a viewer has open on a tunnel and refuses that party for
-// Config.Block: it holds the link and would be back at once. The link itself
-// stays valid for others, and for the same person from elsewhere; to take it back,
-// close the tunnel. It reports whether there was such a viewer.
-func (m *Meter) Kick(id ident.SessionID, viewer ident.ViewerID) bool {
-	s := m.find(id)
-	if s == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	found := false
-	for _, v := range s.viewers {
-		if v.id == viewer {
-			v.blocked, found = time.Now().Add(m.config.Block), true
-		}
-	}
-	for u := range s.uses {
-		if u.viewer.id == viewer {
-			u.cancel(ErrKicked)
-		}
-	}
-	if found {
-		m.metrics.kicked.Inc()
-	}
-	return found
-}
-
-// Unblock lets a kicked viewer in again. It reports whether it was blocked.
-func (m *Meter) Unblock(id ident.SessionID, viewer ident.ViewerID) bool {
-	s := m.find(id)
-	if s == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, v := range s.viewers {
-		if v.id == viewer && time.Now().Before(v.blocked) {
-			v.blocked = time.Time{}
-			return true
-		}
-	}
-	return false
 }
 
 // Cut says that a tunnel is over: it ends all uses with the cause (ErrClosed if

@@ -134,7 +134,8 @@ func (c *Client) CreateCredential(ctx context.Context, req api.CreateCredentialR
 	return out, err
 }
 
-// RevokeCredential ends a credential and all that lives by it.
+// RevokeCredential ends a credential and all that lives by it, and closes what it
+// opened.
 func (c *Client) RevokeCredential(ctx context.Context, id ident.CredentialID) error {
 	return c.do(ctx, call{what: "revoke credential " + string(id), method: http.MethodDelete, path: "/credentials/" + url.PathEscape(string(id))})
 }

@@ -20,18 +20,20 @@ import (
 
 // Store is the state that any number of relays share.
 type Store struct {
-	mu        sync.Mutex
-	agents    map[ident.AgentKey]store.AgentRecord
-	floors    map[ident.TeamID]store.AgentRecord // where the counts of new records begin
-	tunnels   map[ident.SessionID]store.TunnelRecord
-	presences map[ident.AgentKey]store.Presence
-	relays    map[ident.RelayID]store.RelayRecord
-	once      map[string]onceValue
-	feeds     map[*feed]struct{}
-	down      bool
-	mute      bool
-	full      bool
-	writes    int
+	mu          sync.Mutex
+	agents      map[ident.AgentKey]store.AgentRecord
+	floors      map[ident.TeamID]store.AgentRecord // where the counts of new records begin
+	tunnels     map[ident.SessionID]store.TunnelRecord
+	presences   map[ident.AgentKey]store.Presence
+	relays      map[ident.RelayID]store.RelayRecord
+	credentials map[ident.CredentialID]store.CredentialRecord
+	once        map[string]onceValue
+	feeds       map[*feed]struct{}
+	down        bool
+	stale       bool
+	mute        bool
+	full        bool
+	writes      int
 }
 
 type onceValue struct {
@@ -44,7 +46,7 @@ func NewStore() *Store {
 	return &Store{
 		agents: map[ident.AgentKey]store.AgentRecord{}, floors: map[ident.TeamID]store.AgentRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{},
 		presences: map[ident.AgentKey]store.Presence{}, relays: map[ident.RelayID]store.RelayRecord{},
-		once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
+		credentials: map[ident.CredentialID]store.CredentialRecord{}, once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
 	}
 }
 
@@ -79,6 +81,20 @@ func (s *Store) SetDown(down bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down = down
+}
+
+// SetStale says that what is read from memory may be out of date, or is not.
+func (s *Store) SetStale(stale bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stale = stale
+}
+
+// Status says how the store is.
+func (s *Store) Status() store.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return store.Status{Quorum: !s.down, Stale: s.stale}
 }
 
 // Writes returns how many changes of agents' records there were.
@@ -306,6 +322,26 @@ func (s *Store) AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.All(maps.Clone(s.agents))
+}
+
+// AllTunnels implements gate.Store.
+func (s *Store) AllTunnels() iter.Seq[store.TunnelRecord] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Values(maps.Clone(s.tunnels))
+}
+
+// Credential implements gate.Store.
+func (s *Store) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {
+	return get(s, s.credentials, id)
+}
+
+// SetCredential writes a credential.
+func (s *Store) SetCredential(r store.CredentialRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.credentials[r.ID] = r
+	s.publish(store.Change{Kind: store.KindCredential, Key: ident.AgentKey{Team: r.Team}, Credential: r.ID})
 }
 
 // Presences returns a team's presences by agent id.

@@ -1,0 +1,64 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// ErrInUse says that a record is still needed.
+var ErrInUse = errors.New("the record is in use")
+
+// DeleteAgent forgets an agent, its task leases with it; ErrInUse while it has tunnels.
+// An agent that does not exist is no error. One that comes back under this name begins
+// anew, its fencing tokens too: this is for teams that go.
+func (s *Store) DeleteAgent(ctx context.Context, key ident.AgentKey) error {
+	defer s.metrics.took(opUpdateAgent)()
+	doing := "delete agent " + key.String()
+	if err := s.usable(); err != nil {
+		return unavailable(ctx, doing, err)
+	}
+	return s.swap(ctx, doing, agentKey(key), func(cur *keyValue) (proposal, error) {
+		if cur == nil {
+			return proposal{}, ErrUnchanged
+		}
+		var r AgentRecord
+		if err := json.Unmarshal(cur.value, &r); err != nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, err)
+		}
+		if len(r.Tunnels) > 0 {
+			return proposal{}, fmt.Errorf("%s: it has %d tunnels: %w", doing, len(r.Tunnels), ErrInUse)
+		}
+		return proposal{delete: true}, nil
+	})
+}
+
+// DeleteEnrolments deletes a team's enrolment tokens that are still good and returns
+// how many those were.
+func (s *Store) DeleteEnrolments(ctx context.Context, team ident.TeamID) (int, error) {
+	defer s.metrics.took(opEnrolment)()
+	const doing = "delete a team's enrolment tokens"
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	resp, err := s.do(ctx, clientv3.OpGet(root+dirEnrolment+"/", clientv3.WithPrefix()))
+	if err != nil {
+		return 0, unavailable(ctx, doing, err)
+	}
+	n := 0
+	for _, kv := range resp.Get().Kvs {
+		var r EnrolmentRecord
+		if err := json.Unmarshal(kv.Value, &r); err != nil || r.Team != team {
+			continue
+		}
+		if _, err := s.do(ctx, clientv3.OpDelete(string(kv.Key))); err != nil {
+			return n, unavailable(ctx, doing, err)
+		}
+		n++
+	}
+	return n, nil
+}
