@@ -492,7 +492,10 @@ func TestTheHeaviestPaysForMemory(t *testing.T) {
 	}
 	b.unnoticed(t, 10, calm, r)
 	bounded(t, r, budget, base)
-	r.W.Eventually(time.Minute, "connections that take nothing are given up", func() bool { return givenUp(t, r) > 0 })
+	r.W.Eventually(time.Minute, "connections that take nothing are given up", func() bool {
+		b.ask() // it is looked at when data comes
+		return givenUp(t, r) > 0
+	})
 	for line := range strings.Lines(r.Log()) {
 		if strings.Contains(line, "memory is short") && !strings.Contains(line, `"team":"`+otherTeam) {
 			t.Errorf("somebody else than the hostile team paid: %s", line)
