@@ -9,7 +9,7 @@ import (
 // notSent is how much the kernel queues for a user beyond what is on its way
 // (TCP_NOTSENT_LOWAT). By itself it queues megabytes for each who takes nothing, from
 // memory that all connections of the machine share: when that is short, all are slow.
-const notSent = 128 << 10
+const notSent = 256 << 10
 
 // queueLittle bounds what the kernel queues on a connection.
 func queueLittle(c net.Conn) {
