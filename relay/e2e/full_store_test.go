@@ -418,7 +418,7 @@ func TestAFullStoreSaysSoAndMendsItself(t *testing.T) {
 	if full := gauge(t, r.Metrics, "adit_relay_store_full"); full != 1 {
 		t.Errorf("the metric of the full store is %v", full)
 	}
-	if st := w.Run(nil, w.Bin+"/adit-relay", "status", "--socket", socket); !strings.Contains(st, "FULL: ") {
+	if st := w.Run(nil, w.Bin+"/adit-relay", "status", "--socket", socket); !strings.Contains(st, "FULL") || !strings.Contains(st, "nothing new is made") {
 		t.Errorf("the status says nothing of it:\n%s", st)
 	}
 	goesOn("nearly full")

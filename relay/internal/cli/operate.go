@@ -52,10 +52,13 @@ func newStatus() *cobra.Command {
 			case !st.Store.Quorum:
 				quorum = "NO QUORUM: " + st.Store.Detail
 			case st.Store.Full:
-				quorum = "FULL: " + st.Store.Detail
+				quorum = "FULL"
 			}
 			show(w, "relay     %s, %s, up %s, version %s\nurl       %s\nstore     %s, %s, %s, revision %d\nagents    %d\ntunnels   %d\nstreams   %d\n",
 				st.Relay, state, time.Since(st.StartedAt).Round(time.Second), st.Version, st.PublicURL, kind, quorum, sizeOf(st.Store), st.Store.Revision, st.Agents, st.Tunnels, st.Streams)
+			if st.Store.Full {
+				fmt.Fprintf(w, "          %s\n", st.Store.Detail)
+			}
 			for _, c := range st.Certificates {
 				show(w, "tls       %s, from %s, until %s\n", strings.Join(c.Names, ", "), c.Source, day(c.NotAfter, "- (none yet)"))
 			}
