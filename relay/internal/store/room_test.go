@@ -121,7 +121,7 @@ func TestAStartWithAFullStoreMendsItself(t *testing.T) {
 
 	w.endpoints = nil
 	again := w.relay(withQuota(16 << 20)) // ready: it has its lease
-	if _, err := again.RevokeCredential(t.Context(), teamA, cred.ID, time.Now()); err != nil {
+	if _, err := again.RevokeCredential(t.Context(), teamA, cred.ID, time.Now(), false); err != nil {
 		t.Errorf("a revocation after the start with a full store: %v", err)
 	}
 	if err := again.CreateCredential(t.Context(), store.CredentialRecord{ID: "cred_2", Team: teamA}); !errors.Is(err, store.ErrFull) {
