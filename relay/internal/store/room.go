@@ -136,7 +136,10 @@ func (s *Store) relieve(ctx context.Context, client *clientv3.Client, st *client
 	if !s.isFull.Load() && st.DbSizeInUse > min(st.DbSize/2, quickCopy) {
 		return
 	}
-	if _, err := client.Defragment(ctx, client.Endpoints()[0]); err != nil {
+	// It goes on in the member when nobody waits for it any more: so a stop waits, too.
+	whole, done := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer done()
+	if _, err := client.Defragment(whole, client.Endpoints()[0]); err != nil {
 		s.log.Warn("defragmenting the store", "error", err)
 		return
 	}
