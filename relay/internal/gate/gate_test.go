@@ -131,6 +131,7 @@ func TestTunnelKeepsTasksOutUntilItIsClosed(t *testing.T) {
 		if err != nil || !slices.Equal(closed, []ident.SessionID{o.Tunnel.Session}) {
 			t.Fatalf("close: %v, %v", closed, err)
 		}
+		synctest.Wait() // what finishes a close records that by itself
 		if _, ok := r.local.WasCut(o.Tunnel.Session); !ok {
 			t.Error("the tunnel was closed and not cut")
 		}
