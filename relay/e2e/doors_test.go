@@ -23,6 +23,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -65,7 +66,7 @@ func crowd(t *testing.T, port int, say string) {
 // attaches says whether a terminal is to be had with a tunnel's token.
 func attaches(t *testing.T, r *world.Relay, tun api.Tunnel) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	c, _, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(r.URL, "http")+wire.TerminalPath+string(tun.SessionID)+wire.TerminalSocket, nil)
 	if err != nil {

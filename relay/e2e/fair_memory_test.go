@@ -23,6 +23,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -245,7 +246,7 @@ func (b *bystander) key(term *websocket.Conn) {
 		if !ok {
 			b.fault("the terminal ended")
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(testkit.Patience):
 		b.fault("the terminal prints nothing")
 	}
 	b.mu.Lock()
@@ -432,7 +433,7 @@ func bounded(t *testing.T, r *world.Relay, budget, base int) {
 func twoTenants(t *testing.T, budget int) (b *bystander, h *hostile, calm time.Duration, base int) {
 	t.Helper()
 	w := world.New(t)
-	r := w.Relay(append([]string{fmt.Sprintf("ADIT_LIMITS_MEMORY_BYTES=%d", budget<<20), "ADIT_LIMITS_OPENS_PER_MINUTE=600"}, quiet...)...)
+	r := w.Relay(append([]string{fmt.Sprintf("ADIT_LIMITS_MEMORY_BYTES=%d", budget<<20), world.PathForm, "ADIT_LIMITS_OPENS_PER_MINUTE=600"}, quiet...)...)
 	terminalAgent(w, r, quiet...)
 	tenantAgent(w, r, otherTeam, "gpu-1")
 	tenantAgent(w, r, otherTeam, "gpu-2")

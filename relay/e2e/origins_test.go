@@ -19,6 +19,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -373,7 +374,7 @@ func TestNoThirdPartyLearnsATunnelsAddress(t *testing.T) {
 	}
 	select {
 	case <-reported:
-	case <-time.After(30 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Error("a report of a policy's violation reaches the app itself")
 	}
 	mu.Lock()

@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -84,7 +85,7 @@ func (f *fleet) over(t *testing.T, s stolen, limit time.Duration) {
 	t.Helper()
 	c := f.w.HTTP()
 	left := ""
-	deadline := time.Now().Add(limit)
+	deadline := time.Now().Add(testkit.Limit(limit))
 	for {
 		left = ""
 		for i, r := range f.relays {
@@ -153,9 +154,7 @@ func TestAThiefsRightEndsWithTheCredential(t *testing.T) {
 		for _, wait := range ended {
 			wait(5 * time.Second)
 		}
-		if took := time.Since(revoked); took >= 5*time.Second {
-			t.Errorf("a WebSocket went on for %s after the revocation", took)
-		}
+		testkit.Took(t, "a revocation ends WebSockets", time.Since(revoked), 5*time.Second)
 		t.Logf("answered after %s, the last of %d WebSockets ended %s later", revoked.Sub(began).Round(time.Millisecond), len(ended), time.Since(revoked).Round(time.Millisecond))
 		f.over(t, s, 5*time.Second)
 		if err := stays.Write(t.Context(), websocket.MessageText, []byte("still there?")); err == nil {
@@ -176,9 +175,8 @@ func TestAThiefsRightEndsWithTheCredential(t *testing.T) {
 		ended := f.watchSocket(f.through(f.relays[1], s.byKey, "ws"))
 		f.etcd.entomb(t, s.deviceID)
 		began := time.Now()
-		if ended(10 * time.Second); time.Since(began) >= 10*time.Second {
-			t.Error("a WebSocket goes on 10 s after the revocation was in the store")
-		}
+		ended(10 * time.Second)
+		testkit.Took(t, "a revocation in the store ends a WebSocket", time.Since(began), 10*time.Second)
 		f.over(t, s, 10*time.Second)
 	})
 
@@ -246,15 +244,13 @@ func TestARevocationWhileARelayIsCutOff(t *testing.T) {
 		if status == http.StatusNoContent {
 			break
 		}
-		if time.Since(began) > 30*time.Second {
+		if time.Since(began) > testkit.Limit(30*time.Second) {
 			t.Fatalf("revoke while a relay is cut off: %d %v", status, p)
 		}
 	}
 	revoked := time.Now()
 	elsewhere(5 * time.Second)
-	if took := time.Since(revoked); took >= 5*time.Second {
-		t.Errorf("through a relay that is not cut off it went on for %s", took)
-	}
+	testkit.Took(t, "a revocation ends what goes through a relay that is not cut off", time.Since(revoked), 5*time.Second)
 	f.w.Eventually(15*time.Second, "the relay that is cut off answers the key with 503", func() bool {
 		status, raw := f.relays[0].Raw(s.key, http.MethodGet, "/agents", nil)
 		return status == http.StatusServiceUnavailable && strings.Contains(string(raw), "store_unavailable")
@@ -272,9 +268,8 @@ func TestARevocationWhileARelayIsCutOff(t *testing.T) {
 		}
 	}
 	carried := here(15 * time.Second)
-	if carried > 11*time.Second {
-		t.Errorf("the relay that is cut off carried the thief's WebSocket for %s; its lease is over after 10 s", carried)
-	}
+	// Its lease is over after 10 s.
+	testkit.Took(t, "the relay that is cut off ends the thief's WebSocket", carried, 11*time.Second)
 	f.net.Plug(0)
 	f.relays[0].WaitReady(60 * time.Second)
 	f.over(t, s, 10*time.Second)
@@ -290,7 +285,7 @@ func TestARevocationWhileARelayIsCutOff(t *testing.T) {
 func TestTheOperatorClosesTunnelsAndRemovesTeams(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	a2 := w.Agent(r, "gpu-2")
 	const other = "0b9d3d9e-64cf-4d2b-9f3c-0e1a3a5b0002"
@@ -406,7 +401,7 @@ func TestTheOperatorClosesTunnelsAndRemovesTeams(t *testing.T) {
 func TestABoundAgentIsNotTakenByATeamWideKey(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-7")
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-7", map[string]any{"target_port": app(t, hello), "host_header": "public"})
@@ -561,7 +556,7 @@ func peerRequest(t *testing.T, l *link.Link, h wire.Hello, request map[string]an
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	h.Kind, h.Payload = wire.KindPeer, payload
 	st, err := link.OpenHello(ctx, l, h)
@@ -590,7 +585,7 @@ func verdictOf(st *link.Stream) error {
 func TestAKickedViewerStaysOut(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": app(t, hello), "host_header": "public"})

@@ -39,14 +39,13 @@ func (c *Conn) pump() {
 			finish(explain(err))
 			return
 		case typ != websocket.MessageBinary:
-			finish(errText)
-			_ = c.ws.Close(websocket.StatusUnsupportedData, "binary messages only")
+			c.refuse(websocket.StatusUnsupportedData, "binary messages only", func() { finish(errText) })
 			return
 		}
 		n, err := c.message(r, open)
 		switch {
 		case errors.Is(err, errAfterEnd):
-			_ = c.ws.Close(websocket.StatusProtocolError, "data after the end of the stream")
+			c.refuse(websocket.StatusProtocolError, "data after the end of the stream", func() {})
 			return
 		case errors.Is(err, errClosing):
 			finish(fmt.Errorf("read: %w", err))
@@ -58,6 +57,15 @@ func (c *Conn) pump() {
 			finish(io.EOF)
 		}
 	}
+}
+
+// refuse closes with a status. Whoever learns of the end by told may reset the connection
+// at once: that waits until the peer was told why.
+func (c *Conn) refuse(code websocket.StatusCode, reason string, told func()) {
+	c.telling.Lock()
+	defer c.telling.Unlock()
+	told()
+	_ = c.ws.Close(code, reason) // the peer may be gone
 }
 
 // errClosing stops pump: this side closes, and the library reads what remains.

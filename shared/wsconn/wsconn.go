@@ -64,6 +64,7 @@ type Conn struct {
 	farewell atomic.Pointer[websocket.CloseError] // the peer's
 
 	closeOnce sync.Once
+	telling   sync.Mutex // held while the peer is told why the connection ends
 	closeErr  error
 	closing   chan struct{} // Close was called
 	gone      chan struct{} // nothing comes from the peer any more, nor goes to it
@@ -241,8 +242,10 @@ func (c *Conn) Reset() error {
 func (c *Conn) end(how func() error) error {
 	c.closeOnce.Do(func() {
 		close(c.closing)
+		c.telling.Lock()
+		defer c.telling.Unlock()
 		c.closeErr = how()
-		if isClosed(c.gone) {
+		if isClosed(c.gone) || errors.Is(c.closeErr, net.ErrClosed) {
 			c.closeErr = nil // the peer was first
 		}
 	})
