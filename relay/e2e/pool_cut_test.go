@@ -14,8 +14,8 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/checker"
 	"github.com/adit-tunnel/adit/relay/e2e/world"
-	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 // TestPoolHostCutOff pulls the cable that connects one host, with a relay and a
