@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,6 +30,9 @@ const (
 	serviceUser    = "adit-agent" // of the unit, where the package made it
 	maxTokenFile   = 4 << 10
 )
+
+// enrolls are the flags that enroll takes: what it needs for itself, and what it writes.
+var enrolls = []string{"relay_url", "agent_id", "credential_file", "tls.ca_file", "config", "token_file", "log.level", "log.format"}
 
 func newEnroll() *cobra.Command {
 	var path, tokenFile string
@@ -80,6 +84,16 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 	}
 	if err := conf.Load(cmd.Flags(), from, &c); err != nil {
 		return err
+	}
+	// What is said here and written nowhere would seem to be in effect.
+	var unwritten error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if !slices.Contains(enrolls, f.Name) {
+			unwritten = &exitError{exitUsage, &hinted{fmt.Errorf("--%s: enroll does not write that", f.Name), "put it into " + path + ", which adit-agent reads when it starts"}}
+		}
+	})
+	if unwritten != nil {
+		return unwritten
 	}
 	if c.CredentialFile == "" {
 		c.CredentialFile = filepath.Join(filepath.Dir(path), "agent.credential")

@@ -326,6 +326,9 @@ func (c *Relay) Validate() error {
 			fault("limits."+l.key, "%d is below 1", l.n)
 		}
 	}
+	if c.Limits.TunnelsPerAgent > 64 {
+		fault("limits.tunnels_per_agent", "%d is above 64, the most that one agent has", c.Limits.TunnelsPerAgent)
+	}
 	if c.Limits.MemoryBytes < 16<<20 {
 		fault("limits.memory_bytes", "%d is below 16777216 (16 MiB)", c.Limits.MemoryBytes)
 	}

@@ -98,20 +98,27 @@ connection.addEventListener("end", ({ detail }) => {
   if (detail.code === code.refused) {
     options.code = options.token = "";
     $("token").value = "";
-    $("why").textContent = sentence(detail.reason);
+    $("why").textContent = sentence(detail.reason) + " For a new code, click Terminal in the console, or run “adit terminal --browser”.";
     say("refused", "bad");
     return show("login");
   }
   say(detail.code === code.ended ? "ended" : "closed", detail.code === code.ended ? "" : "bad");
   $("over-title").textContent = detail.code === code.ended ? "The terminal ended" : detail.code === code.goingAway ? "The tunnel is closed" : "The terminal is not available";
-  $("over-text").textContent = detail.code === code.ended && lastExit ? lastExit.text + "." : detail.code === code.goingAway ? sentence(detail.reason) + " Whoever opened it can open another one." : sentence(detail.reason);
+  $("over-text").textContent = detail.code === code.ended && lastExit ? lastExit.text + "." : detail.code === code.goingAway ? sentence(detail.reason) + (/revoked/.test(detail.reason) ? "" : " Whoever opened it can open another one.") : sentence(detail.reason);
   $("again").hidden = detail.code === code.goingAway;
   show("over");
 });
 
 $("login").addEventListener("submit", (e) => {
   e.preventDefault();
-  const secret = $("token").value.trim(), isCode = secret.startsWith("tc-");
+  let secret = $("token").value.trim();
+  secret = /#code=(tc-[a-z2-7]+)/.exec(secret)?.[1] ?? secret; // the whole address was pasted
+  const isCode = secret.startsWith("tc-");
+  if (/^(sk|dk|ak)-/.test(secret)) {
+    $("token").value = "";
+    $("why").textContent = "That is a credential, which opens no terminal here: click Terminal in the console, or run “adit terminal --browser”, for a code.";
+    return;
+  }
   options.code = isCode ? secret : "";
   options.token = isCode ? "" : secret;
   $("token").value = "";
