@@ -19,6 +19,9 @@ func (s *Store) CreateCode(ctx context.Context, r CodeRecord, most int) error {
 	if err := s.usable(); err != nil {
 		return unavailable(ctx, doing, err)
 	}
+	if !s.Room() {
+		return noRoom(doing)
+	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

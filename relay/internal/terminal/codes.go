@@ -109,6 +109,8 @@ func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by strin
 	case errors.Is(err, store.ErrLimit):
 		return "", until, api.Problemf(http.StatusTooManyRequests, "terminal_code_limit", api.HopRelay,
 			"the tunnel has %d terminal codes that nobody has used, which is the limit; use one, or wait for their end", maxCodes).WithRetry(time.Minute)
+	case errors.Is(err, store.ErrFull):
+		return "", until, store.Refusal(err)
 	case err != nil:
 		return "", until, api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
 			"the relay's store does not answer; nothing was granted").WithRetry(2 * time.Second).WithCause(err)
