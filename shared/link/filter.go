@@ -9,7 +9,10 @@ import (
 	"time"
 )
 
-var errWindow = errors.New("the peer sent more than it was allowed")
+var (
+	errWindow = errors.New("the peer sent more than it was allowed")
+	errEarly  = errors.New("the peer opened a second stream before it was greeted")
+)
 
 // Read gives yamux the peer's frames that concern a stream's life. Data, windows and
 // pings are dealt with here.
@@ -81,8 +84,12 @@ func (m *mux) incoming() error {
 	}
 	f := m.flow(id)
 	if f == nil && flags&flagSYN != 0 {
+		if m.opened && m.greeting.Load() {
+			m.hungUp(errEarly)
+			return errEarly
+		}
 		f = m.track(id)
-		m.came = true
+		m.came, m.opened = true, true
 	}
 	if h[1] == typeData {
 		if err := m.receive(f, int(length)); err != nil {

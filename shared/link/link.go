@@ -55,6 +55,10 @@ type Config struct {
 	// MaxIncoming is how many streams the peer may have open here; those beyond are
 	// reset. Default MaxStreams.
 	MaxIncoming int
+	// Greets leaves the peer one stream, on which it says who it is, until Greeted is
+	// called: a peer that opens a second one before ends the link. What waits on streams
+	// that nobody has accepted yet is nobody's, and the Budget cannot have it back.
+	Greets bool
 	// Budget bounds the memory of data that waits to be taken; links may share one.
 	// Default: 256 MiB for this link alone.
 	Budget *Budget
@@ -177,6 +181,7 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		done:    make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
+	l.mux.greeting.Store(cfg.Greets)
 	l.congestion, l.mux.line = tune(c.conn())
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,

@@ -109,10 +109,12 @@ type mux struct {
 	head       header
 	have, give int  // bytes of head that were read; that yamux still has to get
 	came       bool // the peer opened a stream, which yamux has been given
+	opened     bool // it has opened one at some time
 	leastRTT   time.Duration
 	injected   []header
 	hasInject  atomic.Bool
 	onIncoming atomic.Pointer[func()]
+	greeting   atomic.Bool // the peer may open one stream and no more
 }
 
 func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {

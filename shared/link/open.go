@@ -142,6 +142,10 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 	}
 }
 
+// Greeted lets the peer of a link that Greets open more streams than its first. It is
+// called before the peer is told that it may.
+func (l *Link) Greeted() { l.mux.greeting.Store(false) }
+
 // OnIncoming has f called whenever the peer has opened a stream, and now for those that
 // came before. f must not block: the link's reader calls it. With it, who expects no
 // streams need not wait for them in a goroutine.

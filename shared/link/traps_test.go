@@ -401,6 +401,42 @@ func TestTooManyStreams(t *testing.T) {
 	})
 }
 
+// Until it was greeted a peer has one stream, and what it sends on others is not kept.
+func TestAPeerThatWasNotGreetedOpensOneStream(t *testing.T) {
+	greets := func() (*link.Link, *link.Link, *link.Budget) {
+		c, s := testkit.TCP(t)
+		client, err := link.NewClient(c, link.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		budget := link.NewBudget(1 << 30)
+		server, err := link.NewServer(s, link.Config{Greets: true, Budget: budget})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = client.Close(errTest); _ = server.Close(errTest) })
+		return client, server, budget
+	}
+	t.Run("early", func(t *testing.T) {
+		client, server, budget := greets()
+		for range 2 {
+			st, err := client.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { _, _ = st.Write(make([]byte, 200<<10)) }()
+		}
+		within(t, 10*time.Second, "ending the link", func() { <-server.Done() })
+		eventually(t, "nothing waits any more", func() bool { return budget.Used() == 0 })
+	})
+	t.Run("greeted", func(t *testing.T) {
+		client, server, _ := greets()
+		streams(t, client, server)
+		server.Greeted()
+		streams(t, client, server)
+	})
+}
+
 func TestPeerOpensTooManyStreams(t *testing.T) {
 	c, s := testkit.TCP(t)
 	client, err := link.NewClient(c, link.Config{})

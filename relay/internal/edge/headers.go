@@ -82,8 +82,9 @@ func ofOneAnswer(name string) bool {
 }
 
 // families are the beginnings of fields that are about one answer: CORS, and those of
-// protocols above HTTP.
-var families = [...]string{"X-", "Access-Control-", "Grpc-", "Mcp-", "Ratelimit", "Tus-", "Upload-"}
+// protocols above HTTP, htmx and Connect among them, which only the app's own script and
+// other programs understand.
+var families = [...]string{"X-", "Access-Control-", "Connect-", "Grpc-", "Hx-", "Mcp-", "Ratelimit", "Trailer-", "Tus-", "Upload-"}
 
 // passes says whether a field of the app's answer, or of its trailer, goes to the user.
 func (x *exchange) passes(name string) bool {

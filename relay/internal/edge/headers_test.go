@@ -43,6 +43,7 @@ var powerful = map[string]struct {
 var harmless = map[string]string{
 	"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'self'", "Etag": `"x"`, "Access-Control-Allow-Origin": "https://front.example",
 	"Www-Authenticate": "Basic", "X-Anything": "1", "X-Accel-Buffering": "no", "Mcp-Session-Id": "1", "Retry-After": "3", "Content-Language": "en",
+	"Hx-Redirect": "next", "Connect-Content-Encoding": "gzip", "Trailer-Sum": "1",
 }
 
 func answerFields() http.Header {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -372,6 +373,24 @@ func TestNavigationLosesSecFetch(t *testing.T) {
 		if got := text(t, w.do(r).Body); got != c.want {
 			t.Errorf("%s/%s: the app saw Sec-Fetch-Site %q, want %q", c.mode, c.dest, got, c.want)
 		}
+	}
+}
+
+// Over HTTP/2 net/http takes "trailer: a,," for an announcement of a field without a
+// name.
+func TestATrailerWithoutANameIsNone(t *testing.T) {
+	w := newWorld(t, nil)
+	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(rw, "%s %v", body, r.Trailer)
+	})
+	_, seg := w.tunnel(port, nil)
+	r := httptest.NewRequest("POST", "/tunnel/"+seg+"/", io.MultiReader(strings.NewReader("hi")))
+	r.Host, r.ContentLength, r.Trailer = w.public.Host, -1, http.Header{"": nil, "X-Sum": {"1"}}
+	answer := httptest.NewRecorder()
+	w.edge.ServeHTTP(answer, r)
+	if got := answer.Body.String(); answer.Code != http.StatusOK || got != "hi map[X-Sum:[1]]" {
+		t.Errorf("it is answered %d %s", answer.Code, got)
 	}
 }
 

@@ -274,7 +274,8 @@ func (x *exchange) appendForwarded(b []byte) []byte {
 // drops says whether a field of the user's request, or a trailer, stays at the relay.
 func (x *exchange) drops(name string, navigation bool) bool {
 	switch name {
-	case "Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
+	case "", // of an announcement that ends in a comma, over HTTP/2
+		"Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
 		"Host", "Content-Length", "Expect", "X-Request-Id":
 		return true
 	}

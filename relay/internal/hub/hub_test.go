@@ -414,6 +414,27 @@ func TestWrongFirstStreamIsRefused(t *testing.T) {
 	<-l.Done()
 }
 
+// A link that says no hello has one stream: what it sends on others would be nobody's,
+// and memory that no budget gets back.
+func TestASilentLinkHoldsNothing(t *testing.T) {
+	w := newWorld(t)
+	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close(errors.New("over")) }()
+	for range 2 {
+		if _, err := l.Open(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-l.Done():
+	case <-time.After(5 * time.Second): // before its time for a hello is over
+		t.Error("it goes on with a second stream")
+	}
+}
+
 // One team's links that say no hello are bounded by its share, and an agent of the
 // same team gets in beside them.
 func TestSilentLinksKeepNoAgentOut(t *testing.T) {

@@ -182,7 +182,7 @@ var (
 // terminals make codes that open nothing.
 type terminals struct{}
 
-func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, lives time.Duration, readOnly bool) (string, time.Time, error) {
+func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, _ ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
 	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by, readOnly), time.Now().Add(lives), nil
 }
 

@@ -40,6 +40,7 @@ type proposal struct {
 	value  string
 	delete bool
 	lease  clientv3.LeaseID
+	when   []clientv3.Cmp // further conditions
 	extra  []clientv3.Op
 }
 
@@ -82,7 +83,7 @@ func (s *Store) swap(ctx context.Context, doing, key string, propose func(cur *k
 		if !p.delete {
 			ops[0] = clientv3.OpPut(key, p.value, clientv3.WithLease(p.lease))
 		}
-		ok, err := s.txn(ctx, []clientv3.Cmp{unchangedSince(key, cur)}, append(ops, p.extra...)...)
+		ok, err := s.txn(ctx, append(p.when, unchangedSince(key, cur)), append(ops, p.extra...)...)
 		switch {
 		case err == nil && ok:
 			return nil

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -51,6 +53,11 @@ func TestATerminalCodeIsUsedOnce(t *testing.T) {
 		}
 		if err := s.CreateCode(t.Context(), r, 2); err != nil {
 			t.Errorf("with room again: %v", err)
+		}
+		// Codes that are made and used all day leave nothing that fills the store.
+		marks, err := w.raw().Get(t.Context(), "/adit/v1/taken/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil || marks.Count != 0 {
+			t.Errorf("a used code leaves %d marks, %v", marks.Count, err)
 		}
 	})
 }

@@ -109,17 +109,24 @@ func (u *agentUpdate) putOnce(ctx context.Context, o *Once, nonce string) (clien
 	return clientv3.OpPut(onceKey(o.Key), string(value), clientv3.WithLease(u.onceLease)), nil
 }
 
-// cleanUp gives back a lease that nothing was attached to. When that does not
-// work it runs out by itself.
+// cleanUp gives back a lease that nothing was attached to.
 func (u *agentUpdate) cleanUp(ctx context.Context) {
-	client := u.s.client.Load()
-	if u.onceLease == 0 || u.onceUsed || client == nil {
+	if u.onceLease != 0 && !u.onceUsed {
+		u.s.giveBack(ctx, u.onceLease)
+	}
+}
+
+// giveBack ends a lease that nobody needs any more, with what is attached to it. When
+// that does not work, it ends by itself.
+func (s *Store) giveBack(ctx context.Context, lease clientv3.LeaseID) {
+	client := s.client.Load()
+	if lease == 0 || client == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if _, err := client.Revoke(ctx, u.onceLease); err != nil {
-		u.s.log.Debug("giving back an unused lease", "error", err)
+	if _, err := client.Revoke(ctx, lease); err != nil {
+		s.log.Debug("giving back a lease", "error", err)
 	}
 }
 

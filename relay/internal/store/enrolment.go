@@ -109,6 +109,7 @@ func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, 
 			clientv3.OpDelete(key), clientv3.OpPut(taken, nonce, clientv3.WithLease(cur.lease)))
 		switch {
 		case err == nil && ok:
+			s.giveBack(ctx, cur.lease) // with the mark, which was for a lost answer only
 			return record, nil
 		case err == nil:
 			s.metrics.conflicts.Inc()

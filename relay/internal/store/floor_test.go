@@ -71,6 +71,31 @@ func TestRemovedAgentsCountOn(t *testing.T) {
 	})
 }
 
+// A team's removal is no way to fencing tokens that were given before.
+func TestDeletedAgentsCountOn(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s := w.relay()
+		count := func() store.AgentRecord {
+			r, err := s.UpdateAgent(t.Context(), gpu1, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
+				r.Epoch++
+				r.Fencing += 7
+				return store.Effects{}, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		before := count()
+		if err := s.DeleteAgent(t.Context(), gpu1); err != nil {
+			t.Fatal(err)
+		}
+		if after := count(); after.Fencing != before.Fencing+7 || after.Epoch != before.Epoch+1 || after.N <= before.N {
+			t.Errorf("it had %+v and comes back with %+v", before, after)
+		}
+	})
+}
+
 func TestWhoIsNotRemoved(t *testing.T) {
 	everywhere(t, func(t *testing.T, w *world) {
 		s := w.relay()

@@ -184,7 +184,9 @@ type CodeRecord struct {
 	Session   ident.SessionID `json:"session_id"`
 	ReadOnly  bool            `json:"read_only,omitempty"`
 	CreatedBy string          `json:"created_by"`
-	ExpiresAt time.Time       `json:"expires_at"`
+	// Credential is the one that made it, if any.
+	Credential ident.CredentialID `json:"credential,omitempty"`
+	ExpiresAt  time.Time          `json:"expires_at"`
 }
 
 // RelayRecord is one relay of the pool, attached to its own lease.

@@ -15,8 +15,8 @@ import (
 var ErrInUse = errors.New("the record is in use")
 
 // DeleteAgent forgets an agent, its task leases with it; ErrInUse while it has tunnels.
-// An agent that does not exist is no error. One that comes back under this name begins
-// anew, its fencing tokens too: this is for teams that go.
+// An agent that does not exist is no error. The team's floor is raised to it: people of
+// a team that was removed may still sign in, and its machines come back.
 func (s *Store) DeleteAgent(ctx context.Context, key ident.AgentKey) error {
 	defer s.metrics.took(opUpdateAgent)()
 	doing := "delete agent " + key.String()
@@ -34,7 +34,16 @@ func (s *Store) DeleteAgent(ctx context.Context, key ident.AgentKey) error {
 		if len(r.Tunnels) > 0 {
 			return proposal{}, fmt.Errorf("%s: it has %d tunnels: %w", doing, len(r.Tunnels), ErrInUse)
 		}
-		return proposal{delete: true}, nil
+		f, had, err := s.floorOf(ctx, key.Team)
+		if err != nil {
+			return proposal{}, unavailable(ctx, doing, err)
+		}
+		value, err := json.Marshal(f.above(r))
+		if err != nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, err)
+		}
+		floor := floorKey(key.Team)
+		return proposal{delete: true, when: []clientv3.Cmp{unchangedSince(floor, had)}, extra: []clientv3.Op{clientv3.OpPut(floor, string(value))}}, nil
 	})
 }
 

@@ -60,28 +60,57 @@ func (t *Terminal) signed(session ident.SessionID, code string) bool {
 	return hmac.Equal(b[codeRandom:], t.mac("terminal-code", session, b[:codeRandom])[:codeSigned])
 }
 
+// rightSigned is how much of a right is its signature.
+const rightSigned = 25
+
 // right is what a viewer who came by a code comes back with. It is worth nothing when
-// the tunnel is over: session ids are not used again.
-func (t *Terminal) right(session ident.SessionID, readOnly bool) ident.Secret {
+// the tunnel is over: session ids are not used again. It names the credential that the
+// code was made with, if one was, and ends with that.
+func (t *Terminal) right(session ident.SessionID, by ident.CredentialID, readOnly bool) ident.Secret {
+	return ident.Secret(ident.PrefixRight + encoding.EncodeToString(append([]byte(by), t.signRight(session, []byte(by), readOnly)...)))
+}
+
+func (t *Terminal) signRight(session ident.SessionID, by []byte, readOnly bool) []byte {
 	what := "terminal-right"
 	if readOnly {
 		what = "terminal-look"
 	}
-	return ident.Secret(ident.PrefixRight + encoding.EncodeToString(t.mac(what, session, nil)[:25]))
+	return t.mac(what, session, by)[:rightSigned]
+}
+
+// rightOf says whether a token is a right to a tunnel's terminals, and to what.
+func (t *Terminal) rightOf(session ident.SessionID, token string) (by ident.CredentialID, readOnly, ok bool) {
+	text, is := strings.CutPrefix(token, ident.PrefixRight)
+	b, err := encoding.DecodeString(text)
+	if !is || err != nil || len(b) < rightSigned {
+		return "", false, false
+	}
+	maker, signature := b[:len(b)-rightSigned], b[len(b)-rightSigned:]
+	mayType, mayLook := hmac.Equal(signature, t.signRight(session, maker, false)), hmac.Equal(signature, t.signRight(session, maker, true))
+	return ident.CredentialID(maker), mayLook, mayType || mayLook
+}
+
+// revoked says whether the credential by which a viewer is here is worth nothing any
+// more, by itself or by its makers, and takes with it what it opened.
+func (t *Terminal) revoked(by ident.CredentialID) bool {
+	_, closed := store.Credentials(t.cfg.Store.Credential).Closed(by)
+	return closed
 }
 
 // Mint makes a code of an open tunnel, and returns the address that holds it and when
-// it ends.
-func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by string, lives time.Duration, readOnly bool) (address string, until time.Time, err error) {
+// it ends. With the credential that it is made with, if one is, ends what it opens.
+func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (address string, until time.Time, err error) {
 	until = time.Now().Add(lives).UTC().Truncate(time.Millisecond)
 	if until.After(tunnel.ExpiresAt) {
 		until = tunnel.ExpiresAt
 	}
 	code := t.newCode(tunnel.Session)
-	switch err := t.cfg.Store.CreateCode(ctx, store.CodeRecord{Hash: code.Hash(), Session: tunnel.Session, ReadOnly: readOnly, CreatedBy: by, ExpiresAt: until}, maxCodes); {
+	switch err := t.cfg.Store.CreateCode(ctx, store.CodeRecord{Hash: code.Hash(), Session: tunnel.Session, ReadOnly: readOnly, CreatedBy: by, Credential: credential, ExpiresAt: until}, maxCodes); {
 	case errors.Is(err, store.ErrLimit):
 		return "", until, api.Problemf(http.StatusTooManyRequests, "terminal_code_limit", api.HopRelay,
 			"the tunnel has %d terminal codes that nobody has used, which is the limit; use one, or wait for their end", maxCodes).WithRetry(time.Minute)
+	case errors.Is(err, store.ErrFull):
+		return "", until, store.Refusal(err)
 	case err != nil:
 		return "", until, api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
 			"the relay's store does not answer; nothing was granted").WithRetry(2 * time.Second).WithCause(err)

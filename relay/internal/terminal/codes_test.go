@@ -22,7 +22,7 @@ import (
 func (w *world) mint(id ident.SessionID, lives time.Duration, readOnly bool) string {
 	w.Helper()
 	tunnel, _ := w.Tunnel(id)
-	address, until, err := w.term.Mint(w.Context(), tunnel, "user:alice", lives, readOnly)
+	address, until, err := w.term.Mint(w.Context(), tunnel, "user:alice", maker, lives, readOnly)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -46,6 +46,34 @@ func (w *world) admitted(first wire.TerminalAttach) (*websocket.Conn, wire.Termi
 		w.Fatalf("then comes %s %v", b, err)
 	}
 	return c, ready
+}
+
+// What a code opens ends with the credential that made it: who is there, who comes back,
+// and whoever has a code of it still.
+func TestWhatACodeOpensEndsWithItsMaker(t *testing.T) {
+	w := newWorld(t, nil)
+	unused := w.mint(session, time.Minute, false)
+	c, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
+	<-w.agents
+	back := w.enter(session, wire.TerminalAttach{Token: ready.Right})
+	if _, b, err := w.read(back); err != nil || !strings.Contains(b, wire.TerminalAttached) {
+		t.Fatalf("before, its right is answered %s %v", b, err)
+	}
+	<-w.agents
+	w.revoked.Store(true)
+	for who, c := range map[string]*websocket.Conn{
+		"who is there by a code": c, "who is there by a right": back,
+		"who comes with a right": w.enter(session, wire.TerminalAttach{Token: ready.Right}),
+		"who comes with a code":  w.enter(session, wire.TerminalAttach{Code: unused}),
+	} {
+		if code, reason := w.ends(c); code != wire.CloseDenied || reason != "the credential that let you in was revoked" {
+			t.Errorf("%s is told %d %q", who, code, reason)
+		}
+	}
+	c = w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
+		t.Errorf("the tunnel's own token is answered %s %v", b, err)
+	}
 }
 
 // A code enters once; what it brings comes back as often as the tunnel is open.
@@ -191,7 +219,7 @@ func TestCodesAreBounded(t *testing.T) {
 	for range 16 {
 		w.mint(session, time.Minute, false)
 	}
-	_, _, err := w.term.Mint(t.Context(), tunnel, "user:alice", time.Minute, false)
+	_, _, err := w.term.Mint(t.Context(), tunnel, "user:alice", maker, time.Minute, false)
 	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Status != http.StatusTooManyRequests {
 		t.Errorf("the seventeenth code: %v", err)
 	}
@@ -199,7 +227,7 @@ func TestCodesAreBounded(t *testing.T) {
 	clear(w.codes)
 	w.mu.Unlock()
 	tunnel.ExpiresAt = time.Now().Add(time.Minute)
-	if _, until, err := w.term.Mint(t.Context(), tunnel, "user:alice", time.Hour, false); err != nil || until.After(tunnel.ExpiresAt) {
+	if _, until, err := w.term.Mint(t.Context(), tunnel, "user:alice", maker, time.Hour, false); err != nil || until.After(tunnel.ExpiresAt) {
 		t.Errorf("a code lives no longer than its tunnel: %v %v", until, err)
 	}
 }

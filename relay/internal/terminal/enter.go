@@ -25,16 +25,15 @@ func refused(cause error) *closing {
 // the truth, as a *closing.
 func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error {
 	token, admin := ident.Secret(a.Token), s.t.cfg.AdminToken(s.session)
-	isAdmin, mayType, mayLook := token.Matches(admin.Hash()), token.Matches(s.t.right(s.session, false).Hash()), token.Matches(s.t.right(s.session, true).Hash())
+	isAdmin := token.Matches(admin.Hash())
+	by, mayLook, hasRight := s.t.rightOf(s.session, a.Token)
 	record, open := s.lookup()
 	s.actor = "terminal:" + string(s.session)
 	switch {
 	case isAdmin: // who holds it is known only by whose it was
 		s.actor, a.Code = "admin:"+string(s.session), ""
-	case mayType:
-		a.Code = ""
-	case mayLook:
-		a.ReadOnly, a.Code = true, ""
+	case hasRight:
+		s.credential, a.ReadOnly, a.Code = by, a.ReadOnly || mayLook, ""
 	case a.Code == "":
 		return errors.New("wrong token")
 	case !s.t.signed(s.session, a.Code):
@@ -58,7 +57,10 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 		if err != nil {
 			return err
 		}
-		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
+		s.actor, s.credential, a.ReadOnly = "code of "+code.CreatedBy, code.Credential, a.ReadOnly || code.ReadOnly
+	}
+	if s.t.revoked(s.credential) {
+		return errRevoked
 	}
 	s.record = record
 	return nil
@@ -91,6 +93,9 @@ func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, err
 	}
 	return r, nil
 }
+
+// errRevoked is for who came in by what a revoked credential made.
+var errRevoked = &closing{code: wire.CloseDenied, reason: "the credential that let you in was revoked"}
 
 // errCode is for every code that opens nothing.
 var errCode = errors.New("the code is not right, was used already, or has expired")

@@ -37,6 +37,9 @@ const (
 	writeTimeout = 30 * time.Second
 	// verdictWait bounds the agent's answer.
 	verdictWait = 20 * time.Second
+	// revokedEvery is how often it is looked whether the credential lives by which a
+	// viewer is here.
+	revokedEvery = time.Second
 	// An agent may need a moment to learn of a tunnel that was just opened.
 	toldWait  = 100 * time.Millisecond
 	toldTries = 10
@@ -51,6 +54,8 @@ type socket struct {
 	agent   string // user agent
 	record  store.TunnelRecord
 	actor   string // for records: by what it was let in
+	// credential made the code that let it in; empty: none did.
+	credential ident.CredentialID
 
 	place   *caller.Place   // among those without a token
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
@@ -125,7 +130,7 @@ func (s *socket) converse(ctx context.Context) error {
 	}
 	if first.Code != "" { // before anything can go wrong: the code is used up
 		s.tell(ctx, wire.TerminalReady{
-			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, first.ReadOnly).Reveal(),
+			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, s.credential, first.ReadOnly).Reveal(),
 		})
 	}
 	if !s.t.join(s) {
@@ -307,6 +312,9 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream edge.Strea
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(s.down(ctx, use, stream)) })
 	wg.Go(func() { cancel(s.keepAlive(ctx)) })
+	if s.credential != "" {
+		wg.Go(func() { cancel(s.outlive(ctx)) })
+	}
 	wg.Go(func() {
 		<-ctx.Done()
 		_ = stream.Close() // frees down
@@ -421,6 +429,22 @@ func (s *socket) up(ctx context.Context, use *usage.Use, stream edge.Stream, rea
 		if !over {
 			_, err := stream.Write(frames)
 			over = err != nil
+		}
+	}
+}
+
+// outlive waits until the credential by which the viewer is here is revoked, or ctx ends.
+func (s *socket) outlive(ctx context.Context) error {
+	tick := time.NewTicker(revokedEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+			if s.t.revoked(s.credential) {
+				return errRevoked
+			}
 		}
 	}
 }

@@ -46,6 +46,7 @@ type world struct {
 	open    atomic.Bool
 	away    atomic.Bool
 	stale   atomic.Bool // what the relay knows of the store
+	revoked atomic.Bool // maker
 	refusal atomic.Pointer[wire.Verdict]
 	opens   atomic.Int32
 	why     atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
@@ -116,6 +117,17 @@ func (w *world) TakeCode(_ context.Context, session ident.SessionID, hash string
 	}
 	delete(w.codes, hash)
 	return r, nil
+}
+
+// maker is the credential that the tests' codes are made with.
+const maker ident.CredentialID = "cred_0123456789abcdef"
+
+func (w *world) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {
+	r := store.CredentialRecord{ID: id, Team: "t"}
+	if w.revoked.Load() {
+		r.RevokedAt = time.Now()
+	}
+	return r, id == maker
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }
