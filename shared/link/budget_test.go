@@ -148,10 +148,13 @@ func TestTheHeaviestPays(t *testing.T) {
 		t.Errorf("given up: %v, %d in all; want those of %v only", relieved, given, hostile)
 	}
 	mu.Unlock()
-	for _, l := range []*link.Link{clientA, serverA, clientB, serverB} {
+	links := []*link.Link{clientA, serverA, clientB, serverB}
+	for _, l := range links {
 		if err := l.Err(); err != nil {
 			t.Errorf("a link ended: %v", err)
 		}
+	}
+	for _, l := range links {
 		_ = l.Close(errTest)
 	}
 	wg.Wait()
