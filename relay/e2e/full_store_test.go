@@ -242,6 +242,7 @@ func (a *invention) revoke() error {
 // with 240 kB of text each. What it may take of the store is bounded; the other tenant
 // works on, the credential can be revoked, and the relay starts again.
 func TestAStoreFullOfOneTenantServesOthers(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	// Less than the defaults, to be at the limits soon.
 	env, rounds := []string{"ADIT_STORE_QUOTA_BYTES=268435456", "ADIT_LIMITS_AGENTS_PER_TEAM=200"}, 8
@@ -362,6 +363,7 @@ func ballast(r *world.Relay, full func() bool) {
 // is made then, and whoever asks is told; what must always be possible is. A relay that
 // is killed when nothing at all can be written starts again.
 func TestAFullStoreSaysSoAndMendsItself(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	n := newNeighbour(w, "ADIT_STORE_QUOTA_BYTES=67108864")
 	r := n.relay

@@ -35,6 +35,7 @@ func healed(w *world.World, url string, limit time.Duration) time.Duration {
 const healTime = 5 * time.Second
 
 func TestRelayKilledAndRestarted(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")
@@ -61,6 +62,7 @@ func TestRelayKilledAndRestarted(t *testing.T) {
 }
 
 func TestAgentKilledAndRestarted(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	a := w.Agent(r, "gpu-1")
@@ -76,6 +78,7 @@ func TestAgentKilledAndRestarted(t *testing.T) {
 
 // A stopped process is a machine that sleeps: its connections are half-open.
 func TestAgentSleepsAndWakes(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	a := w.Agent(r, "gpu-1")
@@ -90,6 +93,7 @@ func TestAgentSleepsAndWakes(t *testing.T) {
 }
 
 func TestLinkIsCut(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	line := wan.Start(t, fmt.Sprintf("127.0.0.1:%d", r.Port), wan.Options{})
@@ -111,6 +115,7 @@ func TestLinkIsCut(t *testing.T) {
 }
 
 func TestHeldRequestIsAnsweredWhenTheAgentReturns(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	a := w.Agent(r, "gpu-1")
@@ -138,6 +143,7 @@ func TestHeldRequestIsAnsweredWhenTheAgentReturns(t *testing.T) {
 }
 
 func TestErrorsNameTheHop(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay("ADIT_TUNNEL_HOLD=300ms")
 	a := w.Agent(r, "gpu-1")
@@ -168,6 +174,7 @@ func TestErrorsNameTheHop(t *testing.T) {
 }
 
 func TestClosedTunnelEndsItsConnections(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay()
 	w.Agent(r, "gpu-1")

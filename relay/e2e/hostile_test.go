@@ -32,6 +32,14 @@ import (
 // long says whether the tests may take their full size and time.
 func long() bool { return testkit.Long() }
 
+// together runs a test beside others, but not in the long form, which judges how long
+// things take.
+func together(t *testing.T) {
+	if !long() {
+		t.Parallel()
+	}
+}
+
 // fakeAgent brings up an agent of the test's own, with a real link to a real relay.
 // It serves streams with serve; without it, it accepts none.
 func fakeAgent(r *world.Relay, team, id string, serve func(net.Conn)) *link.Link {
@@ -620,6 +628,7 @@ func exchangeRaw(t *testing.T, r *world.Relay, text string) string {
 // TestNoSmuggling sends what two HTTP implementations may read differently, and
 // counts what arrives at the app.
 func TestNoSmuggling(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay("ADIT_TUNNEL_HEADER_TIMEOUT=3s", world.PathForm)
 	w.Agent(r, "gpu-1")

@@ -20,6 +20,7 @@ import (
 
 // TestPoolStoreMove carries a large store inside a relay to an etcd of three.
 func TestPoolStoreMove(t *testing.T) {
+	together(t)
 	const agents, each = 200, 50
 	credentials := 1000
 	if long() {

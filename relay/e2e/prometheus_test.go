@@ -114,6 +114,7 @@ func dashboardQueries(t *testing.T, name string) map[string]string {
 var metricName = regexp.MustCompile(`\b(adit|go|process)_[a-z0-9_]+`)
 
 func TestPrometheusAnswersEveryQueryAndAlert(t *testing.T) {
+	together(t)
 	w := world.New(t)
 	r := w.Relay(world.PathForm)
 	a := w.Agent(r, "gpu-1")
