@@ -28,8 +28,9 @@ type Owner struct{ Tenant, Agent, Tunnel string }
 //
 // When memory is short nevertheless, the heaviest tenant's heaviest agent's heaviest
 // tunnel gives up its heaviest streams, first those on which nothing was taken for a
-// while. A stream that holds less than protected is never given up for it, nor one
-// that is nobody's.
+// while. A stream that holds less than protected is given up only if nothing is taken
+// from it and that is still not enough: else whoever keeps many such streams would hold
+// any amount. One that is nobody's is never given up.
 type Budget struct {
 	// Relieved is called when streams were given up, for each tunnel. It may be nil
 	// and must be set before the Budget is used.
@@ -191,9 +192,12 @@ func (b *Budget) relieve() {
 		return
 	}
 	s := b.look()
-	s.give(b.limit/8*5, func(h *holding) bool { return h.stuck })
+	s.give(b.limit/8*5, func(h *holding) bool { return h.held >= protected && h.stuck })
 	if b.full(s.used) {
-		s.give(b.limit/4*3, func(*holding) bool { return true })
+		s.give(b.limit/4*3, func(h *holding) bool { return h.held >= protected })
+	}
+	if b.full(s.used) { // many small ones from which nothing is taken
+		s.give(b.limit/4*3, func(h *holding) bool { return h.stuck })
 	}
 	if t := s.tenant(); t != nil && b.full(s.used) {
 		b.mu.Lock()
@@ -254,7 +258,7 @@ func (s *survey) tenant() (heaviest *account) {
 func (s *survey) give(until int64, which func(*holding) bool) {
 	queues := map[*account][]*holding{}
 	for _, h := range s.streams {
-		if !h.given && h.held >= protected && which(h) {
+		if !h.given && which(h) {
 			queues[h.owner] = append(queues[h.owner], h)
 		}
 	}

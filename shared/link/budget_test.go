@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -42,6 +44,49 @@ func streamOf(t *testing.T, o link.Owner, client, server *link.Link) (near, far 
 // A tenant whose users take nothing pays for it when memory is used up: with its own
 // streams, on whichever link they are and whoever receives. Others keep all of theirs,
 // and so does the link itself.
+// Whoever keeps many streams of which each holds less than everybody may is not spared
+// for that when nobody takes anything from them.
+func TestManySmallStreamsThatNobodyReadsAreNoWayAroundTheBudget(t *testing.T) {
+	const limit = 8 << 20
+	budget := link.NewBudget(limit)
+	agent, relay := receiving(t, budget)
+	var writing sync.WaitGroup
+	for range 128 {
+		_, far := streams(t, agent, relay)
+		writing.Go(func() { _, _ = far.Write(make([]byte, 255<<10)) })
+	}
+	writing.Wait()
+	// Somebody else's data comes now and then; without any there is no hurry.
+	near, far := streams(t, agent, relay)
+	tick, stop := time.NewTicker(20*time.Millisecond), make(chan struct{})
+	defer tick.Stop()
+	defer close(stop)
+	go func() {
+		for {
+			if _, err := far.Write(make([]byte, 1<<10)); err != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	var taken atomic.Int64
+	go func() {
+		for p := make([]byte, 1<<10); ; {
+			n, err := near.Read(p)
+			if taken.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}()
+	eventually(t, "what waits fits into the budget", func() bool { return budget.Used() <= limit/8*7 })
+	before := taken.Load()
+	eventually(t, "who reads goes on", func() bool { return taken.Load() > before+10<<10 })
+}
+
 func TestTheHeaviestPays(t *testing.T) {
 	budget := link.NewBudget(8 << 20)
 	var mu sync.Mutex

@@ -121,7 +121,7 @@ func TestTheHeaviestIsChosen(t *testing.T) {
 		until := rapid.Int64Range(0, before).Draw(t, "until")
 		stuckOnly := rapid.Bool().Draw(t, "stuck only")
 		eligible := func(h *holding) bool { return h.held >= protected && (h.stuck || !stuckOnly) }
-		s.give(until, func(h *holding) bool { return h.stuck || !stuckOnly })
+		s.give(until, eligible)
 		given := int64(0)
 		for _, h := range s.streams {
 			if !h.given {
