@@ -96,6 +96,7 @@ type ended struct {
 // memory is what this relay knows of a link before the store does.
 type memory struct {
 	known   map[string]struct{} // admitted viewers' marks
+	looked  map[string]struct{} // of previews, which leave the rest alone
 	pending []string            // of a link without limit: not written yet
 	used    time.Time
 	written time.Time // the value of used that the record has
@@ -350,11 +351,9 @@ func (l *Links) Admit(ctx context.Context, r store.LinkRecord, p usage.Party) er
 // Previewed notes that somebody looked at what a link leads to without being a viewer,
 // or called themselves so: once for each.
 func (l *Links) Previewed(ctx context.Context, r store.LinkRecord, p usage.Party) {
-	mark := "preview " + l.mark(r.ID, p)
-	if _, ok := l.remembered(r.ID, mark); ok {
+	if l.looked(r, l.mark(r.ID, p)) {
 		return
 	}
-	l.remember(r, mark, false)
 	l.audit(gate.WithTrace(ctx, gate.Trace{Remote: addr(p.Remote)}), audit.LinkPreviewed, "anonymous", r, fmt.Sprintf("by %.64q", p.UserAgent))
 }
 
@@ -387,11 +386,7 @@ func (l *Links) take(ctx context.Context, r store.LinkRecord, mark string) error
 func (l *Links) remember(r store.LinkRecord, mark string, count bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	m := l.memory[r.ID]
-	if m == nil {
-		m = &memory{known: map[string]struct{}{}, session: r.Session, written: r.LastUsed}
-		l.memory[r.ID] = m
-	}
+	m := l.of(r)
 	m.used = time.Now()
 	if _, ok := m.known[mark]; ok {
 		return
@@ -403,6 +398,31 @@ func (l *Links) remember(r store.LinkRecord, mark string, count bool) {
 	if count {
 		m.pending = append(m.pending, mark)
 	}
+}
+
+// of returns what is remembered of a link, with l.mu held.
+func (l *Links) of(r store.LinkRecord) *memory {
+	m := l.memory[r.ID]
+	if m == nil {
+		m = &memory{known: map[string]struct{}{}, looked: map[string]struct{}{}, session: r.Session, used: r.LastUsed, written: r.LastUsed}
+		l.memory[r.ID] = m
+	}
+	return m
+}
+
+// looked notes a preview, and says whether the same was noted before.
+func (l *Links) looked(r store.LinkRecord, mark string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.of(r)
+	if _, ok := m.looked[mark]; ok {
+		return true
+	}
+	if len(m.looked) >= maxKnown {
+		clear(m.looked)
+	}
+	m.looked[mark] = struct{}{}
+	return false
 }
 
 // audit records what happened to a link; its trace is the request's.

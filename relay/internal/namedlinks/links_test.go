@@ -275,6 +275,27 @@ func TestTheLastUseGoesToOne(t *testing.T) {
 	}
 }
 
+// Who only looks, uses nothing: the list does not say that the link was used.
+func TestAPreviewIsNoUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newRecords()
+		x := newRelay(t, db)
+		l := create(t, x, namedlinks.Spec{MaxUses: 1})
+		stop := x.run(t.Context())
+		for i := range 20 {
+			x.Previewed(t.Context(), l, party(fmt.Sprintf("10.0.0.%d", i), "Slackbot", l.ID))
+		}
+		time.Sleep(time.Hour)
+		if got := x.List(tunnel.Session); len(got) != 1 || got[0].Uses != 0 || !got[0].LastUsed.IsZero() {
+			t.Errorf("after previews the list says %+v", got)
+		}
+		if r, _ := db.Link(l.ID); !r.LastUsed.IsZero() {
+			t.Errorf("it is written that it was used at %s", r.LastUsed)
+		}
+		stop()
+	})
+}
+
 func TestUsesOfALinkWithoutLimitAreWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := newRecords()
