@@ -432,7 +432,7 @@ func bounded(t *testing.T, r *world.Relay, budget, base int) {
 func twoTenants(t *testing.T, budget int) (b *bystander, h *hostile, calm time.Duration, base int) {
 	t.Helper()
 	w := world.New(t)
-	r := w.Relay(append([]string{fmt.Sprintf("ADIT_LIMITS_MEMORY_BYTES=%d", budget<<20), "ADIT_LIMITS_OPENS_PER_MINUTE=600"}, quiet...)...)
+	r := w.Relay(append([]string{fmt.Sprintf("ADIT_LIMITS_MEMORY_BYTES=%d", budget<<20), "ADIT_LIMITS_OPENS_PER_MINUTE=600", world.PathForm}, quiet...)...)
 	terminalAgent(w, r, quiet...)
 	tenantAgent(w, r, otherTeam, "gpu-1")
 	tenantAgent(w, r, otherTeam, "gpu-2")

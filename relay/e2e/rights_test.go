@@ -290,7 +290,7 @@ func TestARevocationWhileARelayIsCutOff(t *testing.T) {
 func TestTheOperatorClosesTunnelsAndRemovesTeams(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	a2 := w.Agent(r, "gpu-2")
 	const other = "0b9d3d9e-64cf-4d2b-9f3c-0e1a3a5b0002"
@@ -406,7 +406,7 @@ func TestTheOperatorClosesTunnelsAndRemovesTeams(t *testing.T) {
 func TestABoundAgentIsNotTakenByATeamWideKey(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-7")
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-7", map[string]any{"target_port": app(t, hello), "host_header": "public"})
@@ -590,7 +590,7 @@ func verdictOf(st *link.Stream) error {
 func TestAKickedViewerStaysOut(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
-	r := w.Relay()
+	r := w.Relay(world.PathForm)
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": app(t, hello), "host_header": "public"})
