@@ -58,9 +58,17 @@ func TestManySmallStreamsThatNobodyReadsAreNoWayAroundTheBudget(t *testing.T) {
 	writing.Wait()
 	// Somebody else's data comes now and then; without any there is no hurry.
 	near, far := streams(t, agent, relay)
+	tick, stop := time.NewTicker(20*time.Millisecond), make(chan struct{})
+	defer tick.Stop()
+	defer close(stop)
 	go func() {
-		for ; ; time.Sleep(20 * time.Millisecond) {
+		for {
 			if _, err := far.Write(make([]byte, 1<<10)); err != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-stop:
 				return
 			}
 		}

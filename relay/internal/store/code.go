@@ -28,11 +28,20 @@ func (s *Store) CreateCode(ctx context.Context, r CodeRecord, most int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	there, err := s.do(ctx, clientv3.OpGet(codesPrefix(r.Session), clientv3.WithPrefix(), clientv3.WithCountOnly()))
+	there, err := s.do(ctx, clientv3.OpGet(codesPrefix(r.Session), clientv3.WithPrefix()))
 	if err != nil {
 		return unavailable(ctx, doing, err)
 	}
-	if there.Get().Count >= int64(most) {
+	for _, kv := range there.Get().Kvs {
+		if s.worthless(kv.Value) { // it must not keep the place of a good one
+			if _, err := s.do(ctx, clientv3.OpDelete(string(kv.Key))); err != nil {
+				return unavailable(ctx, doing, err)
+			}
+			continue
+		}
+		most--
+	}
+	if most <= 0 {
 		return fmt.Errorf("%s: %w", doing, ErrLimit)
 	}
 	lease, err := s.grant(ctx, r.ExpiresAt.Sub(s.now()))
@@ -45,6 +54,16 @@ func (s *Store) CreateCode(ctx context.Context, r CodeRecord, most int) error {
 		}
 		return proposal{value: string(value), lease: lease}, nil
 	})
+}
+
+// worthless says whether a code was made with a credential that has been revoked since.
+func (s *Store) worthless(code []byte) bool {
+	var r CodeRecord
+	if json.Unmarshal(code, &r) != nil {
+		return false
+	}
+	_, closed := Credentials(s.Credential).Closed(r.Credential)
+	return closed
 }
 
 // TakeCode uses a code up and returns it, on whichever relay it was made; ErrNotFound

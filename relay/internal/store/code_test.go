@@ -61,3 +61,37 @@ func TestATerminalCodeIsUsedOnce(t *testing.T) {
 		}
 	})
 }
+
+// A thief's codes keep nobody from the terminal when the thief's credential is revoked.
+func TestCodesOfARevokedCredentialKeepNoPlace(t *testing.T) {
+	everywhere(t, func(t *testing.T, w *world) {
+		s := w.relay()
+		session, stolen := ident.NewSessionID(), store.CredentialRecord{ID: "cred_1", Team: teamA, Hash: "h"}
+		if err := s.CreateCredential(t.Context(), stolen); err != nil {
+			t.Fatal(err)
+		}
+		code := func(hash string, by ident.CredentialID) error {
+			return s.CreateCode(t.Context(), store.CodeRecord{Hash: hash, Session: session, Credential: by, ExpiresAt: time.Now().Add(time.Hour)}, 2)
+		}
+		for _, hash := range []string{"a", "b"} {
+			if err := code(hash, stolen.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := code("c", ""); !errors.Is(err, store.ErrLimit) {
+			t.Errorf("the third of two: %v", err)
+		}
+		if _, err := s.RevokeCredential(t.Context(), teamA, stolen.ID, time.Now(), false); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := code("c", ""); err != nil {
+			t.Errorf("after the revocation: %v", err)
+		}
+		if _, err := s.TakeCode(t.Context(), session, "a"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("a code of the revoked credential: %v", err)
+		}
+	})
+}
