@@ -112,7 +112,8 @@ func (r *Relay) otherRelays() []string {
 }
 
 // ready says why the relay is not, if it is not. One whose store takes nothing new is:
-// what runs goes on through it, and its fellows have the same store.
+// what runs goes on through it, and its fellows have the same store. Anybody may ask, so
+// how much there is and what fills it is for adit-relay status.
 func (r *Relay) ready(context.Context) (note string, _ *api.Problem) {
 	if r.draining.Load() {
 		return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
@@ -122,9 +123,9 @@ func (r *Relay) ready(context.Context) (note string, _ *api.Problem) {
 	case !st.Quorum || st.Stale || !r.p.store.Serving():
 		return "", api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
 	case st.Unwritable:
-		return "", api.Problemf(http.StatusServiceUnavailable, "store_full", api.HopRelay, "the store is full, and nothing can be written: %s", st.Detail)
+		return "", api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay, "the store is full (NOSPACE), and nothing can be written; adit-relay status on the relay's host says what to do")
 	case st.Full:
-		return "the store: " + st.Detail, nil
+		return "the store: it is nearly full, and nothing new is made; adit-relay status on the relay's host says what to do", nil
 	}
 	return "", nil
 }
