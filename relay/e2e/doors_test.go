@@ -361,7 +361,7 @@ func TestNobodyTurnsTheHistoryOver(t *testing.T) {
 	const history, day = 1 << 30, 24 * 3600
 	loop := float64(auditBytes(t, r, `"loop-1"`)) / float64(written[audit.AgentConnected]+written[audit.AgentGone]) * 2 * day / 30
 	cycle := float64(auditBytes(t, r, `"sk:loud"`)) / cycles * day // 60 a minute by default
-	t.Logf("of the default history of %d MB, a day's connect loop writes %.1f MB, opening and closing at the permitted rate %.1f MB", history>>20, loop/1e6, cycle/1e6)
+	testkit.Figure(t, "of the default history of %d MB, a day's connect loop writes %.1f MB, opening and closing at the permitted rate %.1f MB", history>>20, loop/1e6, cycle/1e6)
 	if loop > history/100 || cycle > history/2 {
 		t.Errorf("one credential turns the history over too fast")
 	}

@@ -400,12 +400,12 @@ func (b *bystander) unnoticed(t *testing.T, downloads int, calm time.Duration, r
 	t.Helper()
 	b.use(t.Context(), downloads)
 	text, p99, whole, faults := b.take()
-	t.Logf("in the flood: %s, %.1f times what it was", text, float64(p99)/float64(calm))
+	testkit.Figure(t, "in the flood: %s, %.1f times what it was", text, float64(p99)/float64(calm))
 	if len(faults) > 0 || whole != downloads {
 		t.Errorf("the other tenant noticed: %d of %d downloads are whole, %d faults, such as %s", whole, downloads, len(faults), strings.Join(faults[:min(1, len(faults))], ""))
 	}
 	for _, r := range relays {
-		t.Logf("%s: %.0f MiB wait, %.0f connections given up, links lost: %.0f, memory %d MiB, at most %d", r.Name,
+		testkit.Figure(t, "%s: %.0f MiB wait, %.0f connections given up, links lost: %.0f, memory %d MiB, at most %d", r.Name,
 			gauge(t, r.Metrics, "adit_relay_link_unread_bytes")/(1<<20), givenUp(t, r), linksLost(t, r), rss(t, r.Process), peakMemory(t, r.Process))
 		if n := linksLost(t, r); n > 0 {
 			t.Errorf("%s lost %.0f links", r.Name, n)
@@ -447,7 +447,7 @@ func (b *bystander) calm(t *testing.T) time.Duration {
 	t.Helper()
 	b.use(t.Context(), 5)
 	text, p99, _, faults := b.take()
-	t.Logf("before: %s; memory %d MiB", text, rss(t, b.r.Process))
+	testkit.Figure(t, "before: %s; memory %d MiB", text, rss(t, b.r.Process))
 	if len(faults) > 0 {
 		t.Fatalf("before any flood: %v", faults)
 	}

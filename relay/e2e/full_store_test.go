@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -292,9 +293,9 @@ func TestAStoreFullOfOneTenantServesOthers(t *testing.T) {
 		return gauge(t, n.relay.Metrics, "adit_relay_agent_sessions") <= 2
 	})
 	attack.mu.Lock()
-	t.Logf("%d invented agents were linked and said %d times something new; the store had %d MiB at most; refusals %v", attack.linked.Load(), attack.news.Load(), most>>20, attack.refused)
+	testkit.Figure(t, "%d invented agents were linked and said %d times something new; the store had %d MiB at most; refusals %v", attack.linked.Load(), attack.news.Load(), most>>20, attack.refused)
 	attack.mu.Unlock()
-	t.Logf("the other tenant's user asked %d times, p50 %s, p99 %s, failed %d", len(times), percentile(times, 0.5), percentile(times, 0.99), len(failed))
+	testkit.Figure(t, "the other tenant's user asked %d times, p50 %s, p99 %s, failed %d", len(times), percentile(times, 0.5), percentile(times, 0.99), len(failed))
 	cancel()
 	attack.wg.Wait()
 

@@ -363,8 +363,8 @@ func TestFloodsDoNotSpread(t *testing.T) {
 	during, faults := n.take()
 	beside, _ := control.take()
 	p99, base99, control99 := percentile(during, 0.99), percentile(before, 0.99), percentile(beside, 0.99)
-	t.Logf("p99 before %s, in the flood %s (median %s), of the relay beside it %s (median %s); %d and %d requests", base99, p99, percentile(during, 0.5), control99, percentile(beside, 0.5), len(during), len(beside))
-	t.Logf("memory before %d MiB, at most %d MiB with %d connections", baseMemory, peak, len(f.conns))
+	testkit.Figure(t, "p99 before %s, in the flood %s (median %s), of the relay beside it %s (median %s); %d and %d requests", base99, p99, percentile(during, 0.5), control99, percentile(beside, 0.5), len(during), len(beside))
+	testkit.Figure(t, "memory before %d MiB, at most %d MiB with %d connections", baseMemory, peak, len(f.conns))
 	if len(faults) > 0 {
 		t.Errorf("the neighbour noticed the flood: %d of %d requests went wrong, such as %s", len(faults), len(during), faults[0])
 	}

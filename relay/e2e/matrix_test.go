@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -333,7 +334,7 @@ func TestDefaultDeny(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%d routes, %d callers: %d cells", len(apiRoutes), len(m.callers), cells)
+		testkit.Figure(t, "%d routes, %d callers: %d cells", len(apiRoutes), len(m.callers), cells)
 	})
 	t.Run("other methods", func(t *testing.T) { m.otherMethods(t) })
 	t.Run("another team's things are not there", func(t *testing.T) { m.invisible(t) })

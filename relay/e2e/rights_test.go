@@ -155,7 +155,7 @@ func TestAThiefsRightEndsWithTheCredential(t *testing.T) {
 			wait(5 * time.Second)
 		}
 		testkit.Took(t, "a revocation ends WebSockets", time.Since(revoked), 5*time.Second)
-		t.Logf("answered after %s, the last of %d WebSockets ended %s later", revoked.Sub(began).Round(time.Millisecond), len(ended), time.Since(revoked).Round(time.Millisecond))
+		testkit.Figure(t, "answered after %s, the last of %d WebSockets ended %s later", revoked.Sub(began).Round(time.Millisecond), len(ended), time.Since(revoked).Round(time.Millisecond))
 		f.over(t, s, 5*time.Second)
 		if err := stays.Write(t.Context(), websocket.MessageText, []byte("still there?")); err == nil {
 			_, _, err = stays.Read(t.Context())
@@ -277,7 +277,7 @@ func TestARevocationWhileARelayIsCutOff(t *testing.T) {
 		status, _ := f.get(f.w.HTTP(), f.through(f.relays[0], mine, ""))
 		return status == http.StatusNotFound
 	})
-	t.Logf("cut off: revoked through another relay after %s, its index was stale after %s, its WebSocket ended after %s",
+	testkit.Figure(t, "cut off: revoked through another relay after %s, its index was stale after %s, its WebSocket ended after %s",
 		revoked.Sub(began).Round(time.Millisecond), stale.Round(time.Millisecond), carried.Round(time.Millisecond))
 }
 

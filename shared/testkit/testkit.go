@@ -5,6 +5,8 @@
 package testkit
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
@@ -60,6 +62,26 @@ func Took(tb testing.TB, what string, took, limit time.Duration) {
 		tb.Errorf("%s: it took %s, expected within %s", what, took, limit)
 	default:
 		tb.Logf("%s: it took %s; the long form wants it within %s", what, took, limit)
+	}
+}
+
+// Figure logs a figure that is of interest also where the test passes: scripts/test
+// prints it with its summary, from the file that ADIT_TEST_FIGURES names.
+func Figure(tb testing.TB, format string, args ...any) {
+	tb.Helper()
+	tb.Logf(format, args...)
+	name := os.Getenv("ADIT_TEST_FIGURES")
+	if name == "" {
+		return
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		// One write: tests of several processes share the file.
+		_, err = fmt.Fprintf(f, "%s: %s\n", tb.Name(), fmt.Sprintf(format, args...))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		tb.Errorf("note a figure: %v", err)
 	}
 }
 

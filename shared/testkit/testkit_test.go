@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -127,9 +129,37 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
+func (r *recorder) Errorf(format string, args ...any) { r.text += fmt.Sprintf(format, args...) }
+
+func (r *recorder) Logf(string, ...any) {}
+
 func (r *recorder) Output() io.Writer { return r }
 
 func (r *recorder) Write(p []byte) (int, error) {
 	r.text += string(p)
 	return len(p), nil
+}
+
+func TestFigure(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "figures")
+	t.Setenv("ADIT_TEST_FIGURES", file)
+	testkit.Figure(t, "%d of %d whole", 10, 10)
+	if b, err := os.ReadFile(file); err != nil || string(b) != "TestFigure: 10 of 10 whole\n" {
+		t.Errorf("the figure is noted for the summary: %q %v", b, err)
+	}
+}
+
+// Only the long form judges time.
+func TestTimeIsJudgedInTheLongFormOnly(t *testing.T) {
+	for long, fails := range map[string]bool{"": false, "1": true} {
+		t.Setenv("ADIT_TEST_LONG", long)
+		r := &recorder{TB: t}
+		testkit.Took(r, "a blink", time.Hour, time.Second)
+		if got := r.text != ""; got != fails {
+			t.Errorf("with %q something late fails: %v, want %v", long, got, fails)
+		}
+		if got := testkit.Limit(time.Second) == time.Second; got != fails {
+			t.Errorf("with %q a limit is kept: %v, want %v", long, got, fails)
+		}
+	}
 }
