@@ -193,3 +193,15 @@ func TestHalfCloseReachesTheApp(t *testing.T) {
 		t.Errorf("after the half-close the app answers %q %v", answer, err)
 	}
 }
+
+func TestConnectToAWebAppsAddressSaysSo(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.Relay()
+	w.Agent(r, "gpu-1")
+	tun := r.Open(r.Credential("integration", world.Team), "gpu-1", map[string]any{"target_port": app(t, hello)})
+	_, err := w.Try([]string{"ADIT_TUNNEL_URL=" + tun.TunnelURL}, filepath.Join(w.Bin, "adit"), "connect", "--stdio")
+	if err == nil || !strings.Contains(err.Error(), "tunnel for a web app") || !strings.Contains(err.Error(), "--protocol tcp") {
+		t.Errorf("whoever connects to a web app's address is told what it is: %v", err)
+	}
+}

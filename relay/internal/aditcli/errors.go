@@ -88,6 +88,7 @@ var remedies = map[string]string{
 	"app_refused":           "nothing listens there: start the app on the machine, or choose another port",
 	"tunnel_not_found":      "`adit status AGENT` shows what is open, `adit open AGENT` opens another",
 	"app_timeout":           "something listens there and does not answer: look at the app on the machine",
+	notTCP:                  "open one for it with `adit open AGENT --port PORT --protocol tcp`, or say `adit connect AGENT:PORT`",
 	client.CodeNotARelay:    "check the address; `adit doctor` shows the way hop by hop",
 }
 
