@@ -208,6 +208,7 @@ func TestSlurmNodeIsDrainedWhileATunnelIsOpen(t *testing.T) {
 		_, after, _ := strings.Cut(a.Log(), `"hook":"opened"`)
 		return strings.Contains(after, `"hook":"closed"`)
 	})
+	s.waitState("the job before has left the node, which is drained", "drained")
 	if out := w.Run(s.env, "scontrol", "show", "node", s.node); s.state() != "drained" || !strings.Contains(out, "Reason=bad fan") {
 		t.Errorf("an administrator's drain is not undone by a tunnel: %s\n%s", s.state(), out)
 	}
