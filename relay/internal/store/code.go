@@ -16,11 +16,8 @@ import (
 func (s *Store) CreateCode(ctx context.Context, r CodeRecord, most int) error {
 	defer s.metrics.took(opCode)()
 	doing := "create a terminal code of tunnel " + string(r.Session)
-	if err := s.usable(); err != nil {
-		return unavailable(ctx, doing, err)
-	}
-	if !s.Room() {
-		return noRoom(doing)
+	if err := s.takesNew(ctx, doing); err != nil {
+		return err
 	}
 	value, err := json.Marshal(r)
 	if err != nil {

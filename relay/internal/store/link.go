@@ -60,11 +60,8 @@ func splitLink(rest string) (ident.SessionID, ident.LinkID, bool) {
 func (s *Store) CreateLink(ctx context.Context, r LinkRecord, most int) error {
 	defer s.metrics.took(opLink)()
 	doing := "create a link of tunnel " + string(r.Session)
-	if err := s.usable(); err != nil {
-		return unavailable(ctx, doing, err)
-	}
-	if !s.Room() {
-		return noRoom(doing)
+	if err := s.takesNew(ctx, doing); err != nil {
+		return err
 	}
 	value, err := json.Marshal(r)
 	if err != nil {

@@ -56,6 +56,17 @@ func (s *Store) filling() bool {
 	return s.health.quota > 0 && s.health.size > s.health.quota/2
 }
 
+// takesNew says why nothing new can be made now, if it cannot.
+func (s *Store) takesNew(ctx context.Context, doing string) error {
+	if err := s.usable(); err != nil {
+		return unavailable(ctx, doing, err)
+	}
+	if !s.Room() {
+		return noRoom(doing)
+	}
+	return nil
+}
+
 // noRoom is the refusal of something new.
 func noRoom(doing string) error { return fmt.Errorf("%s: %w", doing, ErrFull) }
 
