@@ -66,6 +66,12 @@ func press(name string) chromedp.Action[chromedp.Void] {
 	}
 }
 
+// focused waits until no dialog is open and the button with an accessible name has the
+// focus, as after a dialog that it opened.
+func focused(name string) chromedp.Action[chromedp.Void] {
+	return world.Until(fmt.Sprintf(`!document.querySelector("dialog[open]") && (document.activeElement.getAttribute("aria-label") || document.activeElement.textContent.trim()) === %q`, name))
+}
+
 // fill sets a field as typing does.
 func fill(selector, value string) chromedp.Action[chromedp.Void] {
 	return evaluate(fmt.Sprintf(`(() => { const e = document.querySelector(%q); const set = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(e), "value").set;
@@ -232,7 +238,7 @@ func TestConsole(t *testing.T) {
 	c.do("nothing listens, and a wrong port is refused before the relay is asked", press("Open tunnel to gpu-12"), fill("#open-port", "0"), press("Open tunnel"), text("1 to 65535"))
 	c.do("a port of the agent's own is refused by the machine", fill("#open-port", fmt.Sprint(other.Local)), press("Open tunnel"), text("port_not_allowed"))
 	c.see("refused")
-	c.do("the dialog is left", press("Cancel"))
+	c.do("the dialog is left", press("Cancel"), focused("Open tunnel to gpu-12"))
 
 	// A task, and when_busy.
 	var lease api.TaskLease
@@ -245,7 +251,7 @@ func TestConsole(t *testing.T) {
 	if a := call(r, "DELETE", "/api/v1/agents/gpu-12/tasks/train-7", fmt.Sprintf(`{"lease_token":%q}`, lease.LeaseToken), "Authorization", "Bearer "+sk); a.Status != 204 {
 		t.Fatalf("release: %s", a)
 	}
-	c.do("and opens when it has ended", text("Tunnel to gpu-12 is open"), press("Done"), world.Until(`!document.querySelector("dialog[open]")`))
+	c.do("and opens when it has ended", text("Tunnel to gpu-12 is open"), press("Done"), focused("Open tunnel to gpu-12"))
 
 	c.do("filtering by a label", chromedp.KeyEvent("/"), world.Until(`document.activeElement.type === "search"`), fill("input[type=search]", "render"), world.Until(`document.querySelectorAll(".agent-card").length === 1`), text("1 shown"))
 	c.do("no match is said", fill("input[type=search]", "renderxyz"), text("No machine matches"), press("Clear the filter"), world.Until(`document.querySelectorAll(".agent-card").length === 2`))

@@ -1,6 +1,6 @@
 // The dialog that opens a tunnel, and what it shows when that is done.
 import { html } from "htm/preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Choice, Copy, Dialog, Fault, QR } from "./console-parts.js";
 import { clock, plural } from "./console-text.js";
 
@@ -77,7 +77,7 @@ export function Open({ agent, api, close, opened }) {
 function Opened({ tunnel, close }) {
   const tcp = tunnel.tunnel_protocol === "tcp";
   const ref = useRef();
-  useEffect(() => ref.current?.focus(), []);
+  useLayoutEffect(() => ref.current?.focus(), []);
   return html`<div class="opened">
     <p>Whoever has this link can use it until ${clock(tunnel.expires_at)}, or until the tunnel closes.</p>
     <div class="share"><input ref=${ref} readonly aria-label="Link of the tunnel" value=${tunnel.tunnel_url} onFocus=${(e) => e.target.select()} /><${Copy} text=${tunnel.tunnel_url} what="Copy link" class="primary" >Copy link</${Copy}></div>

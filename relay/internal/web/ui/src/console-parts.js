@@ -1,6 +1,6 @@
 // Small parts that all views use.
 import { html } from "htm/preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { encode } from "uqr";
 import { said } from "./console-text.js";
 
@@ -59,15 +59,19 @@ export function QR({ text }) {
   return html`<svg class="qr" role="img" aria-label="QR code of the link" viewBox=${`0 0 ${size} ${size}`} shape-rendering="crispEdges"><rect width=${size} height=${size} fill="#fff"/><path d=${d} fill="#000"/></svg>`;
 }
 
-/** Dialog is modal; Escape and a press beside it close it, and focus returns. */
+/**
+ * Dialog is modal; Escape and a press beside it close it, and the browser gives the focus
+ * back to what had it. That is done in the layout phase: an effect's end comes after the
+ * next paint, and would take the focus from what the user has gone to by then.
+ */
 export function Dialog({ title, close, children, wide }) {
   const ref = useRef();
-  useEffect(() => {
-    const back = document.activeElement;
-    ref.current.showModal();
+  useLayoutEffect(() => {
+    const dialog = ref.current;
+    dialog.showModal();
     // The browser would begin with the cross.
-    (ref.current.querySelector("input:checked") || ref.current.querySelector(".box > :not(header) :is(input, select, button, a)"))?.focus();
-    return () => { if (back?.isConnected) back.focus(); };
+    (dialog.querySelector("input:checked") || dialog.querySelector(".box > :not(header) :is(input, select, button, a)"))?.focus();
+    return () => dialog.close();
   }, []);
   return html`<dialog ref=${ref} class=${wide ? "wide" : ""} aria-labelledby="dialog-title"
       onCancel=${(e) => { e.preventDefault(); close(); }} onClick=${(e) => { if (e.target === ref.current) close(); }}>
