@@ -23,7 +23,7 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 	}
 	for _, id := range closed {
 		if t, ok := rec.Tunnels[id]; ok && t.State == store.TunnelClosing {
-			g.local.Cut(id, t.Reason)
+			g.local.Cut(key, id, t.Reason)
 		}
 	}
 	timer := time.NewTimer(g.wait)

@@ -177,7 +177,7 @@ func (c *closer) over(id ident.SessionID) {
 	}
 	reason := c.ended(id, n).Reason
 	c.book.remove(id, reason, c.now())
-	c.local.Cut(id, reason)
+	c.local.Cut(n.key, id, reason)
 	c.local.Closed(n.key, id, reason)
 	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: reason})
 }
@@ -218,7 +218,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 		case store.TunnelWaiting: // its opener takes it back; this is for one that died
 			p.at(t.Expires.Add(c.skew), func() { p.expire = true })
 		case store.TunnelClosing:
-			c.local.Cut(id, t.Reason)
+			c.local.Cut(key, id, t.Reason)
 			p.finish = append(p.finish, id)
 		default:
 			c.look(ctx, &p, key, id, t)
@@ -342,7 +342,7 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 	if err != nil || !closing {
 		return false, err
 	}
-	c.local.Cut(id, e.reason)
+	c.local.Cut(key, id, e.reason)
 	c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
 	c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)
 	return true, nil

@@ -62,7 +62,7 @@ func (s Shared) Subscribe(buffer int) Feed { return s.Store.Subscribe(buffer) }
 type Local interface {
 	// Cut ends everything that uses a tunnel here, and lets nothing new begin. It
 	// may be called again, and for tunnels that have nothing here.
-	Cut(id ident.SessionID, reason string)
+	Cut(key ident.AgentKey, id ident.SessionID, reason string)
 	// Opened and Closed tell an agent that is linked here.
 	Opened(key ident.AgentKey, t store.TunnelRecord)
 	Closed(key ident.AgentKey, id ident.SessionID, reason string)

@@ -65,7 +65,7 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 		return
 	}
 	if since, closed := store.Credentials(c.store.Credential).Closed(t.Credential); closed {
-		c.local.Cut(id, ReasonRevoked) // on every relay, whatever the store says
+		c.local.Cut(key, id, ReasonRevoked) // on every relay, whatever the store says
 		p.close = append(p.close, ending{t, ReasonRevoked, since})
 		return
 	}
@@ -74,7 +74,7 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 		hard = st.Expires
 	}
 	if !p.now.Before(hard) {
-		c.local.Cut(id, ReasonExpired) // on every relay, whatever the store says
+		c.local.Cut(key, id, ReasonExpired) // on every relay, whatever the store says
 		p.close = append(p.close, ending{t, ReasonExpired, hard})
 		return
 	}

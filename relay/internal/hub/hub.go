@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -286,26 +288,20 @@ func (h *Hub) Refuse(id ident.SessionID) {
 	h.cut[id] = time.Now()
 }
 
-// Cut ends every stream of a tunnel and lets no new one open. It returns how many
-// it ended.
-func (h *Hub) Cut(id ident.SessionID, reason string) int {
+// Cut ends every stream of an agent's tunnel and lets no new one open. It returns how
+// many it ended.
+func (h *Hub) Cut(key ident.AgentKey, id ident.SessionID, reason string) int {
 	h.mu.Lock()
 	h.cut[id] = time.Now()
 	var victims []*Stream
-	var holder *session
-	for _, s := range h.sessions {
-		if set := s.streams[id]; len(set) > 0 {
-			holder = s
-			for st := range set {
-				victims = append(victims, st)
-			}
-		}
+	if s := h.sessions[key]; s != nil {
+		victims = slices.Collect(maps.Keys(s.streams[id]))
 	}
 	h.mu.Unlock()
 	for _, st := range victims {
 		_ = st.Reset() // ends both directions; nobody takes it for a clean end
 	}
-	if holder != nil {
+	if len(victims) > 0 {
 		h.log.Debug("cut streams of tunnel", "session_id", id, "streams", len(victims), "reason", reason)
 	}
 	return len(victims)

@@ -245,7 +245,7 @@ func TestStreamGoesToTheAgentAndBack(t *testing.T) {
 	if _, err := io.ReadFull(st, buf); err != nil || string(buf) != "hello" {
 		t.Errorf("the stream echoes %q, %v", buf, err)
 	}
-	if n := w.hub.Cut(session, "closed"); n != 1 {
+	if n := w.hub.Cut(key, session, "closed"); n != 1 {
 		t.Errorf("closing the tunnel ends %d streams, want 1", n)
 	}
 	if _, err := st.Read(buf); err == nil || errors.Is(err, io.EOF) {

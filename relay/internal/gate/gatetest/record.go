@@ -57,7 +57,7 @@ func NewLocal() *Local {
 }
 
 // Cut implements gate.Local.
-func (l *Local) Cut(id ident.SessionID, reason string) {
+func (l *Local) Cut(_ ident.AgentKey, id ident.SessionID, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.cut[id]; !ok {
