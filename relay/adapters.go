@@ -10,8 +10,6 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
-	"github.com/adit-tunnel/adit/relay/internal/gate"
-	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -19,23 +17,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
-
-// hubGate is the gate as the hub needs it.
-type hubGate struct{ r *Relay }
-
-func (g hubGate) Connect(ctx context.Context, key ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
-	epoch, rec, err := g.r.p.gate.Connect(ctx, key, gate.Claim{
-		Relay: g.r.id(), Instance: c.Instance, Seen: c.Seen, Live: c.Live, Alone: c.Alone, Capacity: c.Capacity,
-	})
-	if errors.Is(err, gate.ErrSuperseded) {
-		err = fmt.Errorf("%w: %w", hub.ErrSuperseded, err)
-	}
-	return epoch, rec, err
-}
-
-func (g hubGate) Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error {
-	return g.r.p.gate.Declare(ctx, key, epoch, state, unhealthy)
-}
 
 // yieldTime is what other relays are given to end what their users have on a
 // tunnel that closes, with a goodbye. They hear of it when this relay does.

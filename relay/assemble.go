@@ -124,9 +124,13 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.budget = link.NewBudget(int64(l.MemoryBytes))
+	var pool hub.Pool
+	if len(r.cfg.Store.Endpoints) > 0 {
+		pool = p.gate
+	}
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
-		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
+		Gate: p.gate, Pool: pool, Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
 		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})

@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/edge"
-	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -21,39 +20,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
-
-// hubPool is the gate as the hub needs it where relays share a store.
-type hubPool struct{ p *parts }
-
-func (r *Relay) hubPool(p *parts) hub.Pool {
-	if len(r.cfg.Store.Endpoints) == 0 {
-		return nil
-	}
-	return hubPool{p}
-}
-
-func (h hubPool) Join(ctx context.Context, key ident.AgentKey, c hub.Connect) (store.AgentRecord, error) {
-	rec, err := h.p.gate.Join(ctx, key, gate.Claim{Instance: c.Instance, Seen: c.Seen})
-	if errors.Is(err, gate.ErrSuperseded) {
-		err = fmt.Errorf("%w: %w", hub.ErrSuperseded, err)
-	}
-	return rec, err
-}
-
-func (h hubPool) Leave(ctx context.Context, key ident.AgentKey, epoch uint64, holds func() bool) (bool, error) {
-	return h.p.gate.Leave(ctx, key, epoch, holds)
-}
-
-func (h hubPool) Adopt(ctx context.Context, key ident.AgentKey, epoch uint64) error {
-	return h.p.gate.Adopt(ctx, key, epoch)
-}
-
-func (h hubPool) Agent(key ident.AgentKey) (store.AgentRecord, bool) { return h.p.store.Agent(key) }
-
-func (h hubPool) Alive(id ident.RelayID) bool {
-	_, ok := h.p.store.Relay(id)
-	return ok
-}
 
 // What relays ask each other.
 const (

@@ -20,6 +20,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -38,23 +39,11 @@ var ErrDraining = errors.New("the relay is draining")
 // Gate is what the hub needs of the gate.
 type Gate interface {
 	// Connect claims the next generation of the agent for one of its processes. An
-	// error that wraps ErrSuperseded refuses it.
-	Connect(ctx context.Context, key ident.AgentKey, c Connect) (uint64, store.AgentRecord, error)
+	// error that wraps gate.ErrSuperseded refuses it.
+	Connect(ctx context.Context, key ident.AgentKey, c gate.Claim) (uint64, store.AgentRecord, error)
 	// Declare records what the machine said of itself.
 	Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error
 }
-
-// Connect is what an agent's process says when it claims a generation.
-type Connect struct {
-	Instance string // the process
-	Seen     uint64 // the highest generation it knows
-	Live     bool   // another session of the agent is alive now
-	Alone    bool   // the process says that it has no other link
-	Capacity int    // task leases at once
-}
-
-// ErrSuperseded says that a newer process with the agent's name is connected.
-var ErrSuperseded = errors.New("a newer process with this agent's name is connected")
 
 // Store is what the hub needs of the store.
 type Store interface {
@@ -64,6 +53,10 @@ type Store interface {
 	// Room says whether the store takes what can wait.
 	Room() bool
 	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
+	// Agent and Relay return records as they are known here; a relay has one while it
+	// has a lease.
+	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	Relay(id ident.RelayID) (store.RelayRecord, bool)
 	Fenced() <-chan struct{}
 }
 

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -44,11 +45,11 @@ type fakes struct {
 	events    []hub.Event
 }
 
-func (f *fakes) Connect(_ context.Context, _ ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
+func (f *fakes) Connect(_ context.Context, _ ident.AgentKey, c gate.Claim) (uint64, store.AgentRecord, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c.Seen > 0 && c.Live && f.instance != c.Instance {
-		return 0, store.AgentRecord{}, hub.ErrSuperseded
+		return 0, store.AgentRecord{}, gate.ErrSuperseded
 	}
 	f.epoch++
 	f.instance = c.Instance
@@ -85,6 +86,9 @@ func (f *fakes) Presence(k ident.AgentKey) (store.Presence, bool) {
 func (f *fakes) AgentTunnels(ident.AgentKey) []store.TunnelRecord { return nil }
 func (f *fakes) Room() bool                                       { return true }
 func (f *fakes) Fenced() <-chan struct{}                          { return f.fenced }
+
+func (f *fakes) Agent(ident.AgentKey) (store.AgentRecord, bool) { return store.AgentRecord{}, false }
+func (f *fakes) Relay(ident.RelayID) (store.RelayRecord, bool)  { return store.RelayRecord{}, false }
 
 func (f *fakes) MayLink(p creds.Principal, key ident.AgentKey) error {
 	if !p.MayLink(key) {

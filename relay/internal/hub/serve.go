@@ -11,6 +11,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -187,11 +188,11 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	defer h.claiming(key)()
 	epoch, first, err := h.claim(ctx, key, hello)
 	switch {
-	case joins && errors.Is(err, ErrSuperseded):
+	case joins && errors.Is(err, gate.ErrSuperseded):
 		// It must not claim a generation: that would supersede its own first link.
 		h.metrics.connects.WithLabelValues("refused").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "a further link joins the session of its process, and there is none of that generation here"}}
-	case errors.Is(err, ErrSuperseded):
+	case errors.Is(err, gate.ErrSuperseded):
 		h.metrics.connects.WithLabelValues("superseded").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{
 			Reason: wire.GoodbyeSuperseded,
@@ -247,7 +248,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	m.link.Greeted()
 	m.send(h.welcome(s))
 	if !first { // the record may have changed before the session could hear of it
-		if rec, ok := h.cfg.Pool.Agent(key); ok {
+		if rec, ok := h.cfg.Store.Agent(key); ok {
 			h.Changed(key, rec)
 		}
 	}
