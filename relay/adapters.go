@@ -18,21 +18,13 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// yieldTime is what other relays are given to end what their users have on a
-// tunnel that closes, with a goodbye. They hear of it when this relay does.
-const yieldTime = 250 * time.Millisecond
-
 // local is what carries tunnels on this relay, as the gate needs it.
 type local struct{ p *parts }
 
 func (l local) Cut(key ident.AgentKey, id ident.SessionID, reason string) {
 	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
 	l.p.edge.Drop(id, &usage.Over{Of: usage.ErrClosed, Text: l.p.gate.Because(id, reason).String()})
-	l.p.hub.Refuse(id)
-	if l.p.peers != nil {
-		l.p.peers.Yield(id, yieldTime)
-	}
-	l.p.hub.Cut(key, id, reason)
+	l.p.fleet.Cut(key, id, reason)
 }
 
 func (l local) Opened(key ident.AgentKey, t store.TunnelRecord) { l.p.hub.Opened(key, t) }
@@ -78,7 +70,7 @@ type prober struct{ p *parts }
 
 // Probe asks once.
 func (b prober) Probe(ctx context.Context, t store.TunnelRecord, publicHost string) (wire.Probed, error) {
-	found, err := b.p.probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
+	found, err := b.p.fleet.Probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
 	if err != nil {
 		return found, err
 	}

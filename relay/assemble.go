@@ -18,6 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/enrol"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
@@ -48,6 +49,7 @@ type parts struct {
 	budget   *link.Budget // of memory for data that waits
 	hub      *hub.Hub
 	peers    *peers.Peers // nil: this relay is alone
+	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
 	resolver *tunnels.Resolver
@@ -98,7 +100,7 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	return err
 }
 
-// rules makes what decides: credentials, usage, the gate, the hub and the API.
+// rules makes what decides: credentials, usage, the gate, the hub, the fleet and the API.
 func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
 	p.creds, err = creds.New(creds.Config{
@@ -137,6 +139,12 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	if p.traces, err = r.tracing(); err != nil {
+		return err
+	}
+	p.fleet = fleet.New(fleet.Config{
+		Relay: r.id(), Hub: p.hub, Store: p.store, Meter: p.meter, Traces: p.traces, Logger: r.log.With("part", "fleet"),
+	})
 	p.resolver, err = tunnels.New(tunnels.Config{
 		Store: p.store, Key: p.key, PublicURL: r.cfg.Public(), WildcardDomain: r.cfg.WildcardDomain,
 		PathForm: r.cfg.ServesPathForm(), ConsoleURL: r.cfg.Console(),
@@ -152,11 +160,30 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
-		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
+		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err
+}
+
+// pool makes the links to the other relays, if this relay is one of several.
+func (r *Relay) pool(p *parts, reg *prometheus.Registry) (err error) {
+	c := r.cfg.Peer
+	if c.Listen == "" {
+		return nil
+	}
+	p.peers, err = peers.New(peers.Config{
+		Relay: r.id(), Listen: c.Listen, TLS: peers.Files{CA: c.TLS.CAFile, Cert: c.TLS.CertFile, Key: c.TLS.KeyFile},
+		Pool: p.store, Subscribe: func(n int) peers.Changes { return p.store.Subscribe(n) },
+		Open: p.fleet.OpenHere, Answers: p.fleet.Answers(), Budget: p.budget, Leaving: func() { p.edge.Yield(); p.terminal.Yield() },
+		Logger: r.log.With("part", "peers"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.fleet.SetPeers(p.peers)
+	return nil
 }
 
 // doors makes what listens: the edge, the public listener, metrics and the admin
@@ -169,19 +196,12 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	own := front.NewOwn(front.Routes{
 		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
 	})
-	if p.traces, err = r.tracing(); err != nil {
-		return err
-	}
-	var dial edge.Dialer = dialer{p}
-	if p.traces != nil {
-		dial = tracedDialer{dial, p.traces}
-	}
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Next: own, Owns: own.Owns,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -296,6 +296,10 @@ func (s *Stream) Verdict(ctx context.Context) error {
 	}
 }
 
+// AwaitVerdict has one more verdict read before the next data: a peer that passes the
+// stream on says so first, and then comes the answer of whoever is behind it.
+func (s *Stream) AwaitVerdict() { s.waits.Store(true) }
+
 // verdict reads the verdict, unless another call has. A call that a deadline
 // interrupted leaves the rest to the next.
 func (s *Stream) verdict() error {

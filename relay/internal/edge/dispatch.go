@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -222,7 +223,7 @@ type exchange struct {
 	guard   guard
 	unwatch func() // undoes watchCut
 
-	heldUntil time.Time // zero: the agent was not away
+	hold fleet.Hold
 }
 
 func newExchange(e *Edge, w http.ResponseWriter, r *http.Request, route *tunnels.Route) *exchange {
@@ -233,6 +234,7 @@ func newExchange(e *Edge, w http.ResponseWriter, r *http.Request, route *tunnels
 		x.id = ident.NewRequestID()
 	}
 	if route != nil {
+		x.hold = fleet.Hold{For: e.config.Hold, Waiting: e.waiting}
 		x.pool = e.pool(route.Record.Session)
 		x.upgrade = isWebSocket(r)
 	}

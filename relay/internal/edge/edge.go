@@ -10,7 +10,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -20,12 +19,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
-	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // What Config's zero values mean.
@@ -41,30 +40,6 @@ const (
 // the tunnel of absolute paths.
 const FallbackCookie = "cookie"
 
-// ErrAway says that the agent has no link now. A Dialer's errors wrap it for that.
-var ErrAway = errors.New("the agent has no link to the relay now")
-
-// Stream is a byte pipe to the app: its first Read returns the agent's refusal,
-// if there is one, as a wire.Verdict (errors.As).
-type Stream interface {
-	net.Conn
-	CloseWrite() error
-	// Verdict waits for the agent's answer to the hello.
-	Verdict(ctx context.Context) error
-	// Watch has f called once, in a goroutine of its own, when the app says anything
-	// or the stream is lost; nobody reads meanwhile. Unwatch takes that back and says
-	// whether nothing was heard.
-	Watch(f func())
-	Unwatch() bool
-}
-
-// Dialer opens streams to agents, wherever their links are.
-type Dialer interface {
-	Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (Stream, error)
-	// Wait returns nil when the agent has a link, and an error when ctx ends first.
-	Wait(ctx context.Context, key ident.AgentKey) error
-}
-
 // Resolver finds the tunnel of a request; tunnels.Resolver is one.
 type Resolver interface {
 	Resolve(ctx context.Context, host, rawPath string) (*tunnels.Route, error)
@@ -78,10 +53,10 @@ type Prober interface {
 	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
 }
 
-// Config is what an Edge needs. Resolver, Dialer and Meter are required.
+// Config is what an Edge needs. Resolver, Fleet and Meter are required.
 type Config struct {
 	Resolver Resolver
-	Dialer   Dialer
+	Fleet    *fleet.Fleet
 	Meter    *usage.Meter
 	Links    Links // nil: there are no named links
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,
@@ -120,6 +95,7 @@ type Edge struct {
 	config   Config
 	log      *slog.Logger
 	metrics  *metrics
+	waiting  func(begins bool) // counts who is held
 	pages    *pages
 	draining atomic.Bool
 
@@ -131,8 +107,8 @@ type Edge struct {
 
 // New checks the configuration and returns an Edge. Run must run beside it.
 func New(c Config) (*Edge, error) {
-	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil {
-		return nil, errors.New("edge: a resolver, a dialer and a meter are needed")
+	if c.Resolver == nil || c.Fleet == nil || c.Meter == nil {
+		return nil, errors.New("edge: a resolver, a fleet and a meter are needed")
 	}
 	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
 		return nil, errors.New(`path_fallback: either nothing or "cookie"`)
@@ -146,6 +122,7 @@ func New(c Config) (*Edge, error) {
 		config: c, log: c.Logger, metrics: newMetrics(c.Registerer), pages: newPages(),
 		pools: map[ident.SessionID]*pool{}, upgraded: map[*upgraded]struct{}{},
 	}
+	e.waiting = e.metrics.waiting
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}

@@ -65,6 +65,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// waiting counts a request that waits for an agent, until it does not.
+func (m *metrics) waiting(begins bool) {
+	if begins {
+		m.held.Inc()
+	} else {
+		m.held.Dec()
+	}
+}
+
 func (m *metrics) request(status int, form string, aborted bool) {
 	class := classes[0]
 	if !aborted && status >= 100 && status < 600 {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -34,27 +35,22 @@ var longAgo = time.Unix(1, 0)
 
 // upstream is one stream to an app and the HTTP/1.1 connection on it.
 type upstream struct {
-	Stream
+	*fleet.Stream
 	br     *bufio.Reader
 	use    atomic.Pointer[usage.Use] // of the request that has it now; nil while idle
 	budget int64                     // bytes of header that may still come; negative: not in a header
 
-	link      *link.Link // that carries it, where there may be several
 	reused    bool
 	idleSince time.Time
 	spoken    func() // drops it from the pool
 }
 
-func newUpstream(s Stream, p *pool) *upstream {
+func newUpstream(s *fleet.Stream, p *pool, use *usage.Use) *upstream {
 	u := &upstream{Stream: s, budget: -1}
+	u.use.Store(use)
 	u.br = bufio.NewReaderSize(reader{u}, readBuffer)
 	u.spoken = func() { p.drop(u) }
-	if l, ok := s.(laned); ok {
-		u.link = l.Lane()
-	}
-	if g, ok := s.(interface{ OnGivenUp(func(error)) }); ok {
-		g.OnGivenUp(u.givenUp)
-	}
+	u.OnGivenUp(u.givenUp)
 	return u
 }
 
@@ -89,36 +85,6 @@ func (r reader) Read(p []byte) (int, error) {
 
 // Read returns what was read ahead first.
 func (u *upstream) Read(p []byte) (int, error) { return u.br.Read(p) }
-
-// Reset gives the stream up so that the app sees an error, not an end; splice
-// looks for it. A Stream that cannot do so is closed.
-func (u *upstream) Reset() error {
-	if r, ok := u.Stream.(interface{ Reset() error }); ok {
-		return r.Reset()
-	}
-	return u.Close()
-}
-
-// Done is closed when the app takes no more data, if the Stream can tell.
-func (u *upstream) Done() <-chan struct{} {
-	if d, ok := u.Stream.(interface{ Done() <-chan struct{} }); ok {
-		return d.Done()
-	}
-	return nil
-}
-
-// stale says that the stream's way to the app is about to end, if it can tell.
-func (u *upstream) stale() bool {
-	s, ok := u.Stream.(interface{ Stale() bool })
-	return ok && s.Stale()
-}
-
-// leaving says that the stream's way ends now, if it can tell: who can should begin
-// anew.
-func (u *upstream) leaving() bool {
-	s, ok := u.Stream.(interface{ Leaving() bool })
-	return ok && s.Leaving()
-}
 
 // Write counts what the user sent.
 func (u *upstream) Write(p []byte) (int, error) {
@@ -157,7 +123,7 @@ func (p *pool) get(once bool) *upstream {
 		if u == nil {
 			return nil
 		}
-		if u.Unwatch() && !u.stale() {
+		if u.Unwatch() && !u.Stale() {
 			u.reused = true
 			return u
 		}
@@ -178,20 +144,12 @@ func (p *pool) take(once bool) *upstream {
 	return u
 }
 
-// laned is a Stream that knows which of an agent's parallel links carries it.
-type laned interface {
-	Lane() *link.Link
-	// Crowded says that a new stream would have a better way.
-	Crowded() bool
-	// Outnumbered says the same, if so many streams are in use on this one's way.
-	Outnumbered(inUse int) bool
-}
-
-// lane is what pick finds of the idle streams of one link.
+// lane is what pick finds of the idle streams of one link: the agent's, or another
+// relay's.
 type lane struct {
-	link   *link.Link // nil for streams that have no choice of links
-	idle   int        // streams
-	newest int        // of them, as an index
+	link   *link.Link
+	idle   int // streams
+	newest int // of them, as an index
 }
 
 // pick chooses among the idle streams, and returns -1 when a new one is better: of
@@ -205,27 +163,23 @@ func (p *pool) pick(once bool) int {
 		if once && time.Since(u.idleSince) > freshFor {
 			break // the others are older still
 		}
-		n := slices.IndexFunc(lanes, func(l lane) bool { return l.link == u.link })
+		n := slices.IndexFunc(lanes, func(l lane) bool { return l.link == u.Link() })
 		if n < 0 {
 			n = len(lanes)
-			lanes = append(lanes, lane{link: u.link, newest: i})
+			lanes = append(lanes, lane{link: u.Link(), newest: i})
 		}
 		lanes[n].idle++
 	}
 	best, least := -1, 0
 	for _, l := range lanes {
-		inUse := 0
-		if l.link != nil {
-			if p.idle[l.newest].Stream.(laned).Crowded() {
-				continue
-			}
-			inUse = l.link.NumStreams() - l.idle
+		if p.idle[l.newest].Crowded() {
+			continue
 		}
-		if best < 0 || inUse < least {
+		if inUse := l.link.NumStreams() - l.idle; best < 0 || inUse < least {
 			best, least = l.newest, inUse
 		}
 	}
-	if least > 1 && p.idle[best].Stream.(laned).Outnumbered(least) {
+	if least > 1 && p.idle[best].Outnumbered(least) {
 		return -1
 	}
 	return best
@@ -238,7 +192,7 @@ func (p *pool) put(u *upstream) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastUsed = u.idleSince
-	if p.closed || len(p.idle) >= p.max || u.stale() {
+	if p.closed || len(p.idle) >= p.max || u.Stale() {
 		_ = u.Close()
 		return
 	}
@@ -283,7 +237,7 @@ func (p *pool) dropStale() {
 	p.mu.Lock()
 	var stale []*upstream
 	p.idle = slices.DeleteFunc(p.idle, func(u *upstream) bool {
-		if !u.stale() && !u.leaving() {
+		if !u.Stale() && !u.Leaving() {
 			return false
 		}
 		stale = append(stale, u)

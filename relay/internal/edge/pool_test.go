@@ -2,73 +2,48 @@ package edge_test
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/shared/ident"
-	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// lanes opens streams over one of two links, as the hub does, and says which.
-type lanes struct {
-	*dialer
-	links  [2]*link.Link
+// twoLinks opens streams over one of an agent's two links, as the hub does.
+type twoLinks struct {
+	fleet.Hub
+	links  [2]*machine
 	second atomic.Bool // where new streams go
-	opened [2]atomic.Int64
 }
 
-func (d *lanes) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
-	s, err := d.dialer.Open(ctx, key, h)
-	if err != nil {
-		return nil, err
-	}
-	i := 0
+func (d *twoLinks) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*fleet.Stream, error) {
 	if d.second.Load() {
-		i = 1
+		return d.links[1].Open(ctx, key, h)
 	}
-	d.opened[i].Add(1)
-	if _, err := d.links[i].Open(ctx); err != nil { // what the link counts
-		return nil, err
-	}
-	return &laned{stream: s.(*stream), lane: d.links[i]}, nil
+	return d.links[0].Open(ctx, key, h)
 }
 
-type laned struct {
-	*stream
-	lane *link.Link
-}
+// calm is a lane beside another one that carries one stream.
+type calm struct{}
 
-func (s *laned) Lane() *link.Link { return s.lane }
-func (*laned) Crowded() bool      { return false }
-
-// Outnumbered: the other link has nothing but one stream.
-func (*laned) Outnumbered(inUse int) bool { return inUse >= 3 }
+func (calm) Stale() bool                { return false }
+func (calm) Leaving() bool              { return false }
+func (calm) Crowded() bool              { return false }
+func (calm) Outnumbered(inUse int) bool { return inUse >= 3 }
+func (calm) Left(*fleet.Stream)         {}
 
 // Idle streams are reused, but not so that all that begins at once goes over the one
 // link that has them.
 func TestReuseLeavesNoLinkOut(t *testing.T) {
-	d := &lanes{}
-	w := newWorld(t, func(c *edge.Config) {
-		d.dialer = c.Dialer.(*dialer)
-		c.Dialer = d
-	})
+	d := &twoLinks{}
 	for i := range d.links {
-		near, far := net.Pipe()
-		var err error
-		if d.links[i], err = link.NewClient(near, link.Config{}); err != nil {
-			t.Fatal(err)
-		}
-		peer, err := link.NewServer(far, link.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = d.links[i].Close(nil); _ = peer.Close(nil) })
+		d.links[i] = (&machine{lane: calm{}}).connect(t)
 	}
+	w := newWorld(t, func(c *edge.Config) { c.Fleet = fleet.New(fleet.Config{Hub: d}) })
 	const many = 8
 	arrived, leave := make(chan struct{}, many), make(chan struct{})
 	port := w.appFunc(func(http.ResponseWriter, *http.Request) {
@@ -106,10 +81,10 @@ func TestReuseLeavesNoLinkOut(t *testing.T) {
 	eventually(t, "all streams are idle", func() bool { return w.edge.IdleStreams() == many })
 	d.second.Store(true)
 	at()
-	if n := d.opened[0].Load(); n != many {
+	if n := d.links[0].opened.Load(); n != many {
 		t.Errorf("%d streams were opened for %d requests at once", n, many)
 	}
-	if n := d.opened[1].Load(); n == 0 || n == many {
+	if n := d.links[1].opened.Load(); n == 0 || n == many {
 		t.Errorf("of %d requests at once, %d got new streams, where idle ones are on one link of two", many, n)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -84,12 +85,6 @@ func errMemory() *api.Problem {
 		"the relay is short of memory, and most of it waits to be taken by users of this team; end connections that do not read, and try again").WithRetry(5 * time.Second)
 }
 
-// notTold says whether the agent refused for not knowing yet what the relay knows.
-func notTold(err error) bool {
-	var v wire.Verdict
-	return errors.As(err, &v) && (v.Code == wire.CodeStaleEpoch || v.Code == wire.CodeUnknownTunnel)
-}
-
 // problemOf names the hop that failed and the remedy.
 func (x *exchange) problemOf(err error) *api.Problem {
 	port := x.route.Record.Port
@@ -98,7 +93,7 @@ func (x *exchange) problemOf(err error) *api.Problem {
 	switch {
 	case errors.As(err, &v):
 		return verdictProblem(v, port).WithCause(err)
-	case errors.Is(err, ErrAway):
+	case errors.Is(err, fleet.ErrAway):
 		return errOffline().WithCause(err)
 	case errors.Is(err, link.ErrMemory):
 		return errMemory().WithCause(err)

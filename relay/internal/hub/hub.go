@@ -20,21 +20,13 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
-
-// ErrAway says that the agent has no link to this relay now.
-var ErrAway = errors.New("the agent is not connected")
-
-// ErrCut says that the tunnel was closed: no stream opens for it any more.
-var ErrCut = errors.New("the tunnel is closed")
-
-// ErrDraining says that this relay admits no more links or streams.
-var ErrDraining = errors.New("the relay is draining")
 
 // Gate is what the hub needs of the gate.
 type Gate interface {
@@ -246,7 +238,7 @@ func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
 	h.mu.Lock()
 	if h.draining {
 		h.mu.Unlock()
-		return ErrDraining
+		return fleet.ErrDraining
 	}
 	if h.sessions[key] != nil {
 		h.mu.Unlock()
@@ -270,7 +262,7 @@ func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
 	case <-a.ch:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for agent: %w", ErrAway)
+		return fmt.Errorf("wait for agent: %w", fleet.ErrAway)
 	}
 }
 
@@ -286,7 +278,7 @@ func (h *Hub) Refuse(id ident.SessionID) {
 func (h *Hub) Cut(key ident.AgentKey, id ident.SessionID, reason string) int {
 	h.mu.Lock()
 	h.cut[id] = time.Now()
-	var victims []*Stream
+	var victims []*fleet.Stream
 	if s := h.sessions[key]; s != nil {
 		victims = slices.Collect(maps.Keys(s.streams[id]))
 	}

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -224,7 +225,7 @@ func within(t *testing.T, what string, cond func() bool) {
 
 func TestStreamGoesToTheAgentAndBack(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, hub.ErrAway) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, fleet.ErrAway) {
 		t.Errorf("a stream to an agent that is not here: %v, want ErrAway", err)
 	}
 	waited := make(chan error, 1)
@@ -255,7 +256,7 @@ func TestStreamGoesToTheAgentAndBack(t *testing.T) {
 	if _, err := st.Read(buf); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("a cut stream reads as %v, want an error that is no clean end", err)
 	}
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Session: session}); !errors.Is(err, hub.ErrCut) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Session: session}); !errors.Is(err, fleet.ErrCut) {
 		t.Errorf("a closed tunnel opens streams: %v, want ErrCut", err)
 	}
 	_ = st.Close()
@@ -374,7 +375,7 @@ func TestDrainTellsAgentsAndAdmitsNoMore(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Problem == nil || refused.Problem.Code != "relay_draining" {
 		t.Errorf("a new link is refused with relay_draining: %v", err)
 	}
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, hub.ErrDraining) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, fleet.ErrDraining) {
 		t.Errorf("a stream is refused: %v, want ErrDraining", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -214,7 +215,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	now := time.Now().UTC()
 	s := &session{
 		hub: h, key: key, epoch: epoch, instance: hello.Instance, principal: p,
-		members: []*member{m}, streams: make(map[ident.SessionID]map[*Stream]struct{}),
+		members: []*member{m}, streams: make(map[ident.SessionID]map[*fleet.Stream]struct{}),
 		probes: make(map[uint64]chan wire.Probed),
 		presence: store.Presence{
 			Team: key.Team, Agent: key.Agent, Relay: h.cfg.Relay, Epoch: epoch,
@@ -223,6 +224,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		},
 		state: hello.State, news: rate.NewLimiter(sessionNewsRate, sessionNews),
 	}
+	m.session = s
 	s.first.Store(first)
 	h.mu.Lock()
 	if h.draining {
@@ -281,6 +283,7 @@ func (h *Hub) join(key ident.AgentKey, hello wire.AgentHello, m *member) *sessio
 	if s == nil || h.draining || s.instance != hello.Instance || s.epoch != hello.Generation || len(s.members) >= maxLinks {
 		return nil
 	}
+	m.session = s
 	s.members = append(s.members, m)
 	return s
 }

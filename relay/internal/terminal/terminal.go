@@ -19,7 +19,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
-	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -68,7 +68,7 @@ type Config struct {
 	Why func(ident.SessionID) (string, bool)
 	// Stopping says that the relay is about to drain; nil: it never does.
 	Stopping func() bool
-	Dialer   edge.Dialer
+	Fleet    *fleet.Fleet
 	Meter    *usage.Meter
 	Audit    Auditor
 	Remote   func(r *http.Request) string // the caller's address; nil: that of the connection
@@ -107,8 +107,8 @@ const crowded = "too many viewers are about to connect; connect again in a momen
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config) (*Terminal, error) {
-	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
-		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Dialer, Meter, Audit and Logger are required")
+	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Fleet == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
+		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Fleet, Meter, Audit and Logger are required")
 	}
 	if cfg.FirstMessage <= 0 {
 		cfg.FirstMessage = 10 * time.Second
@@ -299,7 +299,7 @@ func (t *Terminal) Yield() {
 	t.mu.Lock()
 	var all []*socket
 	for s := range t.sockets {
-		if l, ok := s.stream.(interface{ Leaving() bool }); ok && l.Leaving() {
+		if s.stream != nil && s.stream.Leaving() {
 			all = append(all, s)
 		}
 	}
