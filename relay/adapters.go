@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/admin"
@@ -148,7 +147,7 @@ func (o operator) ListCredentials(_ context.Context, team ident.TeamID) ([]api.C
 func (o operator) RevokeCredential(ctx context.Context, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
 	rec, ok := o.p.store.Credential(id)
 	if !ok {
-		return api.Revoked{}, api.Problemf(http.StatusNotFound, "credential_not_found", api.HopRelay, "there is no credential %s", id)
+		return api.Revoked{}, api.Problemf(api.CodeCredentialNotFound, "there is no credential %s", id)
 	}
 	return o.p.rights.Revoke(ctx, o.principal().InTeam(rec.Team), rec.Team, id, keepTunnels)
 }

@@ -31,8 +31,7 @@ func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case err != nil:
 	case !r.p.store.Serving(): // said before the upgrade, so that the agent tries another relay at once
-		err = api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"this relay has lost its store and takes no links until it is back").WithRetry(time.Second)
+		err = api.StoreUnavailable("this relay has lost its store and takes no links until it is back", nil).WithRetry(time.Second)
 	default:
 		err = r.p.hub.ServeLink(w, req, p)
 	}
@@ -41,11 +40,11 @@ func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 	}
 	var problem *api.Problem
 	if !errors.As(err, &problem) {
-		problem = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not serve the link").WithCause(err)
+		problem = api.NewProblem(api.CodeInternal, "the relay could not serve the link").WithCause(err)
 	}
 	id := ident.NewRequestID()
 	if problem.Status == http.StatusUnauthorized || problem.Status == http.StatusForbidden {
-		rec := audit.Record{Event: audit.AuthRefused, Detail: "link: " + problem.Code, RequestID: id, RemoteAddr: r.remote(req)}
+		rec := audit.Record{Event: audit.AuthRefused, Detail: "link: " + string(problem.Code), RequestID: id, RemoteAddr: r.remote(req)}
 		if err := r.p.audit.Append(req.Context(), rec); err != nil {
 			r.log.Warn("write audit record", "event", rec.Event, "error", err)
 		}
@@ -116,14 +115,14 @@ func (r *Relay) otherRelays() []string {
 // how much there is and what fills it is for adit-relay status.
 func (r *Relay) ready(context.Context) (note string, _ *api.Problem) {
 	if r.draining.Load() {
-		return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
+		return "", api.NewProblem(api.CodeRelayDraining, "the relay is stopping")
 	}
 	st := r.p.store.Status()
 	switch {
 	case !st.Quorum || st.Stale || !r.p.store.Serving():
-		return "", api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
+		return "", api.Problemf(api.CodeStoreUnavailable, "the store is not available: %s", st.Detail)
 	case st.Unwritable:
-		return "", api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay, "the store is full (NOSPACE), and nothing can be written; adit-relay status on the relay's host says what to do")
+		return "", api.NewProblem(api.CodeStoreFull, "the store is full (NOSPACE), and nothing can be written; adit-relay status on the relay's host says what to do")
 	case st.Full:
 		return "the store: it is nearly full, and nothing new is made; adit-relay status on the relay's host says what to do", nil
 	}

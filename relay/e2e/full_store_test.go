@@ -104,7 +104,7 @@ func (a *invention) one(ctx context.Context, places chan struct{}) {
 	if err != nil {
 		what := "no link"
 		if p, ok := errors.AsType[*api.Problem](err); ok {
-			what = p.Code
+			what = string(p.Code)
 		}
 		a.say(what)
 		rest(ctx, 50*time.Millisecond)

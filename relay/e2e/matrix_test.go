@@ -63,8 +63,8 @@ var apiRoutes = []apiRoute{
 	{"DELETE", "/agents/{agent_id}/tasks/{task_id}", kindsAgent, "", "", 422, "out_of_range", "agent_not_found"},
 	{"POST", "/credentials", kindsPeople, "", `{"kind":"king","name":"x"}`, 422, "out_of_range", ""},
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
-	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "not_found"},
-	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -479,7 +479,7 @@ func (m *matrix) listener(t *testing.T) {
 // links asks for an agent's link: only agent credentials get one.
 func (m *matrix) links(t *testing.T) {
 	for _, c := range m.callers {
-		want := "403 wrong_credential_kind"
+		want := "403 forbidden"
 		switch {
 		case c.refuse != "":
 			want = c.refuse

@@ -21,13 +21,12 @@ import (
 // context says nothing about it.
 func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
 	if !hasToken(r.Header, "Sec-Websocket-Protocol", wire.Subprotocol) || !hasToken(r.Header, "Connection", "upgrade") {
-		p := api.Problemf(http.StatusBadRequest, "upgrade_required", api.HopRelay,
-			"this address takes upgrades to a link only (subprotocol %s); is a proxy in between dropping the Upgrade header?", wire.Subprotocol)
+		p := api.Problemf(api.CodeUpgradeRequired, "this address takes upgrades to a link only (subprotocol %s); is a proxy in between dropping the Upgrade header?", wire.Subprotocol).WithStatus(http.StatusBadRequest)
 		p.Write(w, "")
 		return nil, fmt.Errorf("accept link: %w", p)
 	}
 	if r.Header.Get("Origin") != "" {
-		p := api.NewProblem(http.StatusForbidden, "origin_refused", api.HopRelay, "links are not for browsers")
+		p := api.NewProblem(api.CodeCrossOrigin, "links are not for browsers")
 		p.Write(w, "")
 		return nil, fmt.Errorf("accept link: %w", p)
 	}
@@ -57,7 +56,7 @@ func acceptRaw(w http.ResponseWriter, cfg Config) (*Link, error) {
 	h := &hijack{ResponseWriter: w}
 	_, _, err := h.Hijack()
 	if err != nil {
-		p := api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "this connection cannot be upgraded").WithCause(err)
+		p := api.NewProblem(api.CodeInternal, "this connection cannot be upgraded").WithCause(err)
 		p.Write(w, "")
 		return nil, fmt.Errorf("accept link: %w", err)
 	}

@@ -42,13 +42,13 @@ func TestDialSendsTokenAndPath(t *testing.T) {
 	var seen atomic.Pointer[http.Request]
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen.Store(r)
-		api.NewProblem(http.StatusServiceUnavailable, "draining", api.HopRelay, "the relay is stopping").
+		api.NewProblem(api.CodeRelayDraining, "the relay is stopping").
 			WithRetry(7*time.Second).Write(w, "")
 	}))
 	defer srv.Close()
 	_, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
 	var refused *link.RefusedError
-	if !errors.As(err, &refused) || refused.Status != 503 || refused.Problem == nil || refused.Problem.Code != "draining" ||
+	if !errors.As(err, &refused) || refused.Status != 503 || refused.Problem == nil || refused.Problem.Code != "relay_draining" ||
 		refused.RetryAfter != 7*time.Second {
 		t.Fatalf("a refusal arrives as %#v (%v)", refused, err)
 	}
@@ -65,7 +65,7 @@ func TestRefusalsAreNotTriedTwice(t *testing.T) {
 	var asked atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
-		api.NewProblem(http.StatusForbidden, "wrong_agent", api.HopRelay, "not yours").Write(w, "")
+		api.NewProblem(api.CodeWrongAgent, "not yours").Write(w, "")
 	}))
 	defer srv.Close()
 	_, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))

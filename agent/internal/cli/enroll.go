@@ -145,9 +145,9 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 func explain(err error) error {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		switch p.Code {
-		case "enrolment_refused":
+		case api.CodeEnrolmentRefused:
 			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team UUID"}
-		case "too_many_credentials":
+		case api.CodeTooManyCredentials:
 			return &hinted{err, "on the relay's host: adit-relay credential list, and revoke what is not needed"}
 		}
 		if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {

@@ -144,7 +144,7 @@ func (r *Relay) serve(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	if q.Header.Get("Authorization") != "Bearer "+Token.Reveal() {
-		api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "bad credential").Write(w, "")
+		api.NewProblem(api.CodeUnauthenticated, "bad credential").Write(w, "")
 		return
 	}
 	if refuse != nil {

@@ -147,7 +147,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 }
 
 func problemOf(resp *http.Response, answer []byte) *api.Problem {
-	p := api.NewProblem(resp.StatusCode, "unknown", api.HopAgent, resp.Status)
+	p := api.NewProblem(api.CodeUnknown, resp.Status).WithStatus(resp.StatusCode)
 	if typ, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); typ == api.ProblemContentType {
 		var read api.Problem
 		if json.Unmarshal(answer, &read) == nil {

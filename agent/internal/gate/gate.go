@@ -140,7 +140,7 @@ func (g *Gate) routes() http.Handler {
 	})
 	mux.Handle("GET /metrics", g.conf.Metrics)
 	handle("/", func(http.ResponseWriter, *http.Request) error {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopAgent, "the agent's local interface has no such route")
+		return api.NewProblem(api.CodeNotFound, "the agent's local interface has no such route")
 	})
 	return mux
 }
@@ -150,7 +150,17 @@ func (g *Gate) problem(w http.ResponseWriter, r *http.Request, err error) {
 	var p *api.Problem
 	if !errors.As(err, &p) {
 		g.conf.Logger.Error("local call", "method", r.Method, "path", r.URL.Path, "error", err)
-		p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopAgent, "the agent could not do this: its log says why")
+		p = api.NewProblem(api.CodeInternal, "the agent could not do this: its log says why")
+	}
+	answer(w, r, p)
+}
+
+// answer writes a problem of this interface. Most of its words are the relay's, which
+// did not refuse here.
+func answer(w http.ResponseWriter, r *http.Request, p *api.Problem) {
+	if own := *p; own.Hop == api.HopRelay {
+		own.Hop = api.HopAgent
+		p = &own
 	}
 	p.Write(w, requestOf(r.Context()))
 }

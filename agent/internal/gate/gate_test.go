@@ -151,7 +151,7 @@ func TestTaskCallsReachTheRelay(t *testing.T) {
 
 func TestRelaysRefusalPassesAsItIs(t *testing.T) {
 	w := newGate(t, func(rw http.ResponseWriter, _ *http.Request) {
-		api.NewProblem(http.StatusConflict, "agent_busy", api.HopRelay, "1 of 1 tasks runs").WithRetry(7*time.Second).Write(rw, "r")
+		api.NewProblem(api.CodeAgentBusy, "1 of 1 tasks runs").WithRetry(7*time.Second).Write(rw, "r")
 	})
 	_, err := w.client.Admit(t.Context(), api.AdmitTaskRequest{})
 	p := problem(t, err)

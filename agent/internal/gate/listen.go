@@ -58,7 +58,7 @@ func isSocket(path string) bool {
 func localOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p := foreign(r); p != nil {
-			p.Write(w, requestOf(r.Context()))
+			answer(w, r, p)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -67,23 +67,22 @@ func localOnly(next http.Handler) http.Handler {
 
 func foreign(r *http.Request) *api.Problem {
 	if !loopbackHost(r.Host) {
-		return api.NewProblem(http.StatusMisdirectedRequest, "host_not_local", api.HopAgent, "the local interface answers under 127.0.0.1, [::1] and localhost only")
+		return api.NewProblem(api.CodeHostNotLocal, "the local interface answers under 127.0.0.1, [::1] and localhost only")
 	}
+	elsewhere := r.Header.Get("Sec-Fetch-Site") == "cross-site"
 	if origins := r.Header.Values("Origin"); len(origins) > 0 {
 		u, err := url.Parse(origins[0])
-		if len(origins) > 1 || err != nil || !loopbackHost(u.Host) {
-			return api.NewProblem(http.StatusForbidden, "cross_site", api.HopAgent, "requests of web pages from elsewhere are refused")
-		}
+		elsewhere = elsewhere || len(origins) > 1 || err != nil || !loopbackHost(u.Host)
 	}
-	if r.Header.Get("Sec-Fetch-Site") == "cross-site" {
-		return api.NewProblem(http.StatusForbidden, "cross_site", api.HopAgent, "requests of web pages from elsewhere are refused")
+	if elsewhere {
+		return api.NewProblem(api.CodeCrossOrigin, "requests of web pages from elsewhere are refused")
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 		return nil
 	}
 	if typ, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || typ != "application/json" {
-		return api.NewProblem(http.StatusUnsupportedMediaType, "json_required", api.HopAgent, "send Content-Type: application/json")
+		return api.NewProblem(api.CodeUnsupportedMediaType, "send Content-Type: application/json")
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func (g *Gate) postState(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := g.conf.Board.Declare(q.Phase, q.Detail, q.Percent); err != nil {
 		if errors.Is(err, status.ErrInvalid) {
-			return api.NewProblem(http.StatusUnprocessableEntity, "state_invalid", api.HopAgent, err.Error())
+			return api.NewProblem(api.CodeOutOfRange, err.Error())
 		}
 		return err
 	}
@@ -44,8 +44,7 @@ func (g *Gate) postState(w http.ResponseWriter, r *http.Request) error {
 
 func (g *Gate) pause(w http.ResponseWriter, paused bool) error {
 	if err := g.conf.Pause(paused); err != nil {
-		return api.NewProblem(http.StatusInternalServerError, "state_not_saved", api.HopAgent,
-			"it is in force, but would be lost if the agent restarted: "+err.Error())
+		return api.NewProblem(api.CodeStateNotSaved, "it is in force, but would be lost if the agent restarted: "+err.Error())
 	}
 	return writeJSON(w, g.conf.Board.State())
 }
@@ -59,7 +58,7 @@ func (g *Gate) admitTask(w http.ResponseWriter, r *http.Request) error {
 			return offline(cause)
 		}
 		last := open[len(open)-1]
-		return api.Problemf(http.StatusConflict, "agent_in_tunnel", api.HopAgent,
+		return api.Problemf(api.CodeAgentInTunnel,
 			"the relay cannot be reached, and %d tunnels were open when it was (the newest on port %d, until %s): no task is admitted until the relay says otherwise or they expire",
 			len(open), last.Port, last.ExpiresAt.UTC().Format(time.RFC3339)).WithRetry(5 * time.Second).WithCause(cause)
 	})
@@ -69,14 +68,13 @@ func (g *Gate) admitTask(w http.ResponseWriter, r *http.Request) error {
 func (g *Gate) passTask(w http.ResponseWriter, r *http.Request) error {
 	id, err := ident.ParseTaskID(r.PathValue("task_id"))
 	if err != nil {
-		return api.NewProblem(http.StatusBadRequest, "task_id_invalid", api.HopAgent, err.Error())
+		return api.NewProblem(api.CodeInvalidParameter, err.Error())
 	}
 	return g.pass(w, r, "/"+url.PathEscape(string(id)), offline)
 }
 
 func offline(cause error) *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "agent_offline", api.HopLink,
-		"the agent has no link to a relay, which alone admits tasks: `adit-agent doctor` shows why").WithRetry(time.Second).WithCause(cause)
+	return api.NewProblem(api.CodeAgentOffline, "the agent has no link to a relay, which alone admits tasks: `adit-agent doctor` shows why").WithRetry(time.Second).WithCause(cause)
 }
 
 // pass sends a call on to the relay's gate, whose answer is the answer. away makes
@@ -151,10 +149,10 @@ func (g *Gate) count(statusCode int, answer []byte) {
 }
 
 // codeLabel keeps the metric's labels to a closed list.
-func codeLabel(code string) string {
+func codeLabel(code api.Code) string {
 	switch code {
-	case "agent_in_tunnel", "agent_busy", "agent_unhealthy", "agent_syncing", "agent_offline", "lease_expired":
-		return code
+	case api.CodeAgentInTunnel, api.CodeAgentBusy, api.CodeAgentUnhealthy, api.CodeAgentSyncing, api.CodeAgentOffline, api.CodeLeaseExpired:
+		return string(code)
 	}
 	return "other"
 }
@@ -175,9 +173,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, api.Problemf(http.StatusRequestEntityTooLarge, "body_too_large", api.HopAgent, "the body is larger than %d bytes", maxBody)
+		return nil, api.Problemf(api.CodeBodyTooLarge, "the body is larger than %d bytes", maxBody)
 	case err != nil:
-		return nil, api.NewProblem(http.StatusBadRequest, "body_unreadable", api.HopAgent, err.Error())
+		return nil, api.NewProblem(api.CodeBodyIncomplete, err.Error())
 	}
 	return b, nil
 }
@@ -190,10 +188,10 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
-		return api.NewProblem(http.StatusBadRequest, "body_invalid", api.HopAgent, strings.TrimPrefix(err.Error(), "json: "))
+		return api.NewProblem(api.CodeInvalidBody, strings.TrimPrefix(err.Error(), "json: "))
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return api.NewProblem(http.StatusBadRequest, "body_invalid", api.HopAgent, "there is more behind the JSON document")
+		return api.NewProblem(api.CodeInvalidBody, "there is more behind the JSON document")
 	}
 	return nil
 }

@@ -136,7 +136,7 @@ func TestTunnelNotices(t *testing.T) {
 	// The link goes, the knowledge stays; the next welcome puts it right.
 	r.SetTunnels()
 	r.Refuse(func() *api.Problem {
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "not yet")
+		return api.NewProblem(api.CodeRelayDraining, "not yet")
 	})
 	_ = c.Link.Close(errors.New("lost"))
 	testkit.Eventually(t, "the agent is offline", func() bool { return !w.up.Online() })
@@ -219,7 +219,7 @@ func mustCollector(t *testing.T, reg *prometheus.Registry, reason string) promet
 func TestRevokedAndUnauthorized(t *testing.T) {
 	r := fakerelay.Start(t)
 	r.Refuse(func() *api.Problem {
-		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "revoked")
+		return api.NewProblem(api.CodeUnauthenticated, "revoked")
 	})
 	w := start(t, nil, r.URL)
 	testkit.Eventually(t, "the status says what the relay answered", func() bool { return strings.Contains(w.up.Status().LastError, "revoked") })

@@ -225,7 +225,7 @@ func (a *app) openForTerminal(ctx context.Context, s *session, t *remoteTerminal
 	stop()
 	if err != nil {
 		var p *api.Problem
-		if errors.As(err, &p) && p.Code == "port_not_allowed" {
+		if errors.As(err, &p) && p.Code == api.CodePortNotAllowed {
 			return nil, withHint(err, "a terminal does not use the port, but a tunnel has one: --port names one that the machine allows")
 		}
 		return nil, err

@@ -37,7 +37,7 @@ func (s *Server) enrol(r *http.Request) (any, error) {
 	dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
-		return nil, api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "%v", err)
+		return nil, api.NewProblem(api.CodeInvalidBody, err.Error())
 	}
 	return s.cfg.Enrolments.CreateEnrolment(r.Context(), req)
 }

@@ -258,7 +258,7 @@ func refusal(t testing.TB, a *creds.Authenticator, r *http.Request) *api.Problem
 	return problem
 }
 
-func wantRefused(t testing.TB, a *creds.Authenticator, r *http.Request, status int, code string) *api.Problem {
+func wantRefused(t testing.TB, a *creds.Authenticator, r *http.Request, status int, code api.Code) *api.Problem {
 	t.Helper()
 	p := refusal(t, a, r)
 	if p == nil {

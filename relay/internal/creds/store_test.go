@@ -63,6 +63,6 @@ func TestRevocationThroughTheStore(t *testing.T) {
 	}
 	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
 	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID(), false)
-	wantProblem(t, err, 404, "not_found", "")
+	wantProblem(t, err, 404, "credential_not_found", "")
 	stop()
 }

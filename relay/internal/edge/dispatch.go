@@ -134,7 +134,7 @@ func (e *Edge) next(w http.ResponseWriter, r *http.Request) {
 		e.config.Next.ServeHTTP(w, r)
 		return
 	}
-	api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is nothing at this address").Write(w, ident.NewRequestID())
+	api.NewProblem(api.CodeNotFound, "there is nothing at this address").Write(w, ident.NewRequestID())
 }
 
 // serve serves one request to a tunnel. absolute says that no prefix was stripped:

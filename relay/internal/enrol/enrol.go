@@ -85,7 +85,7 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 	none := store.EnrolmentRecord{}
 	switch {
 	case !by.MayManageCredentials() || !by.MayUseTeam(team):
-		return none, "", api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "enrolment tokens are made by the team's people and by the operator")
+		return none, "", api.NewProblem(api.CodeForbidden, "enrolment tokens are made by the team's people and by the operator")
 	case life < minLife || life > maxLife:
 		return none, "", outOfRange("expires_in: 1m to 7d")
 	}
@@ -102,7 +102,7 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 	if err := e.cfg.Audit.Append(ctx, audit.Record{
 		Event: audit.EnrolmentCreated, Actor: by.Name, Team: team, Agent: agent, Detail: "until " + rec.ExpiresAt.Format(time.RFC3339),
 	}); err != nil {
-		return none, "", internal(err)
+		return none, "", api.Internal(err)
 	}
 	return rec, token, nil
 }
@@ -123,11 +123,11 @@ func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var p *api.Problem
 	if !errors.As(err, &p) {
-		p = internal(err)
+		p = api.Internal(err)
 	}
 	e.metrics.count(outcomeOf(p))
 	if p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden {
-		rec := audit.Record{Event: audit.AuthRefused, Detail: "enroll: " + p.Code, RequestID: id, RemoteAddr: e.cfg.Remote(r)}
+		rec := audit.Record{Event: audit.AuthRefused, Detail: "enroll: " + string(p.Code), RequestID: id, RemoteAddr: e.cfg.Remote(r)}
 		if err := e.cfg.Audit.Append(r.Context(), rec); err != nil {
 			e.cfg.Logger.Warn("write audit record", "event", rec.Event, "error", err)
 		}
@@ -166,8 +166,7 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	}
 	if seen.Agent != "" && seen.Agent != agent {
 		// Not used up: the operator's token is good, the machine's name is wrong.
-		return api.Enrolled{}, api.Problemf(http.StatusForbidden, "wrong_agent", api.HopRelay,
-			"the token is for the agent %s: enroll with that agent id, or ask for another token", seen.Agent)
+		return api.Enrolled{}, api.Problemf(api.CodeWrongAgent, "the token is for the agent %s: enroll with that agent id, or ask for another token", seen.Agent)
 	}
 	// Nor is it used up by an agent that could not come then.
 	if err := e.cfg.MayAppear(ident.AgentKey{Team: seen.Team, Agent: agent}); err != nil {
@@ -194,7 +193,7 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 		Event: audit.EnrolmentTaken, Actor: "enrolment", Team: rec.Team, Agent: agent, RequestID: id, RemoteAddr: e.cfg.Remote(r),
 		Detail: string(made.ID) + ", token by " + rec.CreatedBy,
 	}); err != nil {
-		return api.Enrolled{}, internal(err)
+		return api.Enrolled{}, api.Internal(err)
 	}
 	e.cfg.Logger.Info("agent enrolled", "team", rec.Team, "agent", agent, "credential", made.ID)
 	return api.Enrolled{AgentID: agent, TeamID: rec.Team, CredentialID: made.ID, Credential: secret.Reveal()}, nil
@@ -221,7 +220,7 @@ func readAgent(w http.ResponseWriter, r *http.Request) (ident.AgentID, error) {
 		err = json.Unmarshal(body, &req)
 	}
 	if err != nil {
-		return "", api.NewProblem(http.StatusBadRequest, "invalid_body", api.HopRelay, `the body must be {"agent_id": "…"}`).WithCause(err)
+		return "", api.NewProblem(api.CodeInvalidBody, `the body must be {"agent_id": "…"}`).WithCause(err)
 	}
 	agent, err := ident.ParseAgentID(string(req.AgentID))
 	if err != nil {
@@ -231,19 +230,15 @@ func readAgent(w http.ResponseWriter, r *http.Request) (ident.AgentID, error) {
 }
 
 func outOfRange(detail string) *api.Problem {
-	return api.NewProblem(http.StatusUnprocessableEntity, "out_of_range", api.HopRelay, detail)
+	return api.NewProblem(api.CodeOutOfRange, detail)
 }
 
 func refused(detail string) *api.Problem {
-	return api.NewProblem(http.StatusUnauthorized, "enrolment_refused", api.HopRelay, detail)
-}
-
-func internal(err error) *api.Problem {
-	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
+	return api.NewProblem(api.CodeEnrolmentRefused, detail)
 }
 
 func rateLimited(detail string, wait time.Duration) error {
-	return api.NewProblem(http.StatusTooManyRequests, "rate_limited", api.HopRelay, detail).WithRetry(wait)
+	return api.NewProblem(api.CodeTooManyTries, detail).WithRetry(wait)
 }
 
 func storeProblem(err error) *api.Problem {
@@ -253,5 +248,5 @@ func storeProblem(err error) *api.Problem {
 	if refusal := store.Refusal(err); refusal != nil {
 		return refusal
 	}
-	return internal(err)
+	return api.Internal(err)
 }

@@ -113,7 +113,7 @@ func newWorld() (*memory, *enrol.Enrolment, *prometheus.Registry) {
 		Remote: func(r *http.Request) string { return r.RemoteAddr },
 		MayAppear: func(key ident.AgentKey) error {
 			if key.Agent == "one-too-many" {
-				return api.NewProblem(http.StatusTooManyRequests, "team_agent_limit", api.HopRelay, "the team has as many agents as it may have")
+				return api.NewProblem(api.CodeTeamAgentLimit, "the team has as many agents as it may have")
 			}
 			return nil
 		},
@@ -149,7 +149,7 @@ func post(t *testing.T, e *enrol.Enrolment, token, body, remote string) (int, st
 	if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
 		t.Errorf("an answer that may hold a secret is kept nowhere: %v", w.Header())
 	}
-	return w.Code, p.Code, out
+	return w.Code, string(p.Code), out
 }
 
 // A token is not used up by an agent that there is no room for.
@@ -231,7 +231,7 @@ func TestATokenIsNotLostWithTheStore(t *testing.T) {
 	if status, code, _ := post(t, e, token, `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != 503 || code != "store_unavailable" {
 		t.Errorf("without the store: %d %s", status, code)
 	}
-	m.down, m.fail = false, api.NewProblem(503, "store_unavailable", api.HopRelay, "gone")
+	m.down, m.fail = false, api.NewProblem(api.CodeStoreUnavailable, "gone")
 	if status, _, _ := post(t, e, token, `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != 503 {
 		t.Errorf("when no credential can be made: %d", status)
 	}
@@ -245,7 +245,7 @@ func TestTriesAreLimited(t *testing.T) {
 	m, e, _ := newWorld()
 	tries := func(remote string) (n int) {
 		for range 200 {
-			if _, code, _ := post(t, e, ident.NewSecret(ident.PrefixEnrol).Reveal(), `{}`, remote); code == "rate_limited" {
+			if _, code, _ := post(t, e, ident.NewSecret(ident.PrefixEnrol).Reveal(), `{}`, remote); code == "too_many_tries" {
 				break
 			}
 			n++
@@ -287,7 +287,7 @@ func TestGuessesKeepNoMachineOut(t *testing.T) {
 			}
 		}
 		status, code, _ := post(t, e, guess, `{}`, fmt.Sprintf("192.0.2.%d", i))
-		if want := map[bool]string{true: "enrolment_refused", false: "rate_limited"}[i < 100]; code != want {
+		if want := map[bool]string{true: "enrolment_refused", false: "too_many_tries"}[i < 100]; code != want {
 			t.Fatalf("guess %d of as many addresses: %d %s, want %s", i, status, code, want)
 		}
 	}
@@ -330,7 +330,7 @@ func TestTokensAreMadeByWhoMay(t *testing.T) {
 		by    creds.Principal
 		agent ident.AgentID
 		life  time.Duration
-		code  string
+		code  api.Code
 	}{
 		"an agent":       {creds.Principal{Kind: creds.KindAgent, Team: team}, "", time.Hour, "forbidden"},
 		"another team":   {creds.Principal{Kind: creds.KindUser, Team: "other", User: "eve"}, "", time.Hour, "forbidden"},

@@ -22,7 +22,7 @@ var outcomes = [...]outcome{outcomeTaken, outcomeRefused, outcomeInvalid, outcom
 
 func outcomeOf(p *api.Problem) outcome {
 	switch {
-	case p.Code == "rate_limited":
+	case p.Code == api.CodeTooManyTries:
 		return outcomeLimited
 	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
 		return outcomeRefused

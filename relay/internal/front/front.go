@@ -74,7 +74,7 @@ func (o *Own) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !o.Owns(r) {
-		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
+		api.NewProblem(api.CodeNotFound, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
 		return
 	}
 	o.mux.ServeHTTP(w, r)

@@ -30,7 +30,7 @@ func TestOwnPaths(t *testing.T) {
 			if ready {
 				return "the store is nearly full", nil
 			}
-			return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "stopping")
+			return "", api.NewProblem(api.CodeRelayDraining, "stopping")
 		},
 	})
 	status := func(method, path string) int {

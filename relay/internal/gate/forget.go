@@ -3,7 +3,6 @@ package gate
 import (
 	"context"
 	"math/rand/v2"
-	"net/http"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -70,7 +69,7 @@ func (g *Gate) MayAppear(key ident.AgentKey) error {
 func (g *Gate) roomFor(team ident.TeamID) error {
 	switch n := g.store.AgentCount(team); {
 	case n >= g.limits.AgentsPerTeam:
-		return api.Problemf(http.StatusTooManyRequests, "team_agent_limit", api.HopRelay,
+		return api.Problemf(api.CodeTeamAgentLimit,
 			"the team has %d agents, as many as one team may have (limits.agents_per_team); one that is gone counts until limits.agent_retention is over", n).WithRetry(time.Minute)
 	case !g.store.Room():
 		return store.Refusal(store.ErrFull)

@@ -254,7 +254,7 @@ func (g *Gate) exists(ctx context.Context, key ident.AgentKey) error {
 	if _, ok := g.store.Agent(key); ok {
 		return nil
 	}
-	return notFound("agent")
+	return api.NotFound(api.CodeAgentNotFound)
 }
 
 // online refuses when the agent has no link now.

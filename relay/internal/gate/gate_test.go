@@ -97,7 +97,7 @@ func (r *relay) admit(t *testing.T, task ident.TaskID, ttl time.Duration) (api.T
 	return r.Admit(t.Context(), user, box, task, ttl, "")
 }
 
-func wantCode(t *testing.T, err error, want string) *api.Problem {
+func wantCode(t *testing.T, err error, want api.Code) *api.Problem {
 	t.Helper()
 	var p *api.Problem
 	if !errors.As(err, &p) || p.Code != want {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
@@ -174,12 +173,11 @@ func (s *Step) Open(o Opening) (running int, waiting bool, err error) {
 	case ok, slices.Contains(s.Record.Closed, id):
 		return running, false, sessionClosed()
 	case s.Record.Declared.Paused:
-		return running, false, refuse("agent_paused", 30*time.Second, "the machine's owner paused the agent; 'adit-agent resume' on the machine ends that")
+		return running, false, refuse(api.CodeAgentPaused, 30*time.Second, "the machine's owner paused the agent; 'adit-agent resume' on the machine ends that")
 	case o.MaxTunnels > 0 && len(s.Record.Tunnels) >= o.MaxTunnels:
-		return running, false, api.Problemf(http.StatusTooManyRequests, "agent_tunnel_limit", api.HopRelay,
-			"the agent has %d tunnels, as many as one agent may have; close one", len(s.Record.Tunnels)).WithRetry(30 * time.Second)
+		return running, false, api.Problemf(api.CodeAgentTunnelLimit, "the agent has %d tunnels, as many as one agent may have; close one", len(s.Record.Tunnels)).WithRetry(30 * time.Second)
 	case running > 0 && o.WhenBusy == api.BusyReject:
-		return running, false, refuse("agent_busy", 5*time.Second, "tasks run on the agent and when_busy is reject")
+		return running, false, refuse(api.CodeAgentBusy, 5*time.Second, "tasks run on the agent and when_busy is reject")
 	case running > 0 && o.WhenBusy == api.BusyWait:
 		s.put(id, store.TunnelState{State: store.TunnelWaiting, Expires: o.WaitUntil})
 		s.event(Event{Kind: audit.TunnelWaiting, Session: id})
@@ -231,7 +229,7 @@ func (s *Step) Extend(id ident.SessionID, expires time.Time) (time.Time, error) 
 	_ = s.Expire()
 	t, ok := s.Record.Tunnels[id]
 	if !ok || t.State != store.TunnelOpen || s.past(t.Expires) {
-		return time.Time{}, notFound("tunnel")
+		return time.Time{}, api.NotFound(api.CodeTunnelNotFound)
 	}
 	if expires.After(t.Expires) {
 		t.Expires = expires
@@ -266,7 +264,7 @@ func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ide
 		case !ok && slices.Contains(s.Record.Closed, id):
 			out = append(out, id)
 		case !ok:
-			return nil, notFound("tunnel")
+			return nil, api.NotFound(api.CodeTunnelNotFound)
 		case t.State == store.TunnelWaiting:
 			s.remove(id, audit.TunnelClosed, reason)
 			out, changed = append(out, id), true

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
@@ -80,8 +79,7 @@ func (g *Gate) Open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 		return o, err
 	}
 	if n := g.book.team(key.Team); n >= g.limits.PerTeam {
-		return o, api.Problemf(http.StatusTooManyRequests, "team_tunnel_limit", api.HopRelay,
-			"the team has %d tunnels, as many as one team may have; close some", n).WithRetry(30 * time.Second)
+		return o, api.Problemf(api.CodeTeamTunnelLimit, "the team has %d tunnels, as many as one team may have; close some", n).WithRetry(30 * time.Second)
 	}
 	t := store.TunnelRecord{
 		Session: id, Team: key.Team, Agent: key.Agent, Port: spec.Port, Protocol: spec.Protocol, Label: spec.Label,
@@ -195,8 +193,7 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 func (g *Gate) again(ctx context.Context, value, bodyHash string) (Opened, error) {
 	text, hash, _ := strings.Cut(value, " ")
 	if hash != bodyHash {
-		return Opened{}, api.NewProblem(http.StatusUnprocessableEntity, "idempotency_mismatch", api.HopRelay,
-			"this Idempotency-Key was used for another request; a key is for repeating the same one")
+		return Opened{}, api.NewProblem(api.CodeIdempotencyMismatch, "this Idempotency-Key was used for another request; a key is for repeating the same one")
 	}
 	id := ident.SessionID(text)
 	t, ok := g.store.Tunnel(id)

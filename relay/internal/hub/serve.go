@@ -34,7 +34,7 @@ const (
 // should cost little. Refusals are problems over HTTP.
 func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	if p.Kind != creds.KindAgent {
-		return api.NewProblem(http.StatusForbidden, "wrong_credential_kind", api.HopRelay, "links are for agent credentials (ak-…)")
+		return api.NewProblem(api.CodeForbidden, "links are for agent credentials (ak-…)")
 	}
 	if problem := h.mayLink(p); problem != nil {
 		h.metrics.connects.WithLabelValues("refused").Inc()
@@ -49,10 +49,10 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 	switch {
 	case draining:
 		h.metrics.connects.WithLabelValues("refused").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "this relay is stopping; connect to another one, or again in a moment").WithRetry(time.Second)
+		return api.NewProblem(api.CodeRelayDraining, "this relay is stopping; connect to another one, or again in a moment").WithRetry(time.Second)
 	case full:
 		h.metrics.connects.WithLabelValues("refused").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
+		return api.NewProblem(api.CodeRelayFull, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
 	}
 	l, err := link.Accept(w, r, link.Config{
 		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Greets: true, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),

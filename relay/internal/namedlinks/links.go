@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -137,9 +136,9 @@ func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spe
 	}
 	switch err := l.cfg.Store.CreateLink(ctx, r, MaxPerTunnel); {
 	case errors.Is(err, store.ErrNotFound):
-		return r, api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, "there is no such tunnel")
+		return r, api.NotFound(api.CodeTunnelNotFound)
 	case errors.Is(err, store.ErrLimit):
-		return r, api.Problemf(http.StatusTooManyRequests, "link_limit", api.HopRelay, "the tunnel has %d named links, which is the limit; revoke one", MaxPerTunnel)
+		return r, api.Problemf(api.CodeLinkLimit, "the tunnel has %d named links, which is the limit; revoke one", MaxPerTunnel)
 	case err != nil:
 		return r, unavailable(err)
 	}
@@ -168,12 +167,12 @@ func (l *Links) Revoke(ctx context.Context, by string, session ident.SessionID, 
 			return unavailable(err)
 		}
 		if r, ok = l.cfg.Store.Link(id); !ok || r.Session != session {
-			return notFound()
+			return api.NotFound(api.CodeLinkNotFound)
 		}
 	}
 	switch err := l.cfg.Store.DeleteLink(ctx, session, id); {
 	case errors.Is(err, store.ErrNotFound):
-		return notFound()
+		return api.NotFound(api.CodeLinkNotFound)
 	case err != nil:
 		return unavailable(err)
 	}
@@ -217,10 +216,6 @@ func (l *Links) Why(id ident.LinkID) (ident.SessionID, string, bool) {
 	defer l.mu.Unlock()
 	e, ok := l.ended[id]
 	return e.session, e.text, ok && time.Since(e.at) < endedFor
-}
-
-func notFound() *api.Problem {
-	return api.NewProblem(http.StatusNotFound, "link_not_found", api.HopRelay, "there is no such link")
 }
 
 func unavailable(err error) *api.Problem {

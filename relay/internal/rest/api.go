@@ -250,7 +250,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *c
 		return a.unrouted(w, r)
 	}
 	if !rt.public && !rt.admitsKind(c.principal.Kind) {
-		return api.Problemf(http.StatusForbidden, forbidden, api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
+		return api.Problemf(api.CodeForbidden, "this route is not for callers of kind %s", c.principal.Kind)
 	}
 	a.mux.ServeHTTP(w, r)
 	return c.err
@@ -279,7 +279,7 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	text, _, _ := strings.Cut(path, "/")
 	id, err := ident.ParseSessionID(text)
 	if err != nil || !secret.Matches(a.cfg.Gate.AdminToken(id).Hash()) {
-		return creds.Principal{}, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "the admin token is not this tunnel's")
+		return creds.Principal{}, api.NewProblem(api.CodeUnauthenticated, "the admin token is not this tunnel's")
 	}
 	if a.cfg.Store.Status().Stale { // it may have been closed since
 		return creds.Principal{}, unavailable(errStale)
@@ -304,10 +304,10 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if len(allowed) == 0 {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is no such route; GET "+api.Base+"/openapi.json describes all of them")
+		return api.NewProblem(api.CodeNotFound, "there is no such route; GET "+api.Base+"/openapi.json describes all of them")
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	return api.Problemf(http.StatusMethodNotAllowed, "method_not_allowed", api.HopRelay, "allowed here: %s", strings.Join(allowed, ", "))
+	return api.Problemf(api.CodeMethodNotAllowed, "allowed here: %s", strings.Join(allowed, ", "))
 }
 
 // clean says whether a path is its own shortest form. Of others http.ServeMux makes
@@ -331,12 +331,12 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 				a.log.Warn("api call", "operation", operation, "request_id", id, "error", p.Cause)
 			}
 		case errors.Is(c.err, errDraining):
-			p = api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay restarts; try again at once").WithRetry(time.Second)
+			p = api.NewProblem(api.CodeRelayDraining, "the relay restarts; try again at once").WithRetry(time.Second)
 		case r.Context().Err() != nil:
-			p = api.NewProblem(http.StatusServiceUnavailable, "canceled", api.HopRelay, "the caller left") // nobody reads it
+			p = api.NewProblem(api.CodeCanceled, "the caller left") // nobody reads it
 		default:
 			a.log.Error("api call", "operation", operation, "request_id", id, "error", c.err)
-			p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why, under the request_id")
+			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
 			p.Write(w, id)

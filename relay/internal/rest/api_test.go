@@ -402,7 +402,7 @@ func TestCredentials(t *testing.T) {
 	if l := into[api.CredentialList](t, r, 200); len(l.Credentials) != 1 || strings.Contains(string(r.body), c.Secret) {
 		t.Errorf("listed as %s", r.body)
 	}
-	w.want(w.do("DELETE", "/credentials/"+string(c.ID), "stranger", ""), "Not Found not_found")
+	w.want(w.do("DELETE", "/credentials/"+string(c.ID), "stranger", ""), "Not Found credential_not_found")
 	if r := w.do("DELETE", "/credentials/"+string(c.ID), "user", ""); r.status != 204 {
 		t.Errorf("revoke: %d %s", r.status, r.body)
 	}

@@ -21,8 +21,7 @@ const (
 // tasks only, and an agent that is not the caller is none of its business.
 func (a *API) taskAgent(r *http.Request, p creds.Principal) (ident.AgentKey, error) {
 	if p.Kind == creds.KindAgent && (p.Agent == "" || string(p.Agent) != r.PathValue("agent_id")) {
-		return ident.AgentKey{}, api.NewProblem(http.StatusForbidden, forbidden, api.HopRelay,
-			"an agent credential may only handle the tasks of its own agent")
+		return ident.AgentKey{}, api.NewProblem(api.CodeForbidden, "an agent credential may only handle the tasks of its own agent")
 	}
 	return a.agent(r, p)
 }

@@ -27,7 +27,6 @@ const (
 	maxLabel    = 64   // characters
 	maxOrigins  = 16   // of allow_origins
 	maxKey      = 255  // characters of an idempotency key
-	retryStore  = 2 * time.Second
 	// probeTime is how long a probe may go on in the background.
 	probeTime = 10 * time.Second
 )
@@ -80,7 +79,7 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 // would get.
 func ended(cause error) error {
 	if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
-		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, cause.Error())
+		return api.NewProblem(api.CodeUnauthenticated, cause.Error())
 	}
 	return cause
 }
@@ -233,7 +232,7 @@ func portNotAllowed(port uint16, detail string) *api.Problem {
 	if detail == "" {
 		detail = "allow_ports in its configuration says which are"
 	}
-	return api.Problemf(http.StatusForbidden, "port_not_allowed", api.HopAgent, "the agent does not allow port %d: %s", port, detail)
+	return api.Problemf(api.CodePortNotAllowed, "the agent does not allow port %d: %s", port, detail)
 }
 
 // fill writes what a probe found into a tunnel's record.
@@ -332,7 +331,7 @@ func (a *API) closeTunnels(w http.ResponseWriter, r *http.Request, p creds.Princ
 	if one {
 		id, err := ident.ParseSessionID(text)
 		if err != nil {
-			return notFound("tunnel")
+			return api.NotFound(api.CodeTunnelNotFound)
 		}
 		ids = append(ids, id)
 	}
@@ -412,7 +411,7 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
 	if err != nil || !a.cfg.Usage.Kick(r.Context(), t.Session, id) {
-		return notFound("viewer")
+		return api.NotFound(api.CodeViewerNotFound)
 	}
 	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
 	return sendNothing(w)

@@ -50,7 +50,7 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	}
 	p, ok := a.by[secret.Reveal()]
 	if !ok {
-		return p, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "unknown secret")
+		return p, api.NewProblem(api.CodeUnauthenticated, "unknown secret")
 	}
 	return p, nil
 }
@@ -84,7 +84,7 @@ func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, i
 			return out, nil
 		}
 	}
-	return api.Revoked{}, api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+	return api.Revoked{}, api.NotFound(api.CodeCredentialNotFound)
 }
 
 func (a *auth) List(_ creds.Principal, team ident.TeamID) ([]api.Credential, error) {
@@ -297,7 +297,7 @@ func (w *world) do(method, path, secret, body string, headers ...string) reply {
 func (r reply) code() string {
 	var p api.Problem
 	_ = json.Unmarshal(r.body, &p)
-	return strings.TrimSpace(http.StatusText(r.status) + " " + p.Code)
+	return strings.TrimSpace(http.StatusText(r.status) + " " + string(p.Code))
 }
 
 func (w *world) want(r reply, want string) {

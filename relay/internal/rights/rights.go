@@ -353,6 +353,5 @@ func notFound(err error) bool {
 }
 
 func unavailable(err error) *api.Problem {
-	return api.NewProblem(503, "store_unavailable", api.HopRelay,
-		"the relay's store does not answer; what was done so far stays done, and doing it again finishes the rest").WithRetry(2 * time.Second).WithCause(err)
+	return api.StoreUnavailable("the relay's store does not answer; what was done so far stays done, and doing it again finishes the rest", err)
 }

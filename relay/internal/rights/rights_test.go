@@ -41,7 +41,7 @@ type relay struct {
 	audit       *gatetest.Audit
 }
 
-var errDown = api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "down")
+var errDown = api.NewProblem(api.CodeStoreUnavailable, "down")
 
 // step begins a change; it needs r.mu.
 func (r *relay) step() error {
@@ -135,7 +135,7 @@ func (r closer) Close(_ context.Context, _ string, key ident.AgentKey, ids []ide
 	defer r.mu.Unlock()
 	for _, id := range ids {
 		if t, ok := r.tunnels[id]; !ok || t.Key() != key {
-			return nil, api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, "gone")
+			return nil, api.NewProblem(api.CodeTunnelNotFound, "gone")
 		}
 	}
 	if err := r.step(); err != nil {
@@ -156,7 +156,7 @@ func (r linker) Revoke(_ context.Context, _ string, _ ident.SessionID, id ident.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.links[id]; !ok {
-		return api.NewProblem(http.StatusNotFound, "link_not_found", api.HopRelay, "gone")
+		return api.NewProblem(api.CodeLinkNotFound, "gone")
 	}
 	if err := r.step(); err != nil {
 		return err

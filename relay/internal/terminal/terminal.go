@@ -139,7 +139,7 @@ func (t *Terminal) Routes() map[string]http.Handler {
 // page is the same for every session id, so that it tells nothing of tunnels.
 func (t *Terminal) page(w http.ResponseWriter, r *http.Request) {
 	if _, err := ident.ParseSessionID(r.PathValue("session")); err != nil {
-		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
+		api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
 		return
 	}
 	t.cfg.Page.ServeHTTP(w, r)
@@ -182,26 +182,26 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 	id, err := ident.ParseSessionID(r.PathValue("session"))
 	if err != nil {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id")
+		return api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id")
 	}
 	s.session = id
 	if wait := t.tries.Wait(s.remote, time.Now()); wait > 0 {
 		t.metrics.refused.WithLabelValues("rate").Inc()
-		return api.NewProblem(http.StatusTooManyRequests, "too_many_tries", api.HopRelay, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
+		return api.NewProblem(api.CodeTooManyTries, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
 	}
 	if !t.originAllowed(r) {
 		t.metrics.refused.WithLabelValues("origin").Inc()
 		t.note(r.Context(), s, audit.TerminalRefused, "anonymous", "the page that asked is of another origin")
-		return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
+		return api.NewProblem(api.CodeCrossOrigin, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
 	}
 	if t.cfg.Store.Status().Stale { // the tunnel may have been closed since, and its token with it
 		t.metrics.refused.WithLabelValues("store").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "this relay has not heard from its store for a while: connect again in a moment, or through another relay").WithRetry(2 * time.Second)
+		return api.StoreUnavailable("this relay has not heard from its store for a while: connect again in a moment, or through another relay", nil)
 	}
 	t.mu.Lock()
 	if t.draining {
 		t.mu.Unlock()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
+		return api.NewProblem(api.CodeRelayDraining, restarting).WithRetry(2 * time.Second)
 	}
 	t.sockets[s] = struct{}{}
 	t.serving.Add(1)
