@@ -3,7 +3,6 @@ package edge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"syscall"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -133,7 +133,7 @@ func verdictProblem(v wire.Verdict, port uint16) *api.Problem {
 	case wire.CodePortNotAllowed:
 		return api.Problemf(api.CodePortNotAllowed, "the machine's own policy does not allow port %d; its owner sets allow_ports in the agent's configuration%s", port, says)
 	case wire.CodeAppRefused:
-		return api.Problemf(api.CodeAppRefused, "nothing listens on port %d of the machine%s; start it there, on 127.0.0.1, and reload%s", port, usually(port), says).WithRetry(5 * time.Second)
+		return api.Problemf(api.CodeAppRefused, "nothing listens on port %d of the machine%s; start it there, on 127.0.0.1, and reload%s", port, apps.Usually(port), says).WithRetry(5 * time.Second)
 	case wire.CodeAppTimeout:
 		return api.Problemf(api.CodeAppTimeout, "port %d of the machine did not accept a connection in time; the app there may hang%s", port, says)
 	case wire.CodePaused:
@@ -148,20 +148,4 @@ func verdictProblem(v wire.Verdict, port uint16) *api.Problem {
 		return api.Problemf(api.CodeAgentIncompatible, "the machine's agent does not understand this relay; update it%s", says)
 	}
 	return api.Problemf(api.CodeAgentError, "the machine's agent could not open port %d%s", port, says)
-}
-
-// usual names what is commonly found on a port.
-var usual = map[uint16]string{
-	22: "ssh", 80: "a web server", 3000: "a development server", 3389: "RDP", 4040: "Spark", 5000: "MLflow",
-	5173: "vite", 5432: "PostgreSQL", 5900: "VNC", 5901: "VNC", 6006: "TensorBoard", 6080: "noVNC", 6379: "Redis",
-	7860: "Gradio or Stable Diffusion WebUI", 7861: "Gradio", 8000: "vLLM or uvicorn", 8080: "code-server",
-	8188: "ComfyUI", 8265: "Ray's dashboard", 8443: "code-server", 8501: "Streamlit", 8787: "Dask or RStudio",
-	8888: "Jupyter", 9090: "Prometheus", 11434: "Ollama",
-}
-
-func usually(port uint16) string {
-	if name, ok := usual[port]; ok {
-		return fmt.Sprintf(" (usually %s)", name)
-	}
-	return ""
 }

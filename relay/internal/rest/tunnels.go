@@ -18,15 +18,15 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 const (
-	defaultPort = 8188 // ComfyUI's
-	maxLabel    = 64   // characters
-	maxOrigins  = 16   // of allow_origins
-	maxKey      = 255  // characters of an idempotency key
+	maxLabel   = 64  // characters
+	maxOrigins = 16  // of allow_origins
+	maxKey     = 255 // characters of an idempotency key
 	// probeTime is how long a probe may go on in the background.
 	probeTime = 10 * time.Second
 )
@@ -87,7 +87,7 @@ func ended(cause error) error {
 // openSpec checks ranges and fills in the defaults that are the API's.
 func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	s := gate.OpenSpec{
-		Port: defaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
+		Port: apps.DefaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
 		Label: req.Label, AllowOrigins: req.AllowOrigins,
 	}
 	if req.TargetPort != nil {
