@@ -43,20 +43,20 @@ const yieldTime = 250 * time.Millisecond
 // local is what carries tunnels on this relay, as the gate needs it.
 type local struct{ p *parts }
 
-func (l local) Cut(id ident.SessionID, reason string) {
+func (l local) Cut(id ident.SessionID, reason store.Reason) {
 	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
 	l.p.edge.Drop(id, &usage.Over{Of: usage.ErrClosed, Text: l.p.gate.Because(id, reason).String()})
 	l.p.hub.Refuse(id)
 	if l.p.peers != nil {
 		l.p.peers.Yield(id, yieldTime)
 	}
-	l.p.hub.Cut(id, reason)
+	l.p.hub.Cut(id, string(reason))
 }
 
 func (l local) Opened(key ident.AgentKey, t store.TunnelRecord) { l.p.hub.Opened(key, t) }
 
-func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
-	l.p.hub.Closed(key, id, reason)
+func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason store.Reason) {
+	l.p.hub.Closed(key, id, string(reason))
 }
 
 func (l local) Changed(key ident.AgentKey, rec store.AgentRecord) { l.p.hub.Changed(key, rec) }

@@ -60,20 +60,11 @@ func (r *Relay) agentAPI(p creds.Principal) http.Handler {
 
 // agentEvent records what happened to an agent's session.
 func (r *Relay) agentEvent(e hub.Event) {
-	event := audit.AgentConnected
-	switch e.Kind {
-	case hub.EventGone:
-		event = audit.AgentGone
-	case hub.EventSuperseded:
-		event = audit.AgentSuperseded
-	case hub.EventRefused:
-		event, e.Detail = audit.AuthRefused, "link: "+e.Detail
-	}
 	rec := audit.Record{
-		Event: event, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,
+		Event: e.Kind, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,
 	}
 	if err := r.p.audit.Append(context.Background(), rec); err != nil {
-		r.log.Warn("write audit record", "event", event, "error", err)
+		r.log.Warn("write audit record", "event", e.Kind, "error", err)
 	}
 }
 

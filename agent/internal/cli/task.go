@@ -132,7 +132,7 @@ func (t *task) run(ctx context.Context) error {
 	if err := t.acquire(ctx, signals); err != nil {
 		return err
 	}
-	outcome := "failed"
+	outcome := api.TaskFailed
 	defer func() { t.release(outcome) }()
 
 	cmd := exec.Command(path, t.argv[1:]...) //nolint:noctx // ends by the signals passed on, and supervise
@@ -147,7 +147,7 @@ func (t *task) run(ctx context.Context) error {
 	lost := t.supervise(ctx, cmd, signals)
 	code := exitCode(cmd.ProcessState)
 	if code == 0 {
-		outcome = "completed"
+		outcome = api.TaskCompleted
 	}
 	if lost {
 		return &exitError{exitTryAgain, errors.New("the command was ended because its lease was lost")}
@@ -363,7 +363,7 @@ func gone(err error) bool {
 }
 
 // release gives the lease back. When that does not work it ends by itself.
-func (t *task) release(outcome string) {
+func (t *task) release(outcome api.TaskOutcome) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
 	if err := t.gate.Release(ctx, t.lease.TaskID, t.lease.LeaseToken, outcome); err != nil && !gone(err) {

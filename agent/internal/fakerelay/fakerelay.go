@@ -301,7 +301,7 @@ func (c *Conn) Send(m wire.Message) {
 func (c *Conn) Raw(b []byte) { _, _ = c.control.Write(b) }
 
 // Goodbye ends the link on purpose.
-func (c *Conn) Goodbye(reason, detail string, moveTo ...string) {
+func (c *Conn) Goodbye(reason wire.GoodbyeReason, detail string, moveTo ...string) {
 	c.Send(wire.Message{Type: wire.TypeGoodbye, Goodbye: &wire.Goodbye{Reason: reason, Detail: detail, MoveTo: moveTo}})
 }
 

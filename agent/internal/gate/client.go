@@ -84,9 +84,9 @@ func (c *Client) Renew(ctx context.Context, id ident.TaskID, q api.RenewTaskRequ
 	return call[api.TaskLease](ctx, c, http.MethodPut, "/v1/tasks/"+url.PathEscape(string(id)), q)
 }
 
-// Release gives a task lease back; outcome is "completed" or "failed".
-func (c *Client) Release(ctx context.Context, id ident.TaskID, token, outcome string) error {
-	_, err := call[json.RawMessage](ctx, c, http.MethodDelete, "/v1/tasks/"+url.PathEscape(string(id))+"?outcome="+url.QueryEscape(outcome), api.RenewTaskRequest{LeaseToken: token})
+// Release gives a task lease back.
+func (c *Client) Release(ctx context.Context, id ident.TaskID, token string, outcome api.TaskOutcome) error {
+	_, err := call[json.RawMessage](ctx, c, http.MethodDelete, "/v1/tasks/"+url.PathEscape(string(id))+"?outcome="+url.QueryEscape(string(outcome)), api.RenewTaskRequest{LeaseToken: token})
 	return err
 }
 

@@ -52,7 +52,7 @@ func TestWaitsBetweenTries(t *testing.T) {
 }
 
 func TestWaitsByReason(t *testing.T) {
-	bye := func(reason string) *wire.Goodbye { return &wire.Goodbye{Reason: reason, Detail: "x"} }
+	bye := func(reason wire.GoodbyeReason) *wire.Goodbye { return &wire.Goodbye{Reason: reason, Detail: "x"} }
 	tests := []struct {
 		name     string
 		end      uplink.End

@@ -179,7 +179,7 @@ func (c *closer) over(id ident.SessionID) {
 	c.book.remove(id, reason, c.now())
 	c.local.Cut(id, reason)
 	c.local.Closed(n.key, id, reason)
-	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: reason})
+	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: string(reason)})
 }
 
 // start tends the agents that are due, as far as there are workers.
@@ -254,7 +254,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 // tends, when that one has not: it may be of a version that does not know how.
 func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	for _, e := range p.close {
-		if e.reason != ReasonRevoked || p.now.Before(e.due.Add(c.grace)) {
+		if e.reason != store.ReasonRevoked || p.now.Before(e.due.Add(c.grace)) {
 			continue
 		}
 		if _, err := c.begin(ctx, key, rec, e); err != nil {
@@ -276,7 +276,7 @@ type plan struct {
 
 type ending struct {
 	tunnel store.TunnelRecord
-	reason string
+	reason store.Reason
 	due    time.Time // since when
 }
 
@@ -331,8 +331,8 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 		switch t := s.Record.Tunnels[id]; {
 		case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
 			// It may have been extended or used since it was looked at.
-			e.reason == ReasonExpired && !s.past(t.Expires),
-			e.reason == ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
+			e.reason == store.ReasonExpired && !s.past(t.Expires),
+			e.reason == store.ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
 			return errUnchanged
 		}
 		closing = true
@@ -348,11 +348,11 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 	return true, nil
 }
 
-func label(reason string) string {
+func label(reason store.Reason) string {
 	switch reason {
-	case ReasonExpired:
+	case store.ReasonExpired:
 		return "expired"
-	case ReasonRevoked:
+	case store.ReasonRevoked:
 		return "revoked"
 	}
 	return "idle"

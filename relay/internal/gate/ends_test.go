@@ -11,6 +11,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 )
 
 func TestHardEndIdleEndAndWarnings(t *testing.T) {
@@ -40,7 +41,7 @@ func TestHardEndIdleEndAndWarnings(t *testing.T) {
 			b.local.Use(far.Tunnel.Session)
 			time.Sleep(time.Minute)
 		}
-		for o, want := range map[*gate.Opened]string{&hard: gate.ReasonExpired, &idle: gate.ReasonIdle} {
+		for o, want := range map[*gate.Opened]store.Reason{&hard: store.ReasonExpired, &idle: store.ReasonIdle} {
 			if got, _ := a.local.WasCut(o.Tunnel.Session); got != want {
 				t.Errorf("cut because %q, want %q", got, want)
 			}

@@ -62,10 +62,10 @@ func (s Shared) Subscribe(buffer int) Feed { return s.Store.Subscribe(buffer) }
 type Local interface {
 	// Cut ends everything that uses a tunnel here, and lets nothing new begin. It
 	// may be called again, and for tunnels that have nothing here.
-	Cut(id ident.SessionID, reason string)
+	Cut(id ident.SessionID, reason store.Reason)
 	// Opened and Closed tell an agent that is linked here.
 	Opened(key ident.AgentKey, t store.TunnelRecord)
-	Closed(key ident.AgentKey, id ident.SessionID, reason string)
+	Closed(key ident.AgentKey, id ident.SessionID, reason store.Reason)
 	// Changed tells of an agent's record as it is now, or of the end of the relay
 	// that it names. It must not block.
 	Changed(key ident.AgentKey, rec store.AgentRecord)

@@ -127,7 +127,7 @@ func TestTunnelKeepsTasksOutUntilItIsClosed(t *testing.T) {
 		if _, err := r.Renew(t.Context(), "x", box, "before", ident.Secret(before.LeaseToken), time.Minute); err != nil {
 			t.Errorf("a lease that ran before the tunnel was not renewed: %v", err)
 		}
-		closed, err := r.Close(t.Context(), "user:alice", box, nil, true, gate.ReasonAsked)
+		closed, err := r.Close(t.Context(), "user:alice", box, nil, true, store.ReasonAsked)
 		if err != nil || !slices.Equal(closed, []ident.SessionID{o.Tunnel.Session}) {
 			t.Fatalf("close: %v, %v", closed, err)
 		}

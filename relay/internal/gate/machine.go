@@ -13,17 +13,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// Reasons for which a tunnel closes, as audit, notices and logs name them.
-const (
-	ReasonAsked   = "closed by a user"
-	ReasonExpired = "expired"
-	ReasonIdle    = "idle"
-	ReasonRevoked = "the credential that opened it was revoked"
-	ReasonPort    = "the agent does not allow the port"
-	ReasonWait    = "the running tasks did not end in time"
-	ReasonLeft    = "the caller left while waiting"
-)
-
 // ErrSuperseded says that a newer process with the agent's name lives.
 var ErrSuperseded = errors.New("a newer process with this agent's name is connected")
 
@@ -100,9 +89,9 @@ func (s *Step) Expire() error {
 		switch {
 		case reason != "":
 		case t.State == store.TunnelWaiting:
-			reason = ReasonWait
+			reason = store.ReasonWait
 		default:
-			reason = ReasonExpired
+			reason = store.ReasonExpired
 		}
 		s.remove(id, audit.TunnelExpired, reason)
 		changed = true
@@ -121,7 +110,7 @@ func (s *Step) Expire() error {
 }
 
 // remove takes a tunnel out of the record and its own record out of the store.
-func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
+func (s *Step) remove(id ident.SessionID, kind audit.Event, reason store.Reason) {
 	if s.Record.Tunnels[id].State != store.TunnelWaiting { // a waiting one has no record yet
 		s.Effects.DeleteTunnels = append(s.Effects.DeleteTunnels, id)
 	}
@@ -136,7 +125,7 @@ func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
 	}
 	ended[id] = store.TunnelEnd{At: s.Now, Reason: reason}
 	s.Record.Ended = ended
-	s.event(Event{Kind: kind, Session: id, Detail: reason})
+	s.event(Event{Kind: kind, Session: id, Detail: string(reason)})
 }
 
 // forgetEnded drops why tunnels ended that nobody comes back to any more.
@@ -251,7 +240,7 @@ func (s *Step) Extend(id ident.SessionID, expires time.Time) (time.Time, error) 
 // BeginClose is the first phase of closing: the tunnels named, or all, still keep
 // tasks out but carry no more bytes. It returns those that now close or already
 // did. A tunnel that waits has carried nothing and is gone at once.
-func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ident.SessionID, error) {
+func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason store.Reason) ([]ident.SessionID, error) {
 	dropped := s.Expire() == nil
 	if all {
 		ids = sortedKeys(s.Record.Tunnels)
@@ -273,7 +262,7 @@ func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ide
 		default:
 			t.State, t.ClosingSince, t.Reason = store.TunnelClosing, s.Now, reason
 			s.put(id, t)
-			s.event(Event{Kind: audit.TunnelClosing, Session: id, Detail: reason})
+			s.event(Event{Kind: audit.TunnelClosing, Session: id, Detail: string(reason)})
 			out, changed = append(out, id), true
 		}
 	}

@@ -100,12 +100,12 @@ func (s *Step) Release(task ident.TaskID, tokenHash string, completed bool) (sto
 	}
 	delete(s.Record.Leases, task)
 	_ = s.Expire()
-	detail := "failed"
+	outcome := api.TaskFailed
 	if completed {
 		s.Record.Completed++
-		detail = "completed"
+		outcome = api.TaskCompleted
 	}
-	s.event(Event{Kind: audit.TaskReleased, Task: task, Fencing: l.Fencing, Detail: detail})
+	s.event(Event{Kind: audit.TaskReleased, Task: task, Fencing: l.Fencing, Detail: string(outcome)})
 	return l, nil
 }
 

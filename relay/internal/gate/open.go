@@ -171,9 +171,9 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 	if err == nil {
 		return rec, nil
 	}
-	reason := ReasonWait
+	reason := store.ReasonWait
 	if ctx.Err() != nil {
-		reason = ReasonLeft
+		reason = store.ReasonLeft
 	}
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTime)
 	defer cancel()

@@ -19,7 +19,7 @@ func sessionClosed() *api.Problem {
 }
 
 func waitedTooLong() *api.Problem {
-	return refuse(api.CodeAgentBusy, 15*time.Second, ReasonWait)
+	return refuse(api.CodeAgentBusy, 15*time.Second, string(store.ReasonWait))
 }
 
 func leaseExpired() *api.Problem {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -103,17 +104,9 @@ type Config struct {
 	Event func(Event)
 }
 
-// The kinds of event.
-const (
-	EventConnected  = "agent_connected"
-	EventGone       = "agent_gone"
-	EventSuperseded = "agent_superseded"
-	EventRefused    = "agent_refused" // by its credential
-)
-
 // Event is a change of an agent's session.
 type Event struct {
-	Kind       string // one of the Event… constants
+	Kind       audit.Event
 	Key        ident.AgentKey
 	Epoch      uint64
 	RemoteAddr string
@@ -376,7 +369,7 @@ func (h *Hub) Drain(ctx context.Context) {
 	h.awaitMoves(ctx, all)
 }
 
-func (h *Hub) closeAll(reason, detail string) {
+func (h *Hub) closeAll(reason wire.GoodbyeReason, detail string) {
 	h.mu.Lock()
 	all := make([]*session, 0, len(h.sessions))
 	for _, s := range h.sessions {

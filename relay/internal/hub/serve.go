@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -149,7 +150,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	}
 	key := ident.AgentKey{Team: p.Team, Agent: hello.Agent}
 	if err := h.cfg.Creds.MayLink(*p, key); err != nil {
-		h.cfg.Event(Event{Kind: EventRefused, Key: key, RemoteAddr: remote, Detail: err.Error(), Principal: *p})
+		h.cfg.Event(Event{Kind: audit.AuthRefused, Key: key, RemoteAddr: remote, Detail: "link: " + err.Error(), Principal: *p})
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
 	}
 	m.index = hello.LinkIndex
@@ -164,7 +165,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	return s, m, in, nil
 }
 
-func (h *Hub) refuse(m *member, reason, detail string) error {
+func (h *Hub) refuse(m *member, reason wire.GoodbyeReason, detail string) error {
 	h.metrics.connects.WithLabelValues("refused").Inc()
 	bye := wire.Goodbye{Reason: reason, Detail: detail}
 	m.goodbye(bye)
@@ -259,7 +260,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	h.mu.Unlock()
 	h.metrics.connects.WithLabelValues("ok").Inc()
 	h.log.Info("agent connected", "team", key.Team, "agent", key.Agent, "epoch", epoch, "version", hello.Version, "remote", remote)
-	h.cfg.Event(Event{Kind: EventConnected, Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
+	h.cfg.Event(Event{Kind: audit.AgentConnected, Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
 	return s, nil
 }
 
@@ -268,7 +269,7 @@ func (h *Hub) replace(old, s *session, remote string) {
 	detail := "this agent connected again"
 	if old.instance != s.instance {
 		detail = fmt.Sprintf("another process named %q connected from %s; give one of the two another agent_id, or stop one", s.key.Agent, remote)
-		h.cfg.Event(Event{Kind: EventSuperseded, Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
+		h.cfg.Event(Event{Kind: audit.AgentSuperseded, Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
 	}
 	old.end(wire.Goodbye{Reason: wire.GoodbyeSuperseded, Detail: detail})
 }

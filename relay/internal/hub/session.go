@@ -129,7 +129,7 @@ func (m *member) goodbye(bye wire.Goodbye) {
 type GoodbyeError struct{ wire.Goodbye }
 
 // Error names the reason.
-func (e *GoodbyeError) Error() string { return "goodbye: " + e.Reason + ": " + e.Detail }
+func (e *GoodbyeError) Error() string { return "goodbye: " + string(e.Reason) + ": " + e.Detail }
 
 func (s *session) snapshot() store.Presence {
 	s.mu.Lock()

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
-	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -354,7 +354,7 @@ func TestPortPolicyOfTheAgent(t *testing.T) {
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
 	eventually(t, "the tunnel closes", func() bool {
 		reason, ok := w.local.WasCut(o.SessionID)
-		return ok && reason == gate.ReasonPort
+		return ok && reason == store.ReasonPort
 	})
 	w.prober.set(wire.Probed{Allowed: true, Listening: false}, 300*time.Millisecond)
 	o = into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)

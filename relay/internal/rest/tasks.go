@@ -112,14 +112,14 @@ func (a *API) releaseTask(w http.ResponseWriter, r *http.Request, p creds.Princi
 	if req.LeaseToken == "" {
 		return invalid("lease_token", "is needed, in the body or as "+headerLease)
 	}
-	outcome, ok := q["outcome"]
-	if !ok {
-		outcome = "completed"
+	outcome := api.TaskCompleted
+	if text, ok := q["outcome"]; ok {
+		outcome = api.TaskOutcome(text)
 	}
-	if outcome != "completed" && outcome != "failed" {
+	if outcome != api.TaskCompleted && outcome != api.TaskFailed {
 		return invalid("outcome", "completed or failed")
 	}
-	if err := a.cfg.Gate.Release(r.Context(), p.Name, key, ident.TaskID(r.PathValue("task_id")), ident.Secret(req.LeaseToken), outcome == "completed"); err != nil {
+	if err := a.cfg.Gate.Release(r.Context(), p.Name, key, ident.TaskID(r.PathValue("task_id")), ident.Secret(req.LeaseToken), outcome == api.TaskCompleted); err != nil {
 		return err
 	}
 	return sendNothing(w)

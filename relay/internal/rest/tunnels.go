@@ -262,7 +262,7 @@ func (l *lateProbe) follow(a *API, t store.TunnelRecord) {
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
 		if !got.Allowed {
-			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, gate.ReasonPort); cerr != nil {
+			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, store.ReasonPort); cerr != nil {
 				a.log.Warn("close a tunnel to a port that is not allowed", "session_id", t.Session, "error", cerr)
 			}
 			return
@@ -335,7 +335,7 @@ func (a *API) closeTunnels(w http.ResponseWriter, r *http.Request, p creds.Princ
 		}
 		ids = append(ids, id)
 	}
-	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, gate.ReasonAsked)
+	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, store.ReasonAsked)
 	if err != nil {
 		return err
 	}

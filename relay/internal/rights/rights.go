@@ -25,12 +25,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// Reasons for which tunnels close, as audit, notices and logs name them.
-const (
-	reasonOperator = "closed by the operator"
-	reasonTeam     = "the team was removed"
-)
-
 // atOnce is how many agents' tunnels are closed at the same time.
 const atOnce = 16
 
@@ -45,7 +39,7 @@ type Creds interface {
 
 // Gate closes tunnels.
 type Gate interface {
-	Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason string) ([]ident.SessionID, error)
+	Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason store.Reason) ([]ident.SessionID, error)
 }
 
 // Links takes named links back.
@@ -113,7 +107,7 @@ func (r *Rights) Revoke(ctx context.Context, by creds.Principal, team ident.Team
 		return t.Team == team && opened(t.Credential) && !slices.ContainsFunc(tunnels, func(o store.TunnelRecord) bool { return o.Session == t.Session })
 	})...)
 	out.Tunnels = len(tunnels)
-	if cerr := r.close(ctx, by, tunnels, gate.ReasonRevoked); cerr != nil {
+	if cerr := r.close(ctx, by, tunnels, store.ReasonRevoked); cerr != nil {
 		return out, cerr
 	}
 	for _, l := range links {
@@ -152,12 +146,12 @@ func (r *Rights) openedBy(t store.TunnelRecord, user ident.UserID) bool {
 // Close closes the tunnels that a filter chooses, and returns them.
 func (r *Rights) Close(ctx context.Context, by creds.Principal, f Filter) ([]store.TunnelRecord, error) {
 	list := r.Tunnels(f)
-	return list, r.close(ctx, by, list, reasonOperator)
+	return list, r.close(ctx, by, list, store.ReasonOperator)
 }
 
 // close closes tunnels, those of an agent in one step. What others closed meanwhile is
 // passed over.
-func (r *Rights) close(ctx context.Context, by creds.Principal, tunnels []store.TunnelRecord, reason string) error {
+func (r *Rights) close(ctx context.Context, by creds.Principal, tunnels []store.TunnelRecord, reason store.Reason) error {
 	of := map[ident.AgentKey][]ident.SessionID{}
 	for _, t := range tunnels {
 		of[t.Key()] = append(of[t.Key()], t.Session)
@@ -262,7 +256,7 @@ func (r *Rights) RemoveTeam(ctx context.Context, by creds.Principal, team ident.
 		return t.Team == team && !slices.ContainsFunc(mine, func(o store.TunnelRecord) bool { return o.Session == t.Session })
 	})
 	out.Tunnels += len(late)
-	if err := r.close(ctx, by, append(mine, late...), reasonTeam); err != nil {
+	if err := r.close(ctx, by, append(mine, late...), store.ReasonTeam); err != nil {
 		return out, err
 	}
 	if err := r.cutOff(ctx, team); err != nil {

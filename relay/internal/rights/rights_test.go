@@ -36,7 +36,7 @@ type relay struct {
 	links       map[ident.LinkID]store.LinkRecord
 	agents      map[ident.AgentKey]store.AgentRecord
 	enrolments  map[ident.TeamID]int
-	reasons     map[ident.SessionID]string
+	reasons     map[ident.SessionID]store.Reason
 	failAt      int
 	audit       *gatetest.Audit
 }
@@ -130,7 +130,7 @@ func (r revoker) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID,
 // closer is the gate.
 type closer struct{ *relay }
 
-func (r closer) Close(_ context.Context, _ string, key ident.AgentKey, ids []ident.SessionID, _ bool, reason string) ([]ident.SessionID, error) {
+func (r closer) Close(_ context.Context, _ string, key ident.AgentKey, ids []ident.SessionID, _ bool, reason store.Reason) ([]ident.SessionID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, id := range ids {
@@ -169,7 +169,7 @@ func (r linker) Revoke(_ context.Context, _ string, _ ident.SessionID, id ident.
 func newRelay() (*relay, *rights.Rights) {
 	r := &relay{
 		credentials: map[ident.CredentialID]store.CredentialRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{}, links: map[ident.LinkID]store.LinkRecord{},
-		agents: map[ident.AgentKey]store.AgentRecord{}, enrolments: map[ident.TeamID]int{ours: 2, theirs: 1}, reasons: map[ident.SessionID]string{}, audit: &gatetest.Audit{},
+		agents: map[ident.AgentKey]store.AgentRecord{}, enrolments: map[ident.TeamID]int{ours: 2, theirs: 1}, reasons: map[ident.SessionID]store.Reason{}, audit: &gatetest.Audit{},
 	}
 	for _, c := range []store.CredentialRecord{
 		{ID: "maker", Team: ours, User: "bob"}, {ID: "child", Team: ours, MadeBy: "maker"}, {ID: "other", Team: ours}, {ID: "foreign", Team: theirs, MadeBy: "maker"},

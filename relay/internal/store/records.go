@@ -41,8 +41,25 @@ type AgentRecord struct {
 // TunnelEnd is when and why a tunnel closed.
 type TunnelEnd struct {
 	At     time.Time `json:"at"`
-	Reason string    `json:"reason"`
+	Reason Reason    `json:"reason"`
 }
+
+// Reason says why a tunnel closes, as records, audit, notices and logs name it.
+type Reason string
+
+// The reasons. Relays of other releases may write others into records.
+const (
+	ReasonAsked    Reason = "closed by a user"
+	ReasonExpired  Reason = "expired"
+	ReasonIdle     Reason = "idle"
+	ReasonRevoked  Reason = "the credential that opened it was revoked"
+	ReasonPort     Reason = "the agent does not allow the port"
+	ReasonWait     Reason = "the running tasks did not end in time"
+	ReasonLeft     Reason = "the caller left while waiting"
+	ReasonOperator Reason = "closed by the operator"
+	ReasonTeam     Reason = "the team was removed"
+	ReasonClosed   Reason = "closed" // why is not known: a relay of the last release wrote the record
+)
 
 // Clone returns a copy that shares nothing with r; its maps are never nil.
 func (r AgentRecord) Clone() AgentRecord {
@@ -77,7 +94,7 @@ type TunnelState struct {
 	Expires time.Time `json:"expires"`
 	// Closing says since when and why a closing tunnel closes.
 	ClosingSince time.Time `json:"closing_since,omitzero"`
-	Reason       string    `json:"reason,omitempty"`
+	Reason       Reason    `json:"reason,omitempty"`
 	// Cut are the relays that carry nothing of a closing tunnel any more; not kept
 	// where one relay alone can.
 	Cut []ident.RelayID `json:"cut,omitempty"`
