@@ -92,7 +92,7 @@ var (
 	CodeTooManyRequests    = code("too_many_requests", http.StatusTooManyRequests, HopRelay, "the tunnel carries as many requests and connections as it may")
 	CodeTooManyOpens       = code("too_many_opens", http.StatusTooManyRequests, HopRelay, "the caller opens tunnels too fast")
 	CodeTooManyLinks       = code("too_many_links", http.StatusTooManyRequests, HopRelay, "the agents of a credential or a team connect too fast")
-	CodeTooManyTries       = code("too_many_tries", http.StatusTooManyRequests, HopRelay, "too many secrets were tried, from this address or in all")
+	CodeTooManyTries       = code("too_many_tries", http.StatusTooManyRequests, HopRelay, "too many tries to get in, from this address or in all")
 
 	// The machine and its tasks.
 	CodeAgentOffline      = code("agent_offline", http.StatusServiceUnavailable, HopLink, "the machine has no link to a relay")
@@ -136,7 +136,6 @@ var (
 	// Answers that are no problem documents, as the commands report them.
 	CodeNotARelay     = local("not_a_relay", http.StatusBadGateway, "", "what answered is no Adit relay")
 	CodeNotATCPTunnel = local("not_a_tcp_tunnel", http.StatusBadGateway, "", "the address is that of a web app's tunnel, or of none")
-	CodeUnknown       = local("unknown", http.StatusBadGateway, HopAgent, "the agent's answer says no more than its status")
 )
 
 // RelayCodes lists what a relay may answer, sorted.

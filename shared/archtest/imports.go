@@ -21,6 +21,7 @@ var userCLI = []string{"relay/cmd/adit", "relay/internal/aditcli"}
 // layers order the packages of a half and of shared: a package imports only from
 // its own rank and lower ones. Packages that are not named have no rank.
 var layers = map[string]int{
+	"shared/apps":      0,
 	"shared/ident":     0,
 	"shared/printable": 0,
 	"shared/api":       1, "shared/wire": 1,

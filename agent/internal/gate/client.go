@@ -7,16 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -130,12 +128,12 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return out, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode >= http.StatusBadRequest {
+		return out, client.ReadProblem(resp)
+	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return out, fmt.Errorf("read answer: %w", err)
-	}
-	if resp.StatusCode >= http.StatusBadRequest {
-		return out, problemOf(resp, answer)
 	}
 	if len(bytes.TrimSpace(answer)) == 0 {
 		return out, nil
@@ -144,18 +142,4 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		return out, fmt.Errorf("read answer: %w", err)
 	}
 	return out, nil
-}
-
-func problemOf(resp *http.Response, answer []byte) *api.Problem {
-	p := api.NewProblem(api.CodeUnknown, resp.Status).WithStatus(resp.StatusCode)
-	if typ, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); typ == api.ProblemContentType {
-		var read api.Problem
-		if json.Unmarshal(answer, &read) == nil {
-			p = &read
-		}
-	}
-	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
-		p.RetryAfter = api.Duration(time.Duration(n) * time.Second)
-	}
-	return p
 }

@@ -87,11 +87,11 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 	case !by.MayManageCredentials() || !by.MayUseTeam(team):
 		return none, "", api.NewProblem(api.CodeForbidden, "enrolment tokens are made by the team's people and by the operator")
 	case life < minLife || life > maxLife:
-		return none, "", outOfRange("expires_in: 1m to 7d")
+		return none, "", api.NewProblem(api.CodeOutOfRange, "expires_in: 1m to 7d")
 	}
 	if agent != "" {
 		if _, err := ident.ParseAgentID(string(agent)); err != nil {
-			return none, "", outOfRange("agent_id: " + err.Error())
+			return none, "", api.NewProblem(api.CodeOutOfRange, "agent_id: "+err.Error())
 		}
 	}
 	token, now := newToken(e.cfg.Key), e.cfg.Now().UTC()
@@ -138,18 +138,18 @@ func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {
 	if !e.tries.address(e.cfg.Remote(r)) {
-		return api.Enrolled{}, rateLimited("too many enrolments from this address: try again later", addressEvery)
+		return api.Enrolled{}, api.NewProblem(api.CodeTooManyTries, "too many enrolments from this address: try again later").WithRetry(addressEvery)
 	}
 	token, err := creds.Bearer(r)
 	if err != nil {
 		return api.Enrolled{}, err
 	}
 	if !strings.HasPrefix(token.Reveal(), ident.PrefixEnrol) {
-		return api.Enrolled{}, refused("this is no enrolment token: those begin with " + ident.PrefixEnrol)
+		return api.Enrolled{}, api.NewProblem(api.CodeEnrolmentRefused, "this is no enrolment token: those begin with "+ident.PrefixEnrol)
 	}
 	// Who holds a token of this pool is not kept out by those who guess.
 	if !sealed(e.cfg.Key, token) && !e.tries.guess() {
-		return api.Enrolled{}, rateLimited("too many unknown enrolment tokens are tried: try again later", time.Second)
+		return api.Enrolled{}, api.NewProblem(api.CodeTooManyTries, "too many unknown enrolment tokens are tried: try again later").WithRetry(time.Second)
 	}
 	hash := token.Hash()
 	// The token first: who has none learns nothing of what a body must be.
@@ -158,7 +158,7 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 		return api.Enrolled{}, storeProblem(err)
 	}
 	if !e.makerLives(seen) {
-		return api.Enrolled{}, refused("the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
+		return api.Enrolled{}, api.NewProblem(api.CodeEnrolmentRefused, "the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
 	}
 	agent, err := readAgent(w, r)
 	if err != nil {
@@ -224,26 +224,14 @@ func readAgent(w http.ResponseWriter, r *http.Request) (ident.AgentID, error) {
 	}
 	agent, err := ident.ParseAgentID(string(req.AgentID))
 	if err != nil {
-		return "", outOfRange("agent_id: " + err.Error())
+		return "", api.NewProblem(api.CodeOutOfRange, "agent_id: "+err.Error())
 	}
 	return agent, nil
 }
 
-func outOfRange(detail string) *api.Problem {
-	return api.NewProblem(api.CodeOutOfRange, detail)
-}
-
-func refused(detail string) *api.Problem {
-	return api.NewProblem(api.CodeEnrolmentRefused, detail)
-}
-
-func rateLimited(detail string, wait time.Duration) error {
-	return api.NewProblem(api.CodeTooManyTries, detail).WithRetry(wait)
-}
-
 func storeProblem(err error) *api.Problem {
 	if errors.Is(err, store.ErrNotFound) {
-		return refused("the enrolment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
+		return api.NewProblem(api.CodeEnrolmentRefused, "the enrolment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
 	}
 	if refusal := store.Refusal(err); refusal != nil {
 		return refusal
