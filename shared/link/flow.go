@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // yamux owns a stream's life: its number, its opening and accepting, its ends. Its
@@ -409,12 +407,4 @@ func (s *Stream) flowError(err error) error {
 		return s.link.dead()
 	}
 	return err
-}
-
-// refused says whether the peer refused the hello.
-func (s *Stream) refused() (wire.Verdict, bool) {
-	if v := s.refusal.Load(); v != nil {
-		return *v, true
-	}
-	return wire.Verdict{}, false
 }

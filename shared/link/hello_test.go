@@ -148,6 +148,27 @@ func TestVerdictHasAContext(t *testing.T) {
 	mustRead(t, near, "late")
 }
 
+// A stream that is passed on is answered twice.
+func TestSecondVerdict(t *testing.T) {
+	client, server := tcpPair(t, link.Config{})
+	h := hello()
+	near, err := link.OpenHello(t.Context(), server, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := accept(t, client, h, wire.Verdict{})
+	if err := near.Verdict(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	near.AwaitVerdict()
+	no := wire.Verdict{Code: wire.CodePaused, Text: "lunch"}
+	mustWrite(t, far, string(wire.AppendVerdict(nil, no))+"data")
+	var v wire.Verdict
+	if _, err := near.Read(make([]byte, 1)); !errors.As(err, &v) || v != no {
+		t.Errorf("the second verdict reads as %v; want %v", err, no)
+	}
+}
+
 func TestNoVerdictIsAnError(t *testing.T) {
 	client, server := tcpPair(t, link.Config{})
 	near, err := link.OpenHello(t.Context(), server, hello())

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +40,7 @@ type Stream struct {
 	// Of a stream opened with a hello: the verdict is read before the first data.
 	waits   atomic.Bool // for the verdict
 	vmu     sync.Mutex  // held while reading it
-	vbuf    []byte      // what came of it so far
+	answer  wire.VerdictReader
 	refusal atomic.Pointer[wire.Verdict]
 }
 
@@ -67,8 +66,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	if v := s.refusal.Load(); v != nil {
-		return 0, *v
+	if v, ok := s.refused(); ok {
+		return 0, v
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -279,10 +278,7 @@ func (s *Stream) Link() *Link { return s.link }
 // the way; this is for those who must know before.
 func (s *Stream) Verdict(ctx context.Context) error {
 	if !s.waits.Load() {
-		if v := s.refusal.Load(); v != nil {
-			return *v
-		}
-		return nil
+		return s.verdict()
 	}
 	result := make(chan error, 1)
 	if !s.link.spawn(func() { result <- s.verdict() }) {
@@ -296,41 +292,47 @@ func (s *Stream) Verdict(ctx context.Context) error {
 	}
 }
 
+// AwaitVerdict has the stream read another verdict before any more data: on a stream that
+// is passed on, whoever passes it on answers first, and then the one whom it is for. The
+// verdict before must have been read.
+func (s *Stream) AwaitVerdict() {
+	s.vmu.Lock()
+	defer s.vmu.Unlock()
+	s.answer = wire.VerdictReader{}
+	s.waits.Store(true)
+}
+
 // verdict reads the verdict, unless another call has. A call that a deadline
 // interrupted leaves the rest to the next.
 func (s *Stream) verdict() error {
 	s.vmu.Lock()
 	defer s.vmu.Unlock()
-	for s.waits.Load() {
-		v, err := wire.ReadVerdict(bytes.NewReader(s.vbuf))
-		if err == nil {
-			if v.Code != wire.CodeOK {
-				s.refusal.Store(&v)
-			}
-			s.vbuf = nil
-			s.waits.Store(false)
-			break
-		}
-		if !errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("read stream: %w", err)
-		}
-		// Not a byte more than the verdict: first its fixed part, then the rest.
-		need := 4
-		if n := len(s.vbuf); n >= 4 {
-			need = 4 + int(s.vbuf[2])<<8 + int(s.vbuf[3])
-		}
-		chunk := make([]byte, need-len(s.vbuf))
-		n, err := s.read(chunk)
-		s.vbuf = append(s.vbuf, chunk[:n]...)
+	if s.waits.Load() {
+		v, err := s.answer.Read((*unjudged)(s))
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = fmt.Errorf("read verdict: %w", io.ErrUnexpectedEOF)
-			}
 			return err
 		}
+		if v.Code != wire.CodeOK {
+			s.refusal.Store(&v)
+		}
+		s.waits.Store(false)
 	}
-	if v := s.refusal.Load(); v != nil {
-		return *v
+	if v, ok := s.refused(); ok {
+		return v
 	}
 	return nil
+}
+
+// unjudged reads a stream's bytes from the verdict on.
+type unjudged Stream
+
+// Read implements io.Reader.
+func (s *unjudged) Read(p []byte) (int, error) { return (*Stream)(s).read(p) }
+
+// refused says whether the peer refused the hello.
+func (s *Stream) refused() (wire.Verdict, bool) {
+	if v := s.refusal.Load(); v != nil {
+		return *v, true
+	}
+	return wire.Verdict{}, false
 }

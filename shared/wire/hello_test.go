@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -208,6 +209,41 @@ func FuzzHello(f *testing.F) {
 			t.Errorf("what was read should pass unchanged; got %+v, %v, want %+v", back, err, h)
 		}
 	})
+}
+
+// interrupted returns a byte, and then an error, in turn.
+type interrupted struct {
+	b    []byte
+	stop bool
+}
+
+func (r *interrupted) Read(p []byte) (int, error) {
+	if r.stop = !r.stop; r.stop || len(r.b) == 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n := copy(p[:1], r.b)
+	r.b = r.b[n:]
+	return n, nil
+}
+
+func TestVerdictReaderGoesOn(t *testing.T) {
+	for _, want := range []wire.Verdict{{}, {Code: wire.CodePaused, Text: "lunch"}} {
+		r := &interrupted{b: append(wire.AppendVerdict(nil, want), "data"...)}
+		var v wire.VerdictReader
+		for {
+			got, err := v.Read(r)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				continue
+			}
+			if err != nil || got != want {
+				t.Errorf("in pieces the verdict arrives as %+v, %v; want %+v", got, err, want)
+			}
+			break
+		}
+		if string(r.b) != "data" {
+			t.Errorf("behind the verdict %q is left; want what was sent", r.b)
+		}
+	}
 }
 
 func FuzzVerdict(f *testing.F) {

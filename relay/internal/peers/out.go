@@ -282,6 +282,7 @@ func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*St
 		st, w, err := p.openAt(ctx, id, key, epoch, h)
 		if err == nil {
 			p.metrics.opens.WithLabelValues("ok").Inc()
+			st.AwaitVerdict() // the agent's own
 			return &Stream{Stream: st, way: w, stale: func() bool {
 				rec, alive := p.cfg.Pool.Relay(id)
 				return !alive || rec.Draining

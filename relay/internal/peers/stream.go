@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -20,24 +17,12 @@ type Stream struct {
 	*link.Stream
 	way   *way
 	stale func() bool // the other relay stops or is gone
-
-	done atomic.Bool // the verdict was read
-	mu   sync.Mutex
-	buf  []byte // of the verdict
-	err  error  // what it was
 }
 
 // Read returns the agent's refusal as a wire.Verdict, or its app's data.
 func (s *Stream) Read(p []byte) (int, error) {
-	if !s.done.Load() {
-		if err := s.verdict(); err != nil {
-			return 0, err
-		}
-	} else if s.err != nil {
-		return 0, s.err
-	}
 	n, err := s.Stream.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, link.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) && s.stale() {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, link.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.As(err, new(wire.Verdict)) && s.stale() {
 		err = fmt.Errorf("%w: the relay that held the agent stops: %w", link.ErrClosed, err)
 	}
 	return n, err
@@ -50,71 +35,6 @@ func (s *Stream) Stale() bool { return s.stale() }
 // Leaving says that the other relay ends what still passes there: what can begin
 // anew another way should do so now.
 func (s *Stream) Leaving() bool { return s.way.leaving.Load() }
-
-// Verdict waits for the agent's answer to the hello.
-func (s *Stream) Verdict(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
-	err := s.verdict()
-	if !stop() {
-		if ctx.Err() != nil && !s.done.Load() {
-			return context.Cause(ctx)
-		}
-		_ = s.SetReadDeadline(time.Time{})
-	}
-	return err
-}
-
-// verdict reads the verdict, unless another call has. One that a deadline
-// interrupted leaves the rest to the next.
-func (s *Stream) verdict() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !s.done.Load() {
-		// Not a byte more than the verdict: first its fixed part, then the rest.
-		need := 4
-		if len(s.buf) >= 4 {
-			need += int(s.buf[2])<<8 + int(s.buf[3])
-			if need > 4+wire.MaxVerdictText {
-				return wire.ErrMalformed
-			}
-		}
-		if len(s.buf) < need {
-			chunk := make([]byte, need-len(s.buf))
-			n, err := s.Stream.Read(chunk)
-			s.buf = append(s.buf, chunk[:n]...)
-			if errors.Is(err, io.EOF) && len(s.buf) < need {
-				return io.ErrUnexpectedEOF
-			}
-			if err != nil && !errors.Is(err, io.EOF) {
-				return err
-			}
-			continue
-		}
-		v, err := wire.ReadVerdict(&whole{s.buf})
-		if err != nil {
-			return err
-		}
-		if v.Code != wire.CodeOK {
-			s.err = v
-		}
-		s.buf = nil
-		s.done.Store(true)
-	}
-	return s.err
-}
-
-// whole reads a slice.
-type whole struct{ b []byte }
-
-// Read implements io.Reader.
-func (w *whole) Read(p []byte) (int, error) {
-	if len(w.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, w.b)
-	w.b = w.b[n:]
-	return n, nil
-}
 
 // agentEnd is the agent's end of a stream that is passed on: what it reads begins
 // with the agent's verdict, which the other relay waits for. After a refusal it
