@@ -29,6 +29,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/terminal"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -157,7 +158,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read credential: %w", err)
 			}
-			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Budget: unread, Logger: log, Hooks: hooks}})
+			return link.Dial(ctx, carrier.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy}, link.Config{Budget: unread, Logger: log, Hooks: hooks})
 		},
 		Machine: a.board, Desk: a.desk, Probe: prober.Probe, Tunnels: a.tunnels,
 		StopGrace: conf.StopGrace.D(), Kill: opts.Kill, Notify: opts.Notify, Logger: log, Registerer: reg,

@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -187,7 +188,7 @@ func TestSilentSocketsKeepNoRelayOut(t *testing.T) {
 // knock makes a link with a credential, says who it is, and goes.
 func knock(t *testing.T, r *world.Relay, token, id string) {
 	t.Helper()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -100,7 +101,7 @@ func (a *invention) one(ctx context.Context, places chan struct{}) {
 	n := a.next.Add(1)
 	dial, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	l, err := link.Dial(dial, link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", a.relay.Port), Token: a.token})
+	l, err := link.Dial(dial, carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", a.relay.Port), Token: a.token}, link.Config{})
 	if err != nil {
 		what := "no link"
 		if p, ok := errors.AsType[*api.Problem](err); ok {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -47,7 +48,7 @@ func fakeAgent(r *world.Relay, team, id string, serve func(net.Conn)) *link.Link
 	t.Helper()
 	token := r.Credential("agent", team, "--agent", id, "--name", "fake-"+id)
 	ctx := t.Context()
-	l, err := link.Dial(ctx, link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)})
+	l, err := link.Dial(ctx, carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // discard is Write when the carrier takes no more. An error would make yamux end
@@ -31,7 +33,7 @@ func (m *mux) hungUp(err error) {
 func (m *mux) fail(err error) {
 	if m.err == nil {
 		if errors.Is(err, io.EOF) {
-			err = errPeerClosed
+			err = carrier.ErrPeerClosed
 		}
 		m.err = err
 		m.room.Broadcast()

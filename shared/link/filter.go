@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 var (
@@ -157,8 +159,8 @@ func (m *mux) receive(f *flow, n int) error {
 
 // skip reads over what nobody wants.
 func (m *mux) skip(n int) error {
-	box := getBuffer(min(n, bigBuffer))
-	defer putBuffer(box)
+	box := carrier.GetBuffer(min(n, carrier.BigBuffer))
+	defer carrier.PutBuffer(box)
 	for n > 0 {
 		k, err := m.fetch((*box)[:min(n, cap(*box))])
 		if n -= k; err != nil && n > 0 {

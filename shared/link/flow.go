@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // yamux owns a stream's life: its number, its opening and accepting, its ends. Its
@@ -111,7 +113,7 @@ func (f *flow) read(m *mux, p []byte) (int, error) {
 
 // buffer is how much memory a reader or writer holds for p: all that p is a part of,
 // as far as that can be seen.
-func buffer(p []byte) int64 { return min(int64(cap(p)), bigBuffer) }
+func buffer(p []byte) int64 { return min(int64(cap(p)), carrier.BigBuffer) }
 
 // take waits for credit and returns how much of p may be sent.
 func (f *flow) take(m *mux, p []byte) (int, error) {

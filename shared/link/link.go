@@ -13,11 +13,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // ErrClosed is wrapped by every error of a link that is dead, and of its streams.
@@ -31,7 +34,6 @@ var ErrTooManyStreams = errors.New("too many streams on this link")
 var ErrReset = errors.New("stream reset by the peer")
 
 var (
-	errPeerClosed  = errors.New("the peer closed the connection")
 	errSilent      = errors.New("nothing heard from the peer")
 	errLocal       = errors.New("closed on this side")
 	errOpenTimeout = errors.New("the link did not take the stream in time")
@@ -142,7 +144,7 @@ type Link struct {
 	session    *yamux.Session
 	mux        *mux
 	pulse      *pulse
-	carrier    carrier
+	conn       carrier.Conn
 	congestion string
 	remote     net.Addr
 
@@ -159,30 +161,48 @@ type Link struct {
 	wg      sync.WaitGroup
 }
 
+// Dial makes a link to a relay. ctx bounds the connecting only.
+func Dial(ctx context.Context, opts carrier.DialOptions, cfg Config) (*Link, error) {
+	c, err := carrier.Dial(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(c, cfg, true)
+}
+
+// Accept makes a link of an upgrade request, as carrier.Accept does.
+func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
+	c, err := carrier.Accept(w, r)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(c, cfg, false)
+}
+
 // NewClient makes a link on any connection, in the role of the side that dialled.
 // The link owns the connection from then on, also when an error is returned.
 func NewClient(conn net.Conn, cfg Config) (*Link, error) {
-	return newLink(newRaw(conn), cfg, true)
+	return newLink(carrier.New(conn), cfg, true)
 }
 
 // NewServer makes a link on any connection, in the role of the side that accepted.
 // The link owns the connection from then on, also when an error is returned.
 func NewServer(conn net.Conn, cfg Config) (*Link, error) {
-	return newLink(newRaw(conn), cfg, false)
+	return newLink(carrier.New(conn), cfg, false)
 }
 
-func newLink(c carrier, cfg Config, client bool) (*Link, error) {
+func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 	cfg = cfg.withDefaults()
 	l := &Link{
 		cfg:     cfg,
-		carrier: c,
-		remote:  c.conn().RemoteAddr(),
+		conn:    c,
+		remote:  c.NetConn().RemoteAddr(),
 		opening: make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
 		done:    make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
 	l.mux.greeting.Store(cfg.Greets)
-	l.congestion, l.mux.line = tune(c.conn())
+	l.congestion, l.mux.line = carrier.Tune(c)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
 		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping
@@ -233,7 +253,7 @@ func (l *Link) finish() {
 	}
 	// A cause that counts as io.EOF would make a dead link look like a clean end.
 	if cause == nil || errors.Is(cause, io.EOF) {
-		cause = errPeerClosed
+		cause = carrier.ErrPeerClosed
 	}
 	l.mu.Lock()
 	l.cause = cause
@@ -288,7 +308,7 @@ func (l *Link) Close(cause error) error {
 		}
 		l.mu.Unlock()
 		if l.mux.drain(time.Second) {
-			l.carrier.goodbye(cause.Error(), 500*time.Millisecond)
+			l.conn.CloseHandshake(cause.Error(), 500*time.Millisecond)
 		}
 		l.kill(cause)
 	})
@@ -329,7 +349,7 @@ func (l *Link) Congestion() string { return l.congestion }
 
 // Carrier says what carries the link: "tcp" (a plain connection or an HTTP
 // upgrade) or "websocket".
-func (l *Link) Carrier() string { return l.carrier.name() }
+func (l *Link) Carrier() string { return l.conn.Name() }
 
 // Stats returns the link's totals.
 func (l *Link) Stats() Stats {

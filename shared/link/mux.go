@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // The parts of yamux's frame header that this package reads and writes:
@@ -66,7 +68,7 @@ func makeHeader(typ byte, flags uint16, stream, length uint32) (h header) {
 // is a stream's data, and leaves yamux what concerns a stream's life. It adds the
 // reset that yamux lacks, and answers pings.
 type mux struct {
-	c     carrier
+	c     carrier.Conn
 	hooks Hooks
 	base  time.Time // all times are kept as distances from it
 
@@ -85,7 +87,7 @@ type mux struct {
 	frames  int           // in pending
 	writing bool          // somebody writes to the carrier
 	bulk    sync.Mutex    // held by who has bulk to send; never taken with mu held
-	line    line          // nil where nothing is known of it
+	line    carrier.Line  // nil where nothing is known of it
 	pace    *pacer        // with line, from the first bulk on; for who holds bulk
 	// bulkWaits says that somebody with bulk writes next.
 	bulkWaits bool
@@ -117,7 +119,7 @@ type mux struct {
 	greeting   atomic.Bool // the peer may open one stream and no more
 }
 
-func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
+func newMux(c carrier.Conn, hooks Hooks, budget *Budget, window uint32) *mux {
 	m := &mux{c: c, hooks: hooks, base: time.Now(), flows: make(map[uint32]*flow), budget: budget, maxWindow: int64(window)}
 	m.frame.Store(firstFrame)
 	m.window.Store(m.maxWindow) // until the line is known
@@ -264,17 +266,9 @@ func (m *mux) waiting() []byte {
 
 func (m *mux) add(p []byte) {
 	if m.pending == nil {
-		m.pending = getBuffer(len(p))
 		m.since = m.now()
 	}
-	b := *m.pending
-	if len(b)+len(p) > cap(b) && cap(b) < bigBuffer {
-		grown := getBuffer(bigBuffer)
-		*grown = append(*grown, b...)
-		putBuffer(m.pending)
-		m.pending = grown
-	}
-	*m.pending = append(*m.pending, p...)
+	m.pending = carrier.AppendBuffer(m.pending, p)
 }
 
 // kick sees to it that what is pending gets written. The lock is held.
@@ -357,7 +351,7 @@ func (m *mux) writeOnce(body []byte) {
 		first = *batch
 	}
 	n := len(first) + len(body)
-	err := m.c.write(first, body)
+	err := m.c.Writev(first, body)
 	if err == nil {
 		now := m.now()
 		queued := now - since
@@ -372,7 +366,7 @@ func (m *mux) writeOnce(body []byte) {
 		}
 	}
 	if batch != nil {
-		putBuffer(batch)
+		carrier.PutBuffer(batch)
 	}
 	m.mu.Lock()
 	m.writing = false

@@ -1,5 +1,7 @@
 package link
 
+import "github.com/adit-tunnel/adit/shared/carrier"
+
 // queue holds received data until it is read, in pooled pieces. One fills it and one
 // reads it, each under the same lock; only the space that was given out is written
 // to without it.
@@ -23,11 +25,11 @@ func (q *queue) space(n int) []byte {
 	q.filling = true
 	if i := len(q.pieces) - 1; i >= q.begin {
 		last := &q.pieces[i]
-		if size := cap(*last.box); size-last.w >= min(n, directRead) {
+		if size := cap(*last.box); size-last.w >= min(n, carrier.DirectRead) {
 			return (*last.box)[last.w:min(size, last.w+n)]
 		}
 	}
-	box := getBuffer(n)
+	box := carrier.GetBuffer(n)
 	q.pieces = append(q.pieces, piece{box: box})
 	return (*box)[:min(cap(*box), n)]
 }
@@ -47,7 +49,7 @@ func (q *queue) clear() {
 
 // drop gives the first piece back.
 func (q *queue) drop() {
-	putBuffer(q.pieces[q.begin].box)
+	carrier.PutBuffer(q.pieces[q.begin].box)
 	q.pieces[q.begin] = piece{}
 	q.begin++
 	if n := len(q.pieces); q.begin == n || q.begin >= 16 && q.begin > n/2 {

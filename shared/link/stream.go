@@ -265,7 +265,7 @@ func (s *Stream) SetWriteDeadline(t time.Time) error {
 }
 
 // LocalAddr implements net.Conn: the link's own.
-func (s *Stream) LocalAddr() net.Addr { return s.link.carrier.conn().LocalAddr() }
+func (s *Stream) LocalAddr() net.Addr { return s.link.conn.NetConn().LocalAddr() }
 
 // RemoteAddr implements net.Conn: the link's own.
 func (s *Stream) RemoteAddr() net.Addr { return s.link.remote }

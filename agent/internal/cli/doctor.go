@@ -20,6 +20,7 @@ import (
 
 	"github.com/adit-tunnel/adit/agent"
 	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/printable"
 )
@@ -309,8 +310,8 @@ func (d *doctor) lookLink(ctx context.Context, target string, tlsConf *tls.Confi
 	if err != nil || token == "" {
 		return verdict{result: stepSkip, detail: "no credential"}, nil
 	}
-	l, err := link.Dial(ctx, link.DialOptions{URL: target, Token: token, TLS: tlsConf, Proxy: d.proxy, WebSocketOnly: webSocketOnly})
-	if refused, ok := errors.AsType[*link.RefusedError](err); ok {
+	l, err := link.Dial(ctx, carrier.DialOptions{URL: target, Token: token, TLS: tlsConf, Proxy: d.proxy, WebSocketOnly: webSocketOnly}, link.Config{})
+	if refused, ok := errors.AsType[*carrier.RefusedError](err); ok {
 		return verdict{remedy: refusedRemedy(refused.Status)}, err
 	}
 	if err != nil {

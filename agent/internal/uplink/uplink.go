@@ -26,7 +26,7 @@ import (
 // ErrOffline is wrapped by errors of calls that need a link while there is none.
 var ErrOffline = errors.New("no link to a relay")
 
-// Dialer makes one attempt to link to a relay. Its errors wrap *link.RefusedError
+// Dialer makes one attempt to link to a relay. Its errors wrap *carrier.RefusedError
 // when the relay answered.
 type Dialer func(ctx context.Context, url string) (*link.Link, error)
 

@@ -24,6 +24,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -57,7 +58,7 @@ func start(t *testing.T, change func(*uplink.Config), urls ...string) *world {
 		RelayURLs: urls, Links: 1, Agent: "box", Version: "v1", Platform: "linux/amd64",
 		Labels: map[string]string{"rack": "7"}, Capabilities: []string{wire.CapProbe}, TaskCapacity: 2,
 		Dial: func(ctx context.Context, url string) (*link.Link, error) {
-			return link.Dial(ctx, link.DialOptions{URL: url, Token: fakerelay.Token, Config: link.Config{KeepAlive: time.Second}})
+			return link.Dial(ctx, carrier.DialOptions{URL: url, Token: fakerelay.Token}, link.Config{KeepAlive: time.Second})
 		},
 		Machine: w.board, Desk: w.desk, Tunnels: w.tunnels, Logger: testkit.Logger(t), Registerer: w.reg,
 		Probe: func(_ context.Context, q wire.Probe) wire.Probed {
@@ -309,7 +310,7 @@ func TestThroughHTTPProxy(t *testing.T) {
 	proxy := connectProxy(t)
 	w := start(t, func(c *uplink.Config) {
 		c.Dial = func(ctx context.Context, url string) (*link.Link, error) {
-			return link.Dial(ctx, link.DialOptions{URL: url, Token: fakerelay.Token, Proxy: proxy.find})
+			return link.Dial(ctx, carrier.DialOptions{URL: url, Token: fakerelay.Token, Proxy: proxy.find}, link.Config{})
 		}
 	}, r.URL)
 	r.Next()

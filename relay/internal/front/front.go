@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
-	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -130,7 +130,7 @@ func (s *Server) Open(ctx context.Context) error {
 	}
 	s.ln = newLimited(frugal{ln}, s.cfg.ConnsPerAddress, s.cfg.Exempt)
 	if s.http.TLSConfig != nil {
-		s.ln = link.Listener(s.ln) // agents' links want their buffers beneath TLS
+		s.ln = carrier.Listener(s.ln) // agents' links want their buffers beneath TLS
 	}
 	return nil
 }

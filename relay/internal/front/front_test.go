@@ -14,6 +14,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
 )
@@ -135,7 +136,7 @@ func TestLinksFindTheirSocket(t *testing.T) {
 			t.Errorf("serve ended with %v", err)
 		}
 	}()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: "http://" + s.Addr().String()})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: "http://" + s.Addr().String()}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

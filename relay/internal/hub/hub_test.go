@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -162,7 +163,7 @@ type agent struct {
 
 func (w *world) agent(t *testing.T, instance string, seen uint64, index int) *agent {
 	t.Helper()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,8 +366,8 @@ func TestDrainTellsAgentsAndAdmitsNoMore(t *testing.T) {
 	if m := a.hear(); m.Goodbye == nil || m.Goodbye.Reason != wire.GoodbyeDrain {
 		t.Errorf("the agent is told to move: %+v", m)
 	}
-	_, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
-	var refused *link.RefusedError
+	_, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Problem == nil || refused.Problem.Code != "relay_draining" {
 		t.Errorf("a new link is refused with relay_draining: %v", err)
 	}
@@ -386,8 +387,8 @@ func TestFencedRelayEndsItsSessions(t *testing.T) {
 
 func TestOnlyAgentsLink(t *testing.T) {
 	w := newWorld(t)
-	_, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "user"})
-	var refused *link.RefusedError
+	_, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "user"}, link.Config{})
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 		t.Errorf("a user's credential opens no link: %v", err)
 	}
@@ -395,7 +396,7 @@ func TestOnlyAgentsLink(t *testing.T) {
 
 func TestWrongFirstStreamIsRefused(t *testing.T) {
 	w := newWorld(t)
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +419,7 @@ func TestWrongFirstStreamIsRefused(t *testing.T) {
 // and memory that no budget gets back.
 func TestASilentLinkHoldsNothing(t *testing.T) {
 	w := newWorld(t)
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +442,7 @@ func TestSilentLinksKeepNoAgentOut(t *testing.T) {
 	w := newWorld(t)
 	dropped := make(chan int, 1024+1)
 	for i := range 1024 + 1 {
-		l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+		l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 		if err != nil {
 			t.Fatalf("link %d: %v", i, err)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/backoff"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -120,7 +121,7 @@ func (c *Crowd) live(ctx context.Context, i int, a *agent, up *uplink) {
 func (c *Crowd) connect(ctx context.Context, i int) (*uplink, error) {
 	dial, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	l, err := link.Dial(dial, link.DialOptions{URL: c.URL, Token: c.Token})
+	l, err := link.Dial(dial, carrier.DialOptions{URL: c.URL, Token: c.Token}, link.Config{})
 	if err != nil {
 		return nil, err
 	}

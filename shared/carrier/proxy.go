@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"bufio"
@@ -138,7 +138,7 @@ func connectThrough(conn net.Conn, via *url.URL, addr string) (net.Conn, error) 
 	// A proxy may send the target's first bytes along with its own answer.
 	rest, _ := br.Peek(br.Buffered())
 	b := newBufConn(conn)
-	b.unreadBefore(rest)
+	b.unread(rest)
 	return b, nil
 }
 

@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"io"
@@ -13,7 +13,7 @@ import (
 // The real thing: a socket under BBR tells, restarts and takes a limit.
 func TestSocketUnderBBR(t *testing.T) {
 	a, b := testkit.TCP(t)
-	name, watched := tune(a)
+	name, watched := Tune(New(a))
 	if name != bbr {
 		t.Skipf("this kernel gives sockets %s, not bbr (modprobe tcp_bbr)", name)
 	}
@@ -24,16 +24,16 @@ func TestSocketUnderBBR(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v, ok := l.vitals()
-	if !ok || v.sent == 0 || v.bandwidth == 0 || v.rtt <= 0 {
+	v, ok := l.Sample()
+	if !ok || v.Sent == 0 || v.Bandwidth == 0 || v.RTT <= 0 {
 		t.Errorf("of a socket that sent 4 MiB, the kernel tells %+v (%t)", v, ok)
 	}
 	for _, c := range []struct {
 		limit uint64
 		want  uint32
 	}{{1 << 20, 1 << 20}, {3 << 30, math.MaxUint32}, {0, math.MaxUint32}} {
-		l.limit(c.limit)
-		l.restart()
+		l.Limit(c.limit)
+		l.Restart()
 		_ = l.raw.Control(func(fd uintptr) {
 			got, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE)
 			if err != nil || uint32(got) != c.want {

@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"context"
@@ -18,18 +18,17 @@ const maxMessage = 1 << 20
 // ws carries a link in binary WebSocket messages, one per batch. Where one
 // message ends and the next begins means nothing.
 type ws struct {
-	c     *websocket.Conn
-	net   net.Conn
-	holds []*bufConn // from the top down: the connection given to the library, and those below TLS
-	r     io.Reader
+	c    *websocket.Conn
+	bufs []*bufConn // from the top down: the connection given to the library, and the one beneath TLS
+	r    io.Reader
 }
 
-func newWS(c *websocket.Conn, conn net.Conn, holds ...*bufConn) *ws {
+func newWS(c *websocket.Conn, bufs ...*bufConn) *ws {
 	c.SetReadLimit(maxMessage)
-	return &ws{c: c, net: conn, holds: holds}
+	return &ws{c: c, bufs: bufs}
 }
 
-// Read implements carrier. No context bounds it: with one, the library would
+// Read implements Conn. No context bounds it: with one, the library would
 // start and stop a timer per read, and its end would close the connection anyway.
 func (w *ws) Read(p []byte) (int, error) {
 	ctx := context.Background()
@@ -58,16 +57,16 @@ func (w *ws) Read(p []byte) (int, error) {
 func (w *ws) explain(err error) error {
 	if ce, ok := errors.AsType[websocket.CloseError](err); ok {
 		if ce.Reason != "" {
-			return fmt.Errorf("%w: %s", errPeerClosed, ce.Reason)
+			return fmt.Errorf("%w: %s", ErrPeerClosed, ce.Reason)
 		}
-		return errPeerClosed
+		return ErrPeerClosed
 	}
 	return err
 }
 
-func (w *ws) write(first, second []byte) error {
-	for _, h := range w.holds {
-		h.hold()
+func (w *ws) Writev(first, second []byte) error {
+	for _, b := range w.bufs {
+		b.cork()
 	}
 	var err error
 	for _, p := range [2][]byte{first, second} {
@@ -75,8 +74,8 @@ func (w *ws) write(first, second []byte) error {
 			err = w.c.Write(context.Background(), websocket.MessageBinary, p)
 		}
 	}
-	for _, h := range w.holds {
-		if e := h.release(); err == nil {
+	for _, b := range w.bufs {
+		if e := b.uncork(); err == nil {
 			err = e
 		}
 	}
@@ -85,19 +84,19 @@ func (w *ws) write(first, second []byte) error {
 
 func (w *ws) Close() error {
 	// The socket goes first: the library's own Close may be waiting for the peer.
-	err := w.net.Close()
+	err := w.bufs[0].Close()
 	_ = w.c.CloseNow()
 	return err
 }
 
-func (w *ws) goodbye(reason string, limit time.Duration) {
+func (w *ws) CloseHandshake(reason string, limit time.Duration) {
 	if len(reason) > 120 {
 		reason = reason[:120]
 	}
-	timer := time.AfterFunc(limit, func() { _ = w.net.Close() })
+	timer := time.AfterFunc(limit, func() { _ = w.bufs[0].Close() })
 	defer timer.Stop()
 	_ = w.c.Close(websocket.StatusGoingAway, reason)
 }
 
-func (w *ws) conn() net.Conn { return w.net }
-func (w *ws) name() string   { return "websocket" }
+func (w *ws) NetConn() net.Conn { return w.bufs[0] }
+func (w *ws) Name() string      { return "websocket" }

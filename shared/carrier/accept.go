@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"bufio"
@@ -15,11 +15,11 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// Accept makes a link of an upgrade request, whichever of the two protocols it
+// Accept upgrades the connection of a request, with whichever of the two protocols it
 // offers. The caller has authenticated it: nothing is allocated for a stranger.
-// On an error the answer has been written. The link outlives the request, whose
+// On an error the answer has been written. The connection outlives the request, whose
 // context says nothing about it.
-func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
+func Accept(w http.ResponseWriter, r *http.Request) (Conn, error) {
 	if !hasToken(r.Header, "Sec-Websocket-Protocol", wire.Subprotocol) || !hasToken(r.Header, "Connection", "upgrade") {
 		p := api.Problemf(http.StatusBadRequest, "upgrade_required", api.HopRelay,
 			"this address takes upgrades to a link only (subprotocol %s); is a proxy in between dropping the Upgrade header?", wire.Subprotocol)
@@ -31,8 +31,8 @@ func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
 		p.Write(w, "")
 		return nil, fmt.Errorf("accept link: %w", p)
 	}
-	if hasToken(r.Header, "Upgrade", rawUpgrade) && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor >= 1 {
-		return acceptRaw(w, cfg)
+	if hasToken(r.Header, "Upgrade", plainUpgrade) && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.ProtoMinor >= 1 {
+		return acceptPlain(w)
 	}
 	h := &hijack{ResponseWriter: w}
 	c, err := websocket.Accept(h, r, &websocket.AcceptOptions{
@@ -45,15 +45,15 @@ func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
 		}
 		return nil, fmt.Errorf("accept link: %w", err)
 	}
-	holds := []*bufConn{h.top}
-	if low := below(h.top.Conn); low != nil {
-		holds = append(holds, low)
+	bufs := []*bufConn{h.top}
+	if low := beneathTLS(h.top.Conn); low != nil {
+		bufs = append(bufs, low)
 	}
-	return newLink(newWS(c, h.top, holds...), cfg, false)
+	return newWS(c, bufs...), nil
 }
 
-// acceptRaw answers a plain upgrade.
-func acceptRaw(w http.ResponseWriter, cfg Config) (*Link, error) {
+// acceptPlain answers a plain upgrade.
+func acceptPlain(w http.ResponseWriter) (Conn, error) {
 	h := &hijack{ResponseWriter: w}
 	_, _, err := h.Hijack()
 	if err != nil {
@@ -62,14 +62,14 @@ func acceptRaw(w http.ResponseWriter, cfg Config) (*Link, error) {
 		return nil, fmt.Errorf("accept link: %w", err)
 	}
 	_ = h.top.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	_, err = h.top.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + rawUpgrade +
+	_, err = h.top.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + plainUpgrade +
 		"\r\nSec-WebSocket-Protocol: " + wire.Subprotocol + "\r\n\r\n"))
 	if err != nil {
 		_ = h.top.Close()
 		return nil, fmt.Errorf("accept link: %w", err)
 	}
 	_ = h.top.SetWriteDeadline(time.Time{})
-	return newLink(newRaw(h.top), cfg, false)
+	return New(h.top), nil
 }
 
 // hijack gives the WebSocket library a connection whose buffers are this package's
@@ -87,13 +87,13 @@ func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	rest, _ := rw.Reader.Peek(rw.Reader.Buffered()) // never fails: it is there
 	h.top = newBufConn(conn)
-	h.top.unreadBefore(rest)
+	h.top.unread(rest)
 	const small = 512 // what is larger passes by
 	return h.top, bufio.NewReadWriter(bufio.NewReaderSize(h.top, small), bufio.NewWriterSize(h.top, small)), nil
 }
 
-// below finds the connection beneath TLS that Listener made, if it did.
-func below(c net.Conn) *bufConn {
+// beneathTLS finds the connection beneath TLS that Listener made, if it did.
+func beneathTLS(c net.Conn) *bufConn {
 	if t, ok := c.(*tls.Conn); ok {
 		b, _ := t.NetConn().(*bufConn)
 		return b

@@ -1,7 +1,8 @@
-package link_test
+package carrier_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,7 +13,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,20 +22,109 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/shared/api"
-	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/carrier"
+	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// works moves a few bytes over a dialled link and closes both ends.
-func works(t *testing.T, client *link.Link, links chan *link.Link) {
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
+
+var errTest = errors.New("the test is over")
+
+// relay accepts connections; they go to the channel.
+func relay(t *testing.T, secure bool) (*httptest.Server, chan carrier.Conn) {
 	t.Helper()
-	server := <-links
-	defer func() { _ = client.Close(errTest); _ = server.Close(errTest) }()
-	near, far := streams(t, client, server)
-	mustWrite(t, near, "there")
-	mustRead(t, far, "there")
-	mustWrite(t, far, "back")
-	mustRead(t, near, "back")
+	accepted := make(chan carrier.Conn, 16)
+	srv := httptest.NewUnstartedServer(acceptInto(t, accepted))
+	if secure {
+		srv.Listener = carrier.Listener(srv.Listener)
+		srv.StartTLS()
+	} else {
+		srv.Start()
+	}
+	t.Cleanup(srv.Close)
+	return srv, accepted
+}
+
+func acceptInto(t *testing.T, accepted chan<- carrier.Conn) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := carrier.Accept(w, r)
+		if err != nil {
+			t.Logf("accept: %v", err)
+			return
+		}
+		accepted <- c
+	})
+}
+
+func dialOptions(srv *httptest.Server) carrier.DialOptions {
+	o := carrier.DialOptions{URL: srv.URL, Token: "ak-test", Proxy: http.ProxyURL(nil)}
+	if srv.TLS != nil {
+		o.TLS = srv.Client().Transport.(*http.Transport).TLSClientConfig
+	}
+	return o
+}
+
+// works moves bytes both ways over a dialled connection and closes both ends.
+func works(t *testing.T, client carrier.Conn, accepted <-chan carrier.Conn) {
+	t.Helper()
+	server := <-accepted
+	defer func() { _ = client.Close(); _ = server.Close() }()
+	pass(t, client, server)
+	pass(t, server, client)
+}
+
+// pass sends small writes and large ones, of one slice and of two.
+func pass(t *testing.T, from, to carrier.Conn) {
+	t.Helper()
+	large := bytes.Repeat([]byte("large"), 20<<10)
+	var want []byte
+	sent := make(chan error, 1)
+	writes := [][2][]byte{{[]byte("head"), []byte("body")}, {[]byte("alone"), nil}, {nil, large}, {[]byte("head"), large}}
+	for _, w := range writes {
+		want = append(append(want, w[0]...), w[1]...)
+	}
+	go func() {
+		var err error
+		for _, w := range writes {
+			err = errors.Join(err, from.Writev(w[0], w[1]))
+		}
+		sent <- err
+	}()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what arrives is not what was sent: %v", err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("send: %v", err)
+	}
+}
+
+func TestCarriers(t *testing.T) {
+	for _, c := range []struct {
+		name                  string
+		websocketOnly, secure bool
+		want                  string
+	}{
+		{"upgrade", false, false, "tcp"},
+		{"websocket", true, false, "websocket"},
+		{"upgrade over TLS", false, true, "tcp"},
+		{"websocket over TLS", true, true, "websocket"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			srv, accepted := relay(t, c.secure)
+			o := dialOptions(srv)
+			o.WebSocketOnly = c.websocketOnly
+			client, err := carrier.Dial(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if client.Name() != c.want {
+				t.Errorf("the carrier is %q; want %q", client.Name(), c.want)
+			}
+			works(t, client, accepted)
+		})
+	}
 }
 
 func TestDialSendsTokenAndPath(t *testing.T) {
@@ -46,8 +135,8 @@ func TestDialSendsTokenAndPath(t *testing.T) {
 			WithRetry(7*time.Second).Write(w, "")
 	}))
 	defer srv.Close()
-	_, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
-	var refused *link.RefusedError
+	_, err := carrier.Dial(t.Context(), dialOptions(srv))
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Status != 503 || refused.Problem == nil || refused.Problem.Code != "draining" ||
 		refused.RetryAfter != 7*time.Second {
 		t.Fatalf("a refusal arrives as %#v (%v)", refused, err)
@@ -68,7 +157,7 @@ func TestRefusalsAreNotTriedTwice(t *testing.T) {
 		api.NewProblem(http.StatusForbidden, "wrong_agent", api.HopRelay, "not yours").Write(w, "")
 	}))
 	defer srv.Close()
-	_, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
+	_, err := carrier.Dial(t.Context(), dialOptions(srv))
 	var p *api.Problem
 	if !errors.As(err, &p) || p.Code != "wrong_agent" || asked.Load() != 1 {
 		t.Errorf("got %v after %d requests; want the problem after one", err, asked.Load())
@@ -82,27 +171,27 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	defer elsewhere.Close()
 	srv := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
 	defer srv.Close()
-	_, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
-	var refused *link.RefusedError
+	_, err := carrier.Dial(t.Context(), dialOptions(srv))
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Status != 307 || refused.Location != elsewhere.URL {
 		t.Errorf("a redirect gives %v; want a refusal that names the place", err)
 	}
 }
 
 func TestDialURLs(t *testing.T) {
-	srv, links := relay(t, link.Config{}, false)
+	srv, accepted := relay(t, false)
 	host := strings.TrimPrefix(srv.URL, "http://")
 	for _, u := range []string{"ws://" + host, "http://" + host + "/", "ws://" + host + wire.LinkPath, "http://" + host + "/behind/a/prefix"} {
-		o := dialOptions(srv, link.Config{})
+		o := dialOptions(srv)
 		o.URL = u
-		client, err := link.Dial(t.Context(), o)
+		client, err := carrier.Dial(t.Context(), o)
 		if err != nil {
 			t.Fatalf("%s: %v", u, err)
 		}
-		works(t, client, links)
+		works(t, client, accepted)
 	}
 	for _, u := range []string{"", "ftp://x", "http://", "://", "relay.example.com"} {
-		if _, err := link.Dial(t.Context(), link.DialOptions{URL: u}); err == nil {
+		if _, err := carrier.Dial(t.Context(), carrier.DialOptions{URL: u}); err == nil {
 			t.Errorf("%q was dialled", u)
 		}
 	}
@@ -113,33 +202,22 @@ func TestDialIPv6(t *testing.T) {
 	if err != nil {
 		t.Skip("no IPv6 here")
 	}
-	links := make(chan *link.Link, 1)
-	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: acceptInto(t, links), ReadHeaderTimeout: time.Minute}}
+	accepted := make(chan carrier.Conn, 1)
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: acceptInto(t, accepted), ReadHeaderTimeout: time.Minute}}
 	srv.Start()
 	defer srv.Close()
-	client, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
+	client, err := carrier.Dial(t.Context(), dialOptions(srv))
 	if err != nil {
 		t.Fatal(err)
 	}
-	works(t, client, links)
-}
-
-func acceptInto(t *testing.T, links chan *link.Link) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		l, err := link.Accept(w, r, link.Config{})
-		if err != nil {
-			t.Errorf("accept: %v", err)
-			return
-		}
-		links <- l
-	})
+	works(t, client, accepted)
 }
 
 func TestUnknownCAIsRefused(t *testing.T) {
-	srv, _ := relay(t, link.Config{}, true)
-	o := dialOptions(srv, link.Config{})
+	srv, _ := relay(t, true)
+	o := dialOptions(srv)
 	o.TLS = nil
-	_, err := link.Dial(t.Context(), o)
+	_, err := carrier.Dial(t.Context(), o)
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok {
 		t.Errorf("a certificate of an unknown CA gives %v", err)
 	}
@@ -194,34 +272,34 @@ func TestDialThroughProxy(t *testing.T) {
 		{"over TLS", true, true, nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			srv, links := relay(t, link.Config{}, c.secureTarget)
+			srv, accepted := relay(t, c.secureTarget)
 			p, used := proxyServer(t, c.secureProxy, c.login)
 			u, _ := url.Parse(p.URL)
 			u.User = c.user
-			o := dialOptions(srv, link.Config{})
+			o := dialOptions(srv)
 			o.Proxy = http.ProxyURL(u)
 			if c.secureProxy {
 				o.TLS = o.TLS.Clone()
 				o.TLS.RootCAs.AddCert(p.Certificate())
 			}
-			client, err := link.Dial(t.Context(), o)
+			client, err := carrier.Dial(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			works(t, client, links)
+			works(t, client, accepted)
 			if used.Load() != 1 {
 				t.Errorf("the proxy was used %d times", used.Load())
 			}
 		})
 	}
 	t.Run("refused", func(t *testing.T) {
-		srv, _ := relay(t, link.Config{}, true)
+		srv, _ := relay(t, true)
 		p, _ := proxyServer(t, false, "something else")
 		u, _ := url.Parse(p.URL)
 		u.User = url.UserPassword("me", "secret-pw")
-		o := dialOptions(srv, link.Config{})
+		o := dialOptions(srv)
 		o.Proxy = http.ProxyURL(u)
-		_, err := link.Dial(t.Context(), o)
+		_, err := carrier.Dial(t.Context(), o)
 		if err == nil || !strings.Contains(err.Error(), "407") || strings.Contains(err.Error(), "secret-pw") {
 			t.Errorf("a proxy that wants another login gives %v", err)
 		}
@@ -232,7 +310,7 @@ func TestDialThroughProxy(t *testing.T) {
 // on the one it knows.
 func TestFallsBackToWebSocket(t *testing.T) {
 	for _, refuse := range []bool{true, false} {
-		links := make(chan *link.Link, 1)
+		accepted := make(chan carrier.Conn, 1)
 		var offers []string
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			offers = append(offers, r.Header.Get("Upgrade"))
@@ -243,16 +321,16 @@ func TestFallsBackToWebSocket(t *testing.T) {
 				}
 				r.Header.Set("Upgrade", "websocket")
 			}
-			acceptInto(t, links).ServeHTTP(w, r)
+			acceptInto(t, accepted).ServeHTTP(w, r)
 		}))
-		client, err := link.Dial(t.Context(), dialOptions(srv, link.Config{}))
+		client, err := carrier.Dial(t.Context(), dialOptions(srv))
 		if err != nil {
 			t.Fatalf("after offers %q: %v", offers, err)
 		}
-		if client.Carrier() != "websocket" {
-			t.Errorf("the link is carried by %q", client.Carrier())
+		if client.Name() != "websocket" {
+			t.Errorf("the link is carried by %q", client.Name())
 		}
-		works(t, client, links)
+		works(t, client, accepted)
 		srv.Close()
 	}
 }
@@ -265,19 +343,17 @@ func TestDialIsBoundByItsContext(t *testing.T) {
 	defer func() { _ = l.Close() }() // it never answers
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errTest)
 	defer cancel()
-	within(t, 5*time.Second, "dialling who never answers", func() {
-		_, err := link.Dial(ctx, link.DialOptions{URL: "http://" + l.Addr().String(), Proxy: http.ProxyURL(nil)})
-		if !errors.Is(err, errTest) && !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("dialling gives %v; want the context's end", err)
-		}
-	})
+	_, err = carrier.Dial(ctx, carrier.DialOptions{URL: "http://" + l.Addr().String(), Proxy: http.ProxyURL(nil)})
+	if !errors.Is(err, errTest) && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("dialling who never answers gives %v; want the context's end", err)
+	}
 }
 
 func TestAcceptRefusesWhatIsNoUpgrade(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if l, err := link.Accept(w, r, link.Config{}); err == nil {
-			t.Error("a plain request became a link")
-			_ = l.Close(errTest)
+		if c, err := carrier.Accept(w, r); err == nil {
+			t.Error("a plain request became a link's connection")
+			_ = c.Close()
 		}
 	}))
 	defer srv.Close()
@@ -294,77 +370,91 @@ func TestAcceptRefusesWhatIsNoUpgrade(t *testing.T) {
 		Subprotocols: []string{wire.Subprotocol}, HTTPHeader: http.Header{"Origin": {"https://evil.example"}},
 	})
 	if err == nil {
-		t.Error("a foreign origin became a link")
+		t.Error("a foreign origin became a link's connection")
 	}
 }
 
-func TestOversizedMessageEndsTheLink(t *testing.T) {
-	srv, links := relay(t, link.Config{}, false)
+// whole dials the relay with the WebSocket library alone, and returns what it accepted.
+func whole(t *testing.T) (*websocket.Conn, carrier.Conn) {
+	t.Helper()
+	srv, accepted := relay(t, false)
 	c, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: []string{wire.Subprotocol}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = c.CloseNow() }()
-	server := <-links
-	defer func() { _ = server.Close(errTest) }()
-	go func() { // a gigabyte, if somebody takes it
+	server := <-accepted
+	t.Cleanup(func() { _ = c.CloseNow(); _ = server.Close() })
+	return c, server
+}
+
+func TestOversizedMessageIsAnError(t *testing.T) {
+	c, server := whole(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { // a gigabyte, if somebody takes it
 		w, err := c.Writer(t.Context(), websocket.MessageBinary)
-		frame := append([]byte{0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0}, make([]byte, 1<<16)...)
-		frame[1] = 1 // window updates for a stream that is not there, over and over
 		for i := 0; err == nil && i < 1<<14; i++ {
-			_, err = w.Write(slices.Repeat(frame[:12], 4096))
+			_, err = w.Write(make([]byte, 64<<10))
 		}
-	}()
-	<-server.Done()
-	if got := server.Stats().BytesIn; got > 1<<20+4096 {
-		t.Errorf("%d bytes of one message were taken", got)
+	})
+	n, err := io.Copy(io.Discard, server)
+	if err == nil || n > 1<<20+4096 {
+		t.Errorf("%d bytes of one message were taken, and then %v", n, err)
+	}
+	_ = server.Close()
+}
+
+func TestTextMessageIsAnError(t *testing.T) {
+	c, server := whole(t)
+	_ = c.Write(t.Context(), websocket.MessageText, []byte("hello"))
+	if _, err := server.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "text message") {
+		t.Errorf("a text message reads as %v; want what was wrong", err)
 	}
 }
 
-func TestTextMessageEndsTheLink(t *testing.T) {
-	srv, links := relay(t, link.Config{}, false)
-	c, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: []string{wire.Subprotocol}})
+// A peer that closes a WebSocket says why.
+func TestCloseHandshakeTellsWhy(t *testing.T) {
+	srv, accepted := relay(t, false)
+	o := dialOptions(srv)
+	o.WebSocketOnly = true
+	client, err := carrier.Dial(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = c.CloseNow() }()
-	server := <-links
-	defer func() { _ = server.Close(errTest) }()
-	_ = c.Write(t.Context(), websocket.MessageText, []byte("hello"))
-	<-server.Done()
-	if err := server.Err(); !strings.Contains(err.Error(), "text message") {
-		t.Errorf("the link ended with %v; want what was wrong", err)
+	server := <-accepted
+	defer func() { _ = client.Close(); _ = server.Close() }()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { client.CloseHandshake("the agent is stopping", 10*time.Second) })
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, carrier.ErrPeerClosed) || !strings.Contains(err.Error(), "the agent is stopping") {
+		t.Errorf("the end of the connection reads as %v; want the reason", err)
 	}
 }
 
 func TestCongestionIsTold(t *testing.T) {
-	client, server := tcpPair(t, link.Config{})
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells")
 	}
-	if client.Congestion() == "" || server.Congestion() == "" {
-		t.Errorf("congestion control is %q and %q", client.Congestion(), server.Congestion())
+	a, _ := testkit.TCP(t)
+	if name, _ := carrier.Tune(carrier.New(a)); name == "" {
+		t.Error("nothing is told of a socket's congestion control")
 	}
-	c, s := net.Pipe()
-	l, err := link.NewClient(c, link.Config{})
-	if err != nil {
-		t.Fatal(err)
+	p, q := net.Pipe()
+	defer func() { _ = p.Close(); _ = q.Close() }()
+	if name, line := carrier.Tune(carrier.New(p)); name != "" || line != nil {
+		t.Errorf("a pipe has congestion control %q", name)
 	}
-	if l.Congestion() != "" {
-		t.Errorf("a pipe has congestion control %q", l.Congestion())
-	}
-	_ = s.Close()
-	_ = l.Close(errTest)
 }
 
-// A server may send its first frames along with the 101.
-func TestFramesBehindTheUpgrade(t *testing.T) {
+// A server may send its first bytes along with the 101.
+func TestBytesBehindTheUpgrade(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
 	var wg sync.WaitGroup
+	defer wg.Wait()
 	wg.Go(func() {
 		c, err := l.Accept()
 		if err != nil {
@@ -374,18 +464,28 @@ func TestFramesBehindTheUpgrade(t *testing.T) {
 		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
 			t.Error(err)
 		}
-		// Behind it: a ping with id 9, which is answered.
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: adit-link\r\n"+
-			"Sec-WebSocket-Protocol: %s\r\n\r\n\x00\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x09", wire.Subprotocol)
-		got := make([]byte, 24) // our own first ping and the answer, in either order
-		if _, err := io.ReadFull(c, got); err != nil || !strings.Contains(string(got), "\x00\x02\x00\x02\x00\x00\x00\x00\x00\x00\x00\x09") {
-			t.Errorf("the ping behind the 101 was answered with %x, %v", got, err)
-		}
+			"Sec-WebSocket-Protocol: %s\r\n\r\nearly", wire.Subprotocol)
 	})
-	client, err := link.Dial(t.Context(), link.DialOptions{URL: "http://" + l.Addr().String(), Proxy: http.ProxyURL(nil)})
+	client, err := carrier.Dial(t.Context(), carrier.DialOptions{URL: "http://" + l.Addr().String(), Proxy: http.ProxyURL(nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wg.Wait()
-	_ = client.Close(errTest)
+	defer func() { _ = client.Close() }()
+	if got, err := io.ReadAll(io.LimitReader(client, 5)); err != nil || string(got) != "early" {
+		t.Errorf("behind the 101 comes %q, %v", got, err)
+	}
+}
+
+func TestAppendBufferGrows(t *testing.T) {
+	var b *[]byte
+	var want []byte
+	for i := range 3000 {
+		p := []byte(fmt.Sprintf("%d, ", i))
+		b, want = carrier.AppendBuffer(b, p), append(want, p...)
+	}
+	if !bytes.Equal(*b, want) {
+		t.Error("what was appended is not what is there")
+	}
+	carrier.PutBuffer(b)
 }

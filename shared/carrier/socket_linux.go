@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"crypto/tls"
@@ -26,11 +26,12 @@ const bbr = "bbr"
 // allowed lists the congestion controls that a program without privileges may choose.
 const allowed = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
 
-// tune asks for BBR, without which one lost packet in a hundred collapses a link,
+// Tune asks for BBR, without which one lost packet in a hundred collapses a link,
 // where the kernel offers it, and says which congestion control is in use. Others than
-// BBR slow down for loss by themselves: of their lines, there is nothing to watch.
-func tune(c net.Conn) (congestion string, watched line) {
-	t := tcpConn(c)
+// BBR slow down for loss by themselves: of their lines there is nothing to watch, and line
+// is nil.
+func Tune(c Conn) (congestion string, line Line) {
+	t := tcpConn(c.NetConn())
 	if t == nil {
 		return "", nil
 	}
@@ -66,7 +67,7 @@ type bbrLine struct {
 	again bool // it may be chosen again
 }
 
-func (l bbrLine) vitals() (v vitals, ok bool) {
+func (l bbrLine) Sample() (v Sample, ok bool) {
 	_ = l.raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
@@ -76,17 +77,17 @@ func (l bbrLine) vitals() (v vitals, ok bool) {
 		if err != nil || cc.Pacing_gain == 0 || info.Bytes_sent == 0 {
 			return // it is not BBR's, or the kernel is older than 4.19
 		}
-		v = vitals{
-			sent: info.Bytes_sent, resent: info.Bytes_retrans,
-			bandwidth: uint64(cc.Bw_hi)<<32 | uint64(cc.Bw_lo),
-			rtt:       time.Duration(info.Rtt) * time.Microsecond,
+		v = Sample{
+			Sent: info.Bytes_sent, Retransmitted: info.Bytes_retrans,
+			Bandwidth: uint64(cc.Bw_hi)<<32 | uint64(cc.Bw_lo),
+			RTT:       time.Duration(info.Rtt) * time.Microsecond,
 		}
 		ok = true
 	})
 	return v, ok
 }
 
-func (l bbrLine) restart() {
+func (l bbrLine) Restart() {
 	if !l.again {
 		return
 	}
@@ -98,7 +99,7 @@ func (l bbrLine) restart() {
 	})
 }
 
-func (l bbrLine) limit(rate uint64) {
+func (l bbrLine) Limit(rate uint64) {
 	if rate == 0 || rate > math.MaxInt32 {
 		rate = math.MaxUint32 // which means none
 	}
@@ -165,10 +166,10 @@ func (r *readiness) read(size int) (*[]byte, int, error) {
 	r.buf = nil
 	switch {
 	case r.err != nil:
-		putBuffer(b)
+		PutBuffer(b)
 		return nil, 0, &net.OpError{Op: "read", Net: r.conn.LocalAddr().Network(), Source: r.conn.LocalAddr(), Addr: r.conn.RemoteAddr(), Err: os.NewSyscallError("read", r.err)}
 	case n == 0:
-		putBuffer(b)
+		PutBuffer(b)
 		return nil, 0, io.EOF
 	}
 	return b, n, nil
@@ -176,7 +177,7 @@ func (r *readiness) read(size int) (*[]byte, int, error) {
 
 // attempt says whether the read is over, with whatever result.
 func (r *readiness) attempt(fd uintptr) bool {
-	r.buf = getBuffer(r.size)
+	r.buf = GetBuffer(r.size)
 	for {
 		// Not package unix's: the race detector takes what one goroutine reads for
 		// ordered behind what another wrote only where both are package syscall's.
@@ -186,7 +187,7 @@ func (r *readiness) attempt(fd uintptr) bool {
 		}
 	}
 	if errors.Is(r.err, syscall.EAGAIN) {
-		putBuffer(r.buf)
+		PutBuffer(r.buf)
 		r.buf = nil
 		return false
 	}

@@ -1,14 +1,14 @@
 //go:build !linux
 
-package link
+package carrier
 
 import (
 	"errors"
 	"net"
 )
 
-// tune does nothing here: only Linux lets a program choose the congestion control.
-func tune(net.Conn) (congestion string, watched line) { return "", nil }
+// Tune does nothing here: only Linux lets a program choose the congestion control.
+func Tune(Conn) (congestion string, line Line) { return "", nil }
 
 // readiness is for Linux only, where relays run.
 type readiness struct{}

@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"bufio"
@@ -23,10 +23,10 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// rawUpgrade is the protocol that turns the request's connection into a link
+// plainUpgrade is the protocol that turns the request's connection into a link's
 // without WebSocket frames (RFC 9110, section 7.8). Dial offers it before
 // "websocket"; whoever does not know it picks the other.
-const rawUpgrade = "adit-link"
+const plainUpgrade = "adit-link"
 
 // DialOptions say where and how to connect.
 type DialOptions struct {
@@ -45,8 +45,6 @@ type DialOptions struct {
 	WebSocketOnly bool
 	// Header is sent with the request in addition.
 	Header http.Header
-	// Config tunes the link.
-	Config Config
 }
 
 // RefusedError says that the server answered, but not with a link.
@@ -77,20 +75,20 @@ func (e *RefusedError) Unwrap() error {
 }
 
 // Dial connects to a relay. ctx bounds the connecting only.
-func Dial(ctx context.Context, opts DialOptions) (*Link, error) {
+func Dial(ctx context.Context, opts DialOptions) (Conn, error) {
 	target, err := linkURL(opts.URL)
 	if err != nil {
 		return nil, fmt.Errorf("dial link: %w", err)
 	}
-	l, err := dial(ctx, target, opts, !opts.WebSocketOnly)
+	c, err := dial(ctx, target, opts, !opts.WebSocketOnly)
 	var refused *RefusedError
 	if !opts.WebSocketOnly && errors.As(err, &refused) && refused.Problem == nil && pickyAbout(refused.Status) {
-		l, err = dial(ctx, target, opts, false)
+		c, err = dial(ctx, target, opts, false)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("dial link to %s: %w", target.Host, err)
 	}
-	return l, nil
+	return c, nil
 }
 
 // pickyAbout says whether a status may come from an intermediary that dislikes the
@@ -128,8 +126,8 @@ func linkURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-func dial(ctx context.Context, target *url.URL, opts DialOptions, offerRaw bool) (*Link, error) {
-	up := &upgrader{opts: opts, offerRaw: offerRaw}
+func dial(ctx context.Context, target *url.URL, opts DialOptions, offerPlain bool) (Conn, error) {
+	up := &upgrader{opts: opts, offerPlain: offerPlain}
 	head := opts.Header.Clone()
 	if head == nil {
 		head = http.Header{}
@@ -145,8 +143,8 @@ func dial(ctx context.Context, target *url.URL, opts DialOptions, offerRaw bool)
 		CompressionMode: websocket.CompressionDisabled,
 	})
 	switch {
-	case errors.Is(err, errRaw):
-		return newLink(newRaw(up.top), opts.Config, true)
+	case errors.Is(err, errPlain):
+		return New(up.top), nil
 	case err != nil:
 		if up.top != nil {
 			_ = up.top.Close()
@@ -156,7 +154,7 @@ func dial(ctx context.Context, target *url.URL, opts DialOptions, offerRaw bool)
 		_ = c.CloseNow()
 		return nil, fmt.Errorf("the server speaks WebSocket but not %s", wire.Subprotocol)
 	}
-	return newLink(newWS(c, up.top, up.holds()...), opts.Config, true)
+	return newWS(c, up.bufs()...), nil
 }
 
 // plainError drops what the library and net/http say around an error of ours.
@@ -170,20 +168,20 @@ func plainError(err error) error {
 	return err
 }
 
-// errRaw stops the WebSocket library: the server chose the plain upgrade.
-var errRaw = errors.New("plain upgrade")
+// errPlain stops the WebSocket library: the server chose the plain upgrade.
+var errPlain = errors.New("plain upgrade")
 
 // upgrader is the http.RoundTripper of one request. It exists because the
-// connection must be this package's own: for the buffers above and below TLS, for
+// connection must be this package's own: for the buffers above and beneath TLS, for
 // the socket's options, and to choose between the two protocols.
 type upgrader struct {
-	opts     DialOptions
-	offerRaw bool
+	opts       DialOptions
+	offerPlain bool
 
-	top, low *bufConn // above TLS and below; the same without TLS
+	top, low *bufConn // above TLS and beneath it; the same without TLS
 }
 
-func (u *upgrader) holds() []*bufConn {
+func (u *upgrader) bufs() []*bufConn {
 	if u.top == u.low {
 		return []*bufConn{u.top}
 	}
@@ -205,7 +203,7 @@ func (u *upgrader) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
-	if err != nil && !errors.Is(err, errRaw) {
+	if err != nil && !errors.Is(err, errPlain) {
 		_ = conn.Close()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -217,9 +215,9 @@ func (u *upgrader) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // exchange sends the request and judges the answer.
 func (u *upgrader) exchange(conn net.Conn, req *http.Request) (*http.Response, error) {
-	if u.offerRaw {
+	if u.offerPlain {
 		req = req.Clone(req.Context())
-		req.Header.Set("Upgrade", rawUpgrade+", websocket")
+		req.Header.Set("Upgrade", plainUpgrade+", websocket")
 	}
 	if err := req.Write(conn); err != nil {
 		return nil, fmt.Errorf("send request: %w", err)
@@ -241,13 +239,13 @@ func (u *upgrader) exchange(conn net.Conn, req *http.Request) (*http.Response, e
 	if !ok {
 		top = newBufConn(conn)
 	}
-	top.unreadBefore(rest)
+	top.unread(rest)
 	u.top = top
-	if strings.EqualFold(resp.Header.Get("Upgrade"), rawUpgrade) {
-		if !u.offerRaw || resp.Header.Get("Sec-WebSocket-Protocol") != wire.Subprotocol {
+	if strings.EqualFold(resp.Header.Get("Upgrade"), plainUpgrade) {
+		if !u.offerPlain || resp.Header.Get("Sec-WebSocket-Protocol") != wire.Subprotocol {
 			return nil, errors.New("the server upgraded to a protocol that was not asked for")
 		}
-		return nil, errRaw
+		return nil, errPlain
 	}
 	resp.Body = top
 	return resp, nil
