@@ -1,9 +1,3 @@
-// Package link owns the one multiplexed connection between an agent and a relay,
-// or between two relays: streams over a byte pipe, over a WebSocket, or over a
-// plain HTTP upgrade. It batches frames, proves the peer alive, turns every way
-// of dying into an error and gives streams the closing semantics of TCP. It is
-// the only package that imports yamux. It never looks into a stream beyond the
-// hello and the verdict, never reconnects and never decides who may connect.
 package link
 
 import (
@@ -30,7 +24,7 @@ var ErrClosed = errors.New("link closed")
 var ErrTooManyStreams = errors.New("too many streams on this link")
 
 // ErrReset is wrapped by the errors of a stream whose peer ended it abruptly: it
-// takes no more data, and what it had to say may be incomplete.
+// takes no more data, and what it sent may be incomplete.
 var ErrReset = errors.New("stream reset by the peer")
 
 var (
@@ -57,8 +51,8 @@ type Config struct {
 	// MaxIncoming is how many streams the peer may have open here; those beyond are
 	// reset. Default MaxStreams.
 	MaxIncoming int
-	// Greets leaves the peer one stream, on which it says who it is, until Greeted is
-	// called: a peer that opens a second one before ends the link. What waits on streams
+	// Greets leaves the peer one stream, on which it says who it is, until Greeted
+	// is called: a peer that opens a second one before ends the link. What waits on streams
 	// that nobody has accepted yet is nobody's, and the Budget cannot have it back.
 	Greets bool
 	// Budget bounds the memory of data that waits to be taken; links may share one.
@@ -143,7 +137,7 @@ type Link struct {
 	cfg        Config
 	session    *yamux.Session
 	mux        *mux
-	pulse      *pulse
+	keepalive  *keepalive
 	conn       carrier.Conn
 	congestion string
 	remote     net.Addr
@@ -201,14 +195,14 @@ func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 		done:    make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
-	l.mux.greeting.Store(cfg.Greets)
+	l.mux.handshake.Store(cfg.Greets)
 	l.congestion, l.mux.line = carrier.Tune(c)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
-		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping
+		EnableKeepAlive:   false, // keepalive.go does it, judging by what arrives, not by one ping
 		KeepAliveInterval: cfg.KeepAlive,
 		// A congested link is not a dead one: whether the peer lives is decided by
-		// pulse alone, and its verdict frees whoever waits here.
+		// keepalive.go alone, and what it decides frees whoever waits here.
 		ConnectionWriteTimeout: 24 * time.Hour,
 		MaxStreamWindowSize:    yamuxWindow, // it sees no data: see flow.go
 		StreamOpenTimeout:      0,           // else one stream that is not accepted kills the session
@@ -225,8 +219,8 @@ func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 		return nil, fmt.Errorf("start link: %w", err)
 	}
 	l.session = session
-	cfg.Budget.join(l.mux)
-	l.pulse = startPulse(l, client)
+	cfg.Budget.addLink(l.mux)
+	l.keepalive = startKeepalive(l, client)
 	l.mux.whenClosed(func() { l.spawn(l.finish) })
 	return l, nil
 }
@@ -259,8 +253,8 @@ func (l *Link) finish() {
 	l.cause = cause
 	l.err = fmt.Errorf("%w: %w", ErrClosed, cause)
 	l.mu.Unlock()
-	l.mux.settleAll()
-	l.pulse.stop()
+	l.mux.closeFlows()
+	l.keepalive.stop()
 	close(l.done)
 	l.cfg.Logger.Debug("link ended", "remote", l.remote, "cause", cause)
 }
@@ -295,7 +289,7 @@ func (l *Link) dead() error {
 }
 
 // Close ends the link: what was written is flushed, for a second at most, the
-// peer is told if the carrier can, all streams fail with an error that wraps
+// peer gets the cause if the carrier can send it, all streams fail with an error that wraps
 // ErrClosed and cause, and the link's goroutines are waited for.
 func (l *Link) Close(cause error) error {
 	if cause == nil {

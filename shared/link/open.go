@@ -100,19 +100,19 @@ func (l *Link) openNow(o Owner, hello []byte) (*Stream, error) {
 	}
 	s := l.newStream(ys, true)
 	s.Bill(o)
-	if more := s.flow.start(l.mux); more > 0 {
-		l.mux.enqueue(makeHeader(typeWindow, 0, ys.StreamID(), uint32(more)))
+	if credit := s.flow.openWindow(l.mux); credit > 0 {
+		l.mux.queueControl(makeHeader(typeWindow, 0, ys.StreamID(), uint32(credit)))
 	}
 	if hello == nil {
-		l.mux.nudge(false)
+		l.mux.flushDeferred(false)
 		return s, nil
 	}
-	s.waits.Store(true)
+	s.awaiting.Store(true)
 	if _, err := s.Write(hello); err != nil {
 		_ = s.Reset()
 		return nil, err
 	}
-	l.mux.nudge(false)
+	l.mux.flushDeferred(false)
 	return s, nil
 }
 
@@ -132,19 +132,19 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 		}
 		n := l.in.Add(1)
 		s := l.newStream(ys, false)
-		l.mux.nudge(true)
+		l.mux.flushDeferred(true)
 		if n > int32(l.cfg.MaxIncoming) {
 			_ = s.Reset()
-			l.mux.breathe()
+			l.mux.backpressure()
 			continue
 		}
 		return s, nil
 	}
 }
 
-// Greeted lets the peer of a link that Greets open more streams than its first. It is
-// called before the peer is told that it may.
-func (l *Link) Greeted() { l.mux.greeting.Store(false) }
+// Greeted lets the peer open more streams than its first: see Config.Greets. It
+// is called before the peer is told that it may.
+func (l *Link) Greeted() { l.mux.handshake.Store(false) }
 
 // OnIncoming has f called whenever the peer has opened a stream, and now for those that
 // came before. f must not block: the link's reader calls it. With it, who expects no

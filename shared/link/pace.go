@@ -79,8 +79,8 @@ func (p *pacer) bulk(now time.Duration) {
 // sent is called when bulk was sent: the line may have taken it slowly.
 func (p *pacer) sent(now time.Duration) { p.last = now }
 
-// rest lifts the limit when there is no bulk: it is not meant for what else is sent.
-func (p *pacer) rest(now time.Duration) {
+// stop lifts the limit when there is no bulk: it is not meant for what else is sent.
+func (p *pacer) stop(now time.Duration) {
 	if p.limit > 0 && now-p.last >= paceQuiet {
 		p.bound(0)
 		p.best = 0

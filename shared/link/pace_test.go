@@ -124,10 +124,10 @@ func TestNoLimitAtRest(t *testing.T) {
 	for w.bound == 0 {
 		transfer(p, w, &now, paceEvery)
 	}
-	if p.rest(now); w.bound == 0 {
+	if p.stop(now); w.bound == 0 {
 		t.Error("the limit went while there was bulk")
 	}
-	if p.rest(now + 2*paceQuiet); w.bound != 0 {
+	if p.stop(now + 2*paceQuiet); w.bound != 0 {
 		t.Errorf("long after the bulk, the limit is %d", w.bound)
 	}
 }

@@ -8,10 +8,10 @@ func (s *Stream) Watch(f func()) {
 	w := s.flow
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.idle(s.link.mux.budget)
-	w.spoken = func() { s.link.spawn(f) }
-	if w.unread.Load() > 0 || w.settled || w.fin.Load() || w.rst.Load() {
-		w.speak()
+	w.readerPaused(s.link.mux.budget)
+	w.watcher = func() { s.link.spawn(f) }
+	if w.unread.Load() > 0 || w.released || w.finReceived.Load() || w.rstReceived.Load() {
+		w.wakeWatcher()
 	}
 }
 
@@ -20,7 +20,7 @@ func (s *Stream) Unwatch() bool {
 	w := s.flow
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	silent := w.spoken != nil
-	w.spoken = nil
+	silent := w.watcher != nil
+	w.watcher = nil
 	return silent
 }

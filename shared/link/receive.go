@@ -13,45 +13,46 @@ import (
 
 var (
 	errWindow = errors.New("the peer sent more than it was allowed")
-	errEarly  = errors.New("the peer opened a second stream before it was greeted")
+	errEarly  = errors.New("the peer opened a second stream before the handshake was done")
 )
 
 // Read gives yamux the peer's frames that concern a stream's life. Data, windows and
 // pings are dealt with here.
 func (m *mux) Read(p []byte) (int, error) {
-	if m.came {
+	if m.synPassed {
 		// yamux has the stream in its queue: it asks for more only then.
-		m.came = false
+		m.synPassed = false
 		if f := m.onIncoming.Load(); f != nil {
 			(*f)()
 		}
 	}
-	for m.give == 0 {
-		if m.have == 0 && m.hasInject.Load() {
-			m.head, m.give = m.takeInjected(), headerSize
+	for m.headLeft == 0 {
+		if m.headRead == 0 && m.hasInject.Load() {
+			m.head, m.headLeft = m.takeInjected(), headerSize
 			break
 		}
-		n, err := m.fetch(m.head[m.have:])
-		switch m.have += n; {
-		case m.have == headerSize:
-			m.have = 0
-			if err := m.incoming(); err != nil {
+		n, err := m.readConn(m.head[m.headRead:])
+		switch m.headRead += n; {
+		case m.headRead == headerSize:
+			m.headRead = 0
+			if err := m.handleFrame(); err != nil {
 				return 0, err
 			}
 		case err != nil:
 			return 0, err
 		}
 	}
-	n := copy(p, m.head[headerSize-m.give:])
-	m.give -= n
+	n := copy(p, m.head[headerSize-m.headLeft:])
+	m.headLeft -= n
 	return n, nil
 }
 
-func (m *mux) fetch(p []byte) (int, error) {
-	n, err := m.c.Read(p)
+// readConn reads the connection, counts, and notes how reading ends.
+func (m *mux) readConn(p []byte) (int, error) {
+	n, err := m.conn.Read(p)
 	if n > 0 {
 		now := m.now()
-		m.lastIn.Store(int64(now))
+		m.lastRead.Store(int64(now))
 		m.bytesIn.Add(uint64(n))
 		m.load.add(now, n)
 		if m.hooks.Received != nil {
@@ -59,7 +60,7 @@ func (m *mux) fetch(p []byte) (int, error) {
 		}
 	}
 	if err != nil {
-		m.hungUp(err)
+		m.readFailed(err)
 		if n == 0 && !errors.Is(err, net.ErrClosed) {
 			err = io.EOF // yamux is silent about this one, and the reason is kept
 		}
@@ -67,89 +68,89 @@ func (m *mux) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-// incoming deals with the frame whose header is in m.head, and says in m.give
+// handleFrame deals with the frame whose header is in m.head, and says in m.headLeft
 // whether yamux is to see it.
-func (m *mux) incoming() error {
+func (m *mux) handleFrame() error {
 	h := &m.head
 	flags := binary.BigEndian.Uint16(h[2:])
 	id, length := binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
 	switch {
 	case h[0] != 0:
-		m.give = headerSize // yamux knows what to say
+		m.headLeft = headerSize // yamux ends the session for it
 		return nil
 	case h[1] == typePing:
-		m.pinged(flags, length)
+		m.handlePing(flags, length)
 		return nil
 	case h[1] != typeData && h[1] != typeWindow:
-		m.give = headerSize
+		m.headLeft = headerSize
 		return nil
 	}
 	f := m.flow(id)
 	if f == nil && flags&flagSYN != 0 {
-		if m.opened && m.greeting.Load() {
-			m.hungUp(errEarly)
+		if m.synSeen && m.handshake.Load() {
+			m.readFailed(errEarly)
 			return errEarly
 		}
-		f = m.track(id)
-		m.came, m.opened = true, true
+		f = m.openFlow(id)
+		m.synPassed, m.synSeen = true, true
 	}
 	if h[1] == typeData {
-		if err := m.receive(f, int(length)); err != nil {
+		if err := m.handleData(f, int(length)); err != nil {
 			return err
 		}
 	} else if f != nil && length > 0 {
-		f.credited(length)
+		f.addCredit(length)
 	}
 	if flags&(flagSYN|flagACK|flagFIN|flagRST) == 0 {
 		return nil
 	}
 	if f != nil && flags&flagRST != 0 {
-		f.reset()
+		f.handleReset()
 	} else if f != nil && flags&flagFIN != 0 {
-		f.finished()
+		f.handleFIN()
 	}
 	binary.BigEndian.PutUint32(h[8:], 0) // whatever it carried was taken
-	m.give = headerSize
+	m.headLeft = headerSize
 	return nil
 }
 
-// pinged answers a ping, or takes the answer to one.
-func (m *mux) pinged(flags uint16, id uint32) {
+// handlePing answers a ping, or takes the answer to one.
+func (m *mux) handlePing(flags uint16, id uint32) {
 	if flags&flagACK == 0 {
-		m.reply(makeHeader(typePing, flagACK, 0, id))
+		m.sendReply(makeHeader(typePing, flagACK, 0, id))
 		return
 	}
 	if id == m.pingID.Load() {
 		if sent := m.pingSent.Swap(0); sent != 0 {
-			m.measured(max(1, m.now()+1-time.Duration(sent)))
+			m.handleRTT(max(1, m.now()+1-time.Duration(sent)))
 		}
 	}
 }
 
-// receive takes a frame's body to its stream, as it comes; f may be nil.
-func (m *mux) receive(f *flow, n int) error {
+// handleData takes a frame's body to its stream, as it comes; f may be nil.
+func (m *mux) handleData(f *flow, n int) error {
 	keep := false
 	if f != nil && n > 0 {
 		allowed := false
-		if allowed, keep = f.announce(n); !allowed {
+		if allowed, keep = f.spendCredit(n); !allowed {
 			err := fmt.Errorf("%w: %d bytes on stream %d", errWindow, n, f.id)
-			m.hungUp(err)
+			m.readFailed(err)
 			return err
 		}
 	}
 	if keep {
-		m.budget.waits(int64(n))
+		m.budget.add(int64(n))
 	}
 	for n > 0 {
 		var space []byte
 		if keep {
-			space = f.space(n)
+			space = f.reserve(n)
 		}
 		if space == nil {
 			return m.skip(n)
 		}
-		k, err := m.fetch(space)
-		f.arrived(k)
+		k, err := m.readConn(space)
+		f.commit(k)
 		if n -= k; err != nil && n > 0 {
 			return err
 		}
@@ -162,7 +163,7 @@ func (m *mux) skip(n int) error {
 	box := carrier.GetBuffer(min(n, carrier.BigBuffer))
 	defer carrier.PutBuffer(box)
 	for n > 0 {
-		k, err := m.fetch((*box)[:min(n, cap(*box))])
+		k, err := m.readConn((*box)[:min(n, cap(*box))])
 		if n -= k; err != nil && n > 0 {
 			return err
 		}
@@ -173,15 +174,15 @@ func (m *mux) skip(n int) error {
 // inject has yamux read a frame that the peer did not send, before the next one
 // that it did.
 func (m *mux) inject(h header) {
-	m.smu.Lock()
-	defer m.smu.Unlock()
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
 	m.injected = append(m.injected, h)
 	m.hasInject.Store(true)
 }
 
 func (m *mux) takeInjected() header {
-	m.smu.Lock()
-	defer m.smu.Unlock()
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
 	h := m.injected[0]
 	m.injected = m.injected[1:]
 	if len(m.injected) == 0 {
@@ -191,14 +192,14 @@ func (m *mux) takeInjected() header {
 	return h
 }
 
-// track begins a stream's flow, if it has none.
-func (m *mux) track(id uint32) *flow {
-	m.smu.Lock()
-	defer m.smu.Unlock()
+// openFlow begins a stream's flow, if it has none.
+func (m *mux) openFlow(id uint32) *flow {
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
 	f := m.flows[id]
 	if f == nil {
 		f = newFlow(id, m.now())
-		f.dead = m.over
+		f.linkDead = m.dead
 		m.flows[id] = f
 	}
 	return f
@@ -206,26 +207,27 @@ func (m *mux) track(id uint32) *flow {
 
 // flow returns a stream's flow; nil when it was forgotten, or never was.
 func (m *mux) flow(id uint32) *flow {
-	m.smu.Lock()
-	defer m.smu.Unlock()
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
 	return m.flows[id]
 }
 
-func (m *mux) forget(id uint32) {
-	m.smu.Lock()
+// dropFlow forgets a stream's flow, and frees what it holds.
+func (m *mux) dropFlow(id uint32) {
+	m.flowsMu.Lock()
 	f := m.flows[id]
 	delete(m.flows, id)
-	m.smu.Unlock()
+	m.flowsMu.Unlock()
 	if f != nil {
-		f.forget(m.budget)
+		f.drop(m.budget)
 	}
 }
 
-// reset tells the peer that a stream is over, and has yamux forget it too. The
+// resetStream tells the peer that a stream is over, and has yamux forget it too. The
 // ping makes the peer send something, behind which yamux gets to read that.
-func (m *mux) reset(id uint32) {
+func (m *mux) resetStream(id uint32) {
 	m.inject(makeHeader(typeWindow, flagRST, id, 0))
-	m.post(makeHeader(typeWindow, flagRST, id, 0))
-	m.post(makeHeader(typePing, flagSYN, 0, 0))
-	m.forget(id)
+	m.sendControl(makeHeader(typeWindow, flagRST, id, 0))
+	m.sendControl(makeHeader(typePing, flagSYN, 0, 0))
+	m.dropFlow(id)
 }
