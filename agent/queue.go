@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
@@ -24,8 +26,12 @@ func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
 		Name: "adit_agent_link_queue_seconds", Help: "How long the oldest frame of each write to a link had waited.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
 	})
+	rtt := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "adit_agent_link_rtt_seconds", Help: "Round trips of the links, queues at both ends included.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	})
 	if reg != nil {
-		reg.MustRegister(wait, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(wait, rtt, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "adit_agent_link_unread_bytes", Help: "Bytes received on links that wait for slow programs.",
 		}, func() float64 { return float64(unread.Used()) }))
 	}
@@ -43,6 +49,7 @@ func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
 			writes.Inc()
 			stalled.Add(w.Stalled.Seconds())
 		},
+		Measured: func(d time.Duration) { rtt.Observe(d.Seconds()) },
 		Received: func(n int) { received.Add(float64(n)) },
 		Slowed:   slowed.Inc,
 	}

@@ -146,6 +146,7 @@ func (a *invention) one(ctx context.Context, places chan struct{}) {
 // live keeps an agent linked.
 func (a *invention) live(ctx context.Context, l *link.Link, n int64, out *wire.Encoder, in *wire.Decoder) {
 	defer context.AfterFunc(ctx, func() { _ = l.Close(nil) })()
+	a.wg.Go(func() { pinging(ctx, out) })
 	if n%10 == 0 {
 		a.wg.Go(func() {
 			for i := n; l.Err() == nil; i++ {
@@ -166,8 +167,6 @@ func (a *invention) live(ctx context.Context, l *link.Link, n int64, out *wire.E
 			return
 		case m.Goodbye != nil:
 			a.say(m.Goodbye.Detail)
-		case m.Type == wire.TypePing:
-			_ = out.Write(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 		}
 	}
 }

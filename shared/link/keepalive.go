@@ -11,15 +11,20 @@ const (
 	// each time, for the windows follow it, and once more when the queues are gone.
 	busyBytes = 64 << 10
 	// measureEvery is how many checks an idle link's round trip may be old.
-	measureEvery = 6
+	measureEvery = 8
 	// slowAnswer is a round trip of a link that is congested, and gets asked often
 	// enough for an answer to be always on its way.
 	slowAnswer = time.Second
 )
 
-// keepalive asks the peer for signs of life and closes the link when there are none. A peer
-// that sends by itself, over a link that is neither busy nor slow, is not asked. It lives
-// on a timer alone: a goroutine's stack is most of what an idle link costs.
+// keepalive is the link's one heartbeat: it finds out that the peer is dead, keeps NATs and
+// proxies on the way from forgetting the connection, and measures the round trip. It asks
+// the peer for a sign of life, and closes the link when none comes. A peer that sends by
+// itself, over a link that is neither busy nor slow, is not asked. It lives on a timer
+// alone: a goroutine's stack is most of what an idle link costs.
+//
+// Pings are answered by the peer's mux. So they say nothing about what is above it: that an
+// agent's and a relay's control streams are read is seen there, by the agent's report.
 type keepalive struct {
 	l        *Link
 	interval time.Duration // how long the peer may be silent before it is asked
@@ -36,7 +41,7 @@ type keepalive struct {
 
 func startKeepalive(l *Link, client bool) *keepalive {
 	k := &keepalive{l: l, interval: l.cfg.KeepAlive}
-	if !client {
+	if client {
 		k.interval += l.cfg.KeepAlive / 10 // else both would ask at the same moment
 	}
 	k.interval = min(k.interval, l.cfg.DeadAfter/2)
@@ -119,3 +124,14 @@ func (m *mux) expirePing(late time.Duration) {
 
 // silence is how long nothing has come from the peer.
 func (m *mux) silence() time.Duration { return m.now() - time.Duration(m.lastRead.Load()) }
+
+// RTT is the last measured round trip, queues at both ends included; 0 until the
+// first answer.
+func (l *Link) RTT() time.Duration { return time.Duration(l.mux.rtt.Load()) }
+
+// Silence is how long nothing has come from the peer. A living peer is never silent
+// for much more than the KeepAlive and the line's delay.
+func (l *Link) Silence() time.Duration { return l.mux.silence() }
+
+// Ping asks the peer for a sign of life at once: see Silence.
+func (l *Link) Ping() { l.mux.ping() }

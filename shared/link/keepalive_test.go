@@ -16,11 +16,15 @@ import (
 func TestIdleLinkAsksOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c, s := net.Pipe()
-		client, server := connPair(t, c, s, link.Config{})
+		var measured atomic.Int32
+		client, server := connPair(t, c, s, link.Config{Hooks: link.Hooks{Measured: func(time.Duration) { measured.Add(1) }}})
 		time.Sleep(time.Hour)
-		// One question and its answer in each 5 s, and each end measures by itself at times.
-		if n := client.Stats().Frames + server.Stats().Frames; n < 2*3600/6 || n > 2*2*3600/7 {
+		// One question and its answer in each 4 s, and each end measures by itself at times.
+		if n := client.Stats().Frames + server.Stats().Frames; n < 2*3600/5 || n > 2*2*3600/6 {
 			t.Errorf("an idle hour cost %d frames", n)
+		}
+		if n := measured.Load(); n < 3600/5 {
+			t.Errorf("in an idle hour the round trip was measured %d times; want once with each question", n)
 		}
 		for _, l := range []*link.Link{client, server} {
 			if l.RTT() == 0 {
@@ -38,9 +42,9 @@ func TestTalkingPeersDoNotAsk(t *testing.T) {
 		client, server := connPair(t, c, s, link.Config{})
 		near, far := streams(t, client, server)
 		begin := client.Stats().Frames + server.Stats().Frames
-		const said = 900
+		const said = 1200
 		for range said {
-			time.Sleep(4 * time.Second)
+			time.Sleep(3 * time.Second)
 			echo(t, near, far)
 			echo(t, far, near)
 		}
@@ -60,6 +64,26 @@ func echo(t *testing.T, from, to *link.Stream) {
 	if _, err := io.ReadFull(to, make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Who doubts its peer asks without waiting for the next question.
+func TestPingAsksAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		client, server := connPair(t, c, s, link.Config{})
+		synctest.Wait()
+		time.Sleep(2 * time.Second)
+		if n := client.Silence(); n != 2*time.Second {
+			t.Errorf("after 2 s without a frame the peer has been silent for %s", n)
+		}
+		client.Ping()
+		synctest.Wait()
+		if n := client.Silence(); n != 0 {
+			t.Errorf("an answer that just came is %s old", n)
+		}
+		_ = client.Close(errTest)
+		_ = server.Close(errTest)
+	})
 }
 
 // Whoever does not wait for streams is told of each, also of those that came before.

@@ -59,7 +59,7 @@ type Config struct {
 	// Default: 256 MiB for this link alone.
 	Budget *Budget
 	// KeepAlive is how long a peer may be silent before it is asked for a sign of life.
-	// Default 5 s.
+	// Default 4 s: an agent doubts its link after 5.5 s.
 	KeepAlive time.Duration
 	// DeadAfter is how long a peer may be silent before the link is closed; both ends
 	// ask, so a living peer is never silent for much more than KeepAlive and a round
@@ -80,6 +80,8 @@ type Hooks struct {
 	Sent func(Written)
 	// Received is called after each read from the connection.
 	Received func(bytes int)
+	// Measured is called with each round trip that was measured: see RTT.
+	Measured func(rtt time.Duration)
 	// Slowed is called when bulk is sent more slowly from now on, because the line lost
 	// too much of it.
 	Slowed func()
@@ -117,7 +119,7 @@ func (c Config) withDefaults() Config {
 		c.Budget = NewBudget(256 << 20)
 	}
 	if c.KeepAlive <= 0 {
-		c.KeepAlive = 5 * time.Second
+		c.KeepAlive = 4 * time.Second
 	}
 	if c.DeadAfter <= 0 {
 		c.DeadAfter = 12 * time.Second
@@ -326,10 +328,6 @@ func (l *Link) spawn(f func()) bool {
 	l.wg.Go(f)
 	return true
 }
-
-// RTT is the last measured round trip, queues at both ends included; 0 until the
-// first answer.
-func (l *Link) RTT() time.Duration { return time.Duration(l.mux.rtt.Load()) }
 
 // NumStreams is how many streams are open or not yet closed by both ends.
 func (l *Link) NumStreams() int { return l.session.NumStreams() }

@@ -34,6 +34,9 @@ const (
 // It is for the reading side.
 func (m *mux) handleRTT(rtt time.Duration) {
 	m.rtt.Store(int64(rtt))
+	if m.hooks.Measured != nil {
+		m.hooks.Measured(rtt)
+	}
 	if m.leastRTT == 0 || rtt < m.leastRTT {
 		m.leastRTT = rtt
 	} else {

@@ -52,7 +52,7 @@ const (
 	TypeProbed       = "probed"        // agent to relay, answers probe
 )
 
-// HeartbeatInterval is how often an agent sends its facts.
+// HeartbeatInterval is how often an agent sends its facts, and a ping with them.
 const HeartbeatInterval = 15 * time.Second
 
 // AgentHello introduces an agent.
@@ -156,7 +156,9 @@ type State struct {
 	Paused      bool     `json:"paused,omitempty"`
 }
 
-// Ping measures the round trip and proves life; the pong repeats its fields.
+// Ping asks whether the other side still reads the control stream; the pong repeats its
+// fields. That the link lives, and its round trip, are found out below. Agents of the last
+// release ping every 5 s, and relays every 4 s, as their heartbeat.
 type Ping struct {
 	ID   uint64 `json:"id"`
 	Sent int64  `json:"sent"` // the sender's clock, nanoseconds; meaningless to the other side

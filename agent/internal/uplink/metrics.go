@@ -5,7 +5,6 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	up, extra  prometheus.Gauge
 	reconnects *prometheus.CounterVec
-	rtt        prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -22,17 +21,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "adit_agent_reconnects_total",
 			Help: "Links that ended and attempts that came to nothing, by reason.",
 		}, []string{"reason"}),
-		rtt: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "adit_agent_link_rtt_seconds",
-			Help:    "Round trips of the control stream, queues at both ends included.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}),
 	}
 	for _, why := range reasons {
 		m.reconnects.WithLabelValues(string(why)) // alerts need the zero before the first
 	}
 	if r != nil {
-		r.MustRegister(m.up, m.extra, m.reconnects, m.rtt)
+		r.MustRegister(m.up, m.extra, m.reconnects)
 	}
 	return m
 }

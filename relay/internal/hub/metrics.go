@@ -1,6 +1,8 @@
 package hub
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
@@ -39,7 +41,7 @@ func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
 			Name: "adit_relay_stream_opens_total", Help: "Streams opened to agents, by outcome.",
 		}, []string{"outcome"}),
 		rtt: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "adit_relay_link_rtt_seconds", Help: "Round trips of pings over the agents' links.",
+			Name: "adit_relay_link_rtt_seconds", Help: "Round trips of the agents' links, queues at both ends included.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 		queue: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -109,6 +111,7 @@ func (m *metrics) hooks() link.Hooks {
 			m.writes.Inc()
 			m.stalled.Add(w.Stalled.Seconds())
 		},
+		Measured: func(d time.Duration) { m.rtt.Observe(d.Seconds()) },
 		Received: func(n int) { m.received.Add(float64(n)) },
 		Slowed:   m.slowed.Inc,
 	}

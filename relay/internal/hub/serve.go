@@ -21,12 +21,9 @@ import (
 // helloTime bounds the time from a link's upgrade to its agent's hello.
 const helloTime = 10 * time.Second
 
-// pingInterval and silence decide when a link is dead: nothing heard for the
-// silence. Both are well inside the 15 s that the link promises.
-const (
-	pingInterval = 4 * time.Second
-	silence      = 13 * time.Second
-)
+// mute is how long an agent may say nothing on a link that is alive below: it sends its
+// facts every HeartbeatInterval.
+const mute = 3 * wire.HeartbeatInterval
 
 // ServeLink serves GET /agent/v1/link for an authenticated principal. It returns when
 // the connection is a link, which is then served in a goroutine that Run waits for:
@@ -323,12 +320,14 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 			m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
 		}
 	})
-	pace := newPacer(m)
-	err := h.listen(ctx, s, m, in, pace)
+	hung := time.AfterFunc(mute, func() {
+		_ = m.link.Close(fmt.Errorf("nothing heard of the agent for %s", mute))
+	})
+	defer hung.Stop()
+	err := h.listen(ctx, s, m, in, hung)
 	if !spared() {
 		<-revoked
 	}
-	pace.stop()
 	if cause := m.link.Err(); cause != nil {
 		err = cause
 	}
@@ -341,13 +340,13 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 // listen reads the agent's messages until the control stream ends. It waits with as
 // little on its stack as possible, for each link has one: what is said is dealt with
 // elsewhere.
-func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, hung *time.Timer) error {
 	done := make(chan error)
 	for {
 		if err := in.Next(); err != nil {
 			return err
 		}
-		go func() { done <- h.understand(ctx, s, m, in, pace) }()
+		go func() { done <- h.understand(ctx, s, m, in, hung) }()
 		if err := <-done; err != nil {
 			return err
 		}
@@ -355,21 +354,16 @@ func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decode
 }
 
 // understand deals with the message that came, and returns an error when it was the last.
-func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.Decoder, hung *time.Timer) error {
 	msg, err := in.Message()
 	if err != nil {
 		return err
 	}
 	msg.Bound()
-	pace.heard()
+	hung.Reset(mute)
 	switch {
 	case msg.Type == wire.TypePing && msg.Ping != nil:
 		m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
-	case msg.Type == wire.TypePong && msg.Ping != nil:
-		if d := time.Since(time.Unix(0, msg.Ping.Sent)); d > 0 && d < time.Minute {
-			s.rtt.Store(int64(d))
-			h.metrics.rtt.Observe(d.Seconds())
-		}
 	case msg.Facts != nil || msg.State != nil:
 		// A store that is away must not end the link: what was heard is kept in
 		// memory, and the next heartbeat tries again.

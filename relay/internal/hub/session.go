@@ -41,8 +41,7 @@ type session struct {
 	said     *declaration  // what the gate was told last; nil: nothing yet
 	news     *rate.Limiter // how often changes are written
 	later    atomic.Bool   // one waits for that
-	rtt      atomic.Int64
-	first    atomic.Bool // this relay is the agent's first, which writes the presence
+	first    atomic.Bool   // this relay is the agent's first, which writes the presence
 }
 
 // declaration is what the gate is told of a machine.

@@ -22,9 +22,6 @@ import (
 // atOnce bounds how many agents connect at a time.
 const atOnce = 64
 
-// pingInterval is an agent's.
-const pingInterval = 5 * time.Second
-
 // Crowd is the agents. Grow and Churn are for one caller.
 type Crowd struct {
 	URL   string       // of the relay
@@ -164,17 +161,14 @@ func converse(ctx context.Context, a *uplink) {
 	defer pace.Wait()
 	defer cancel()
 	pace.Go(func() {
-		ping, fact := time.NewTicker(pingInterval), time.NewTicker(wire.HeartbeatInterval)
-		defer ping.Stop()
+		fact := time.NewTicker(wire.HeartbeatInterval)
 		defer fact.Stop()
 		f := facts()
 		for id := uint64(1); ; id++ {
 			var err error
 			select {
-			case now := <-ping.C:
-				err = a.out.Write(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: now.UnixNano()}})
 			case <-fact.C:
-				err = a.out.Write(wire.Message{Type: wire.TypeFacts, Facts: &f})
+				err = errors.Join(a.out.Write(wire.Message{Type: wire.TypeFacts, Facts: &f}), a.out.Write(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id}}))
 			case <-ctx.Done():
 				_ = a.link.Close(context.Cause(ctx))
 				return
@@ -188,8 +182,6 @@ func converse(ctx context.Context, a *uplink) {
 		m, err := a.in.Read()
 		switch {
 		case err != nil:
-		case m.Type == wire.TypePing && m.Ping != nil:
-			err = a.out.Write(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 		case m.Probe != nil:
 			err = a.out.Write(wire.Message{Type: wire.TypeProbed, Probed: &wire.Probed{ID: m.Probe.ID, Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}})
 		}
