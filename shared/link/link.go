@@ -51,10 +51,10 @@ type Config struct {
 	// MaxIncoming is how many streams the peer may have open here; those beyond are
 	// reset. Default MaxStreams.
 	MaxIncoming int
-	// Greets leaves the peer one stream, on which it says who it is, until Greeted
+	// Handshake leaves the peer one stream, on which it says who it is, until HandshakeDone
 	// is called: a peer that opens a second one before ends the link. What waits on streams
 	// that nobody has accepted yet is nobody's, and the Budget cannot have it back.
-	Greets bool
+	Handshake bool
 	// Budget bounds the memory of data that waits to be taken; links may share one.
 	// Default: 256 MiB for this link alone.
 	Budget *Budget
@@ -197,7 +197,7 @@ func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 		done:    make(chan struct{}),
 	}
 	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
-	l.mux.handshake.Store(cfg.Greets)
+	l.mux.handshake.Store(cfg.Handshake)
 	l.congestion, l.mux.line = carrier.Tune(c)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,

@@ -142,9 +142,9 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 	}
 }
 
-// Greeted lets the peer open more streams than its first: see Config.Greets. It
+// HandshakeDone lets the peer open more streams than its first: see Config.Handshake. It
 // is called before the peer is told that it may.
-func (l *Link) Greeted() { l.mux.handshake.Store(false) }
+func (l *Link) HandshakeDone() { l.mux.handshake.Store(false) }
 
 // OnIncoming has f called whenever the peer has opened a stream, and now for those that
 // came before. f must not block: the link's reader calls it. With it, who expects no

@@ -410,7 +410,7 @@ func TestAPeerThatWasNotGreetedOpensOneStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		budget := link.NewBudget(1 << 30)
-		server, err := link.NewServer(s, link.Config{Greets: true, Budget: budget})
+		server, err := link.NewServer(s, link.Config{Handshake: true, Budget: budget})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -432,7 +432,7 @@ func TestAPeerThatWasNotGreetedOpensOneStream(t *testing.T) {
 	t.Run("greeted", func(t *testing.T) {
 		client, server, _ := greets()
 		streams(t, client, server)
-		server.Greeted()
+		server.HandshakeDone()
 		streams(t, client, server)
 	})
 }

@@ -52,7 +52,7 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
 	}
 	l, err := link.Accept(w, r, link.Config{
-		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Greets: true, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
+		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Handshake: true, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
 	})
 	if err != nil {
 		h.serving.Done()
@@ -176,7 +176,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	if joins {
 		if s := h.join(key, hello, m); s != nil {
 			h.metrics.connects.WithLabelValues("joined").Inc()
-			m.link.Greeted()
+			m.link.HandshakeDone()
 			m.send(h.welcome(s))
 			return s, nil
 		}
@@ -241,7 +241,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		h.leave(s, m, err)
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
 	}
-	m.link.Greeted()
+	m.link.HandshakeDone()
 	m.send(h.welcome(s))
 	if !first { // the record may have changed before the session could hear of it
 		if rec, ok := h.cfg.Pool.Agent(key); ok {
