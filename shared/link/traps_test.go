@@ -469,3 +469,17 @@ func TestPeerOpensTooManyStreams(t *testing.T) {
 	_ = server.Close(errTest)
 	wg.Wait()
 }
+
+// A stream that is given up before it was accepted gives its place in the backlog back.
+func TestResetGivesThePlaceInTheBacklogBack(t *testing.T) {
+	_, server := tcpPair(t, link.Config{AcceptBacklog: 2})
+	for range 20 {
+		for range 2 {
+			s, err := server.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Reset()
+		}
+	}
+}
