@@ -225,7 +225,8 @@ func (s *session) report(ctx context.Context) {
 	if s.outdated() { // by what changed before the subscription
 		tell()
 	}
-	w := watcher{stats: s.link.Stats().BytesIn, heard: time.Now()}
+	var asked time.Time // when the relay was asked because of its silence
+	doubted := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -237,13 +238,18 @@ func (s *session) report(ctx context.Context) {
 		case <-changed:
 			tell()
 		case now := <-look.C:
-			switch w.look(now, s.link.Stats().BytesIn) {
-			case askAgain:
-				s.link.Ping()
-			case nowSilent:
-				offer(s.doubt)
-			case nowAlive:
+			switch silent := s.link.Silence() >= doubtAfter; {
+			case !silent && doubted:
 				offer(s.relief)
+				fallthrough
+			case !silent:
+				asked, doubted = time.Time{}, false
+			case asked.IsZero():
+				asked = now
+				s.link.Ping()
+			case !doubted && now.Sub(asked) >= doubtGrace:
+				doubted = true
+				offer(s.doubt)
 			}
 			if since := time.Since(s.begun) - time.Duration(s.ponged.Load()); since > mute {
 				s.end(&ending{reason: reasonLost, err: fmt.Errorf("the relay answered no ping for %s", since.Round(time.Second))})
@@ -362,41 +368,4 @@ func sameState(a, b wire.State) bool {
 		return *p
 	}
 	return a.SyncPhase == b.SyncPhase && a.SyncDetail == b.SyncDetail && a.Paused == b.Paused && percent(a.SyncPercent) == percent(b.SyncPercent)
-}
-
-// watcher judges by the bytes that arrive on a link whether it lives.
-type watcher struct {
-	stats uint64    // bytes that had arrived
-	heard time.Time // when the last of them came
-	asked bool      // a question was sent because of the silence
-	doubt bool
-}
-
-// What a look finds.
-const (
-	nothingNew = iota
-	askAgain   // silent for long: ask
-	nowSilent  // silent in spite of the question
-	nowAlive   // was silent, speaks again
-)
-
-func (w *watcher) look(now time.Time, bytesIn uint64) int {
-	if bytesIn != w.stats {
-		doubted := w.doubt
-		w.stats, w.heard, w.asked, w.doubt = bytesIn, now, false, false
-		if doubted {
-			return nowAlive
-		}
-		return nothingNew
-	}
-	silent := now.Sub(w.heard)
-	switch {
-	case !w.asked && silent >= doubtAfter:
-		w.asked = true
-		return askAgain
-	case w.asked && !w.doubt && silent >= doubtAfter+doubtGrace:
-		w.doubt = true
-		return nowSilent
-	}
-	return nothingNew
 }
