@@ -198,19 +198,24 @@ func (u *upgrader) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	return bounded(ctx, conn, func() (*http.Response, error) { return u.exchange(conn, req) })
+}
+
+// bounded has f use a connection, which the end of ctx interrupts. With an error the
+// connection is closed, unless it chose the plain upgrade.
+func bounded[T any](ctx context.Context, conn net.Conn, f func() (T, error)) (got T, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(aLongTimeAgo) })
-	resp, err := u.exchange(conn, req)
-	if !stop() && err == nil {
+	result, err := f()
+	if !stop() {
 		err = context.Cause(ctx)
 	}
-	if err != nil && !errors.Is(err, errPlain) {
-		_ = conn.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, err
+	if err == nil {
+		return result, nil
 	}
-	return resp, err
+	if !errors.Is(err, errPlain) {
+		_ = conn.Close()
+	}
+	return got, err
 }
 
 // exchange sends the request and judges the answer.

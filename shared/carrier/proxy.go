@@ -97,16 +97,8 @@ func (u *upgrader) reach(ctx context.Context, via *url.URL, addr string) (net.Co
 			return nil, fmt.Errorf("secure connection to proxy: %w", err)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(aLongTimeAgo) })
-	tunnel, err := connectThrough(conn, via, addr)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
+	tunnel, err := bounded(ctx, conn, func() (net.Conn, error) { return connectThrough(conn, via, addr) })
 	if err != nil {
-		_ = conn.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, fmt.Errorf("use proxy %s: %w", via.Redacted(), err)
 	}
 	return tunnel, nil
