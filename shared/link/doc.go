@@ -40,7 +40,8 @@
 //
 // yamux waits for its connection without a context, and so would whoever opens a stream. So
 // the mux takes yamux's headers without waiting, and an opener waits in the mux for a place
-// in the peer's backlog before yamux would.
+// in the peer's backlog before yamux would. Openers are bounded by that, acceptors by what
+// waits to be written, and a peer that has streams refused and does not read loses the link.
 //
 // # Locks
 //

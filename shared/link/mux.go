@@ -30,10 +30,9 @@ const (
 const (
 	// maxPending is how much may wait to be written; beyond it whoever has data waits.
 	maxPending = 64 << 10
-	// headersPending is how much more may wait for each place of the backlog: the frames by
-	// which streams open and end do not wait. A peer that has more of them sent than that,
-	// and does not read, loses the link.
-	headersPending = 1 << 10
+	// mostPending is how much may wait when yamux refuses a stream: it does not wait, and a
+	// peer that goes on opening streams and does not read could fill the memory.
+	mostPending = 4 * maxPending
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
@@ -153,7 +152,7 @@ func (m *mux) Write(p []byte) (int, error) {
 	flushes := m.handleOutgoing(&h)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.pendingBytes()) > maxPending+headersPending*cap(m.opening) {
+	if !flushes && len(m.pendingBytes()) > mostPending {
 		m.fail(errUnread)
 	}
 	if m.err != nil {

@@ -91,9 +91,9 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 		n := l.in.Add(1)
 		s := l.newStream(ys, false)
 		l.mux.flushDeferred(true)
+		l.mux.backpressure()
 		if n > int32(l.cfg.MaxIncoming) {
 			_ = s.Reset()
-			l.mux.backpressure()
 			continue
 		}
 		return s, nil
