@@ -110,7 +110,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	p.meter = usage.New(usage.Config{Viewed: r.viewed, Logger: r.log.With("part", "usage"), Registerer: reg})
+	p.meter = usage.New(usage.Config{Viewed: r.viewed, Registerer: reg})
 	p.gate, err = gate.New(gate.Config{
 		Store: gate.Shared{Store: p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
 		Limits: gate.Limits{

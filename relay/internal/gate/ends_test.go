@@ -74,6 +74,25 @@ func TestHardEndIdleEndAndWarnings(t *testing.T) {
 	})
 }
 
+func TestAnIdleEndThatTheStoreDidNotTakeIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t)
+		a := p.relay("a", 0, gate.Limits{})
+		p.connect(a, "a", 1)
+		o := a.open(t, gate.OpenSpec{Port: 1, ExpiresIn: time.Hour, IdleTimeout: 5 * time.Minute})
+		p.store.SetDown(true)
+		time.Sleep(6 * time.Minute)
+		if _, ok := a.local.WasCut(o.Tunnel.Session); ok {
+			t.Error("an idle tunnel was cut although the store does not say that it closes")
+		}
+		p.store.SetDown(false)
+		time.Sleep(2 * time.Second)
+		if got, _ := a.local.WasCut(o.Tunnel.Session); got != gate.ReasonIdle {
+			t.Errorf("with the store back it was cut because %q, want %q", got, gate.ReasonIdle)
+		}
+	})
+}
+
 // A relay that was just started knows nothing of earlier use.
 func TestRestartDoesNotCloseWhatWasUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

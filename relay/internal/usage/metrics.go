@@ -7,11 +7,10 @@ import (
 )
 
 type metrics struct {
-	in, out    atomic.Int64 // read by the registry when it is scraped
-	uses       [Terminal + 1]prometheus.Gauge
-	kicked     prometheus.Counter
-	refused    prometheus.Counter
-	idleClosed prometheus.Counter
+	in, out atomic.Int64 // read by the registry when it is scraped
+	uses    [Terminal + 1]prometheus.Gauge
+	kicked  prometheus.Counter
+	refused prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -33,9 +32,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m.kicked = counter("adit_relay_usage_kicked_total", "Viewers disconnected by a tunnel's owner.")
 	m.refused = counter("adit_relay_usage_refused_total", "Uses refused because their viewer was disconnected before.")
-	m.idleClosed = counter("adit_relay_usage_idle_closed_total", "Tunnels closed because nobody used them.")
 	if reg != nil {
-		reg.MustRegister(bytes("in", &m.in), bytes("out", &m.out), uses, m.kicked, m.refused, m.idleClosed)
+		reg.MustRegister(bytes("in", &m.in), bytes("out", &m.out), uses, m.kicked, m.refused)
 	}
 	return m
 }
