@@ -23,6 +23,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 // serveLink authenticates an agent and gives its request to the hub.
@@ -152,18 +153,9 @@ func (r *Relay) metricsHandler(reg *prometheus.Registry) http.Handler {
 	if r.cfg.Metrics.Listen == "" {
 		return nil
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "adit_relay_build_info", Help: "Always 1; the label says which build runs.", ConstLabels: prometheus.Labels{"version": lifecycle.Version()},
-	})
-	info.Set(1)
-	reg.MustRegister(info, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "adit_relay_draining", Help: "1 while the relay is stopping.",
-	}, func() float64 {
-		if r.draining.Load() {
-			return 1
-		}
-		return 0
-	}))
+	f := metric.In(reg)
+	f.Gauges("adit_relay_build_info", "Always 1; the label says which build runs.", "version").WithLabelValues(lifecycle.Version()).Set(1)
+	f.Says("adit_relay_draining", "1 while the relay is stopping.", r.draining.Load)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	if r.cfg.Metrics.Pprof {

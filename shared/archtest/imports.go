@@ -21,7 +21,7 @@ var userCLI = []string{"relay/cmd/adit", "relay/internal/aditcli"}
 // layers order the packages of a half and of shared: a package imports only from
 // its own rank and lower ones. Packages that are not named have no rank.
 var layers = map[string]int{
-	"shared/ident":     0,
+	"shared/ident": 0, "shared/metric": 0,
 	"shared/printable": 0,
 	"shared/api":       1, "shared/wire": 1,
 	"shared/diag": 3, "shared/manual": 3, "shared/traces": 3,

@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/metric"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -77,14 +78,8 @@ func New(conf Config) *Gate {
 		conf.CallTime = 15 * time.Second
 	}
 	g := &Gate{
-		conf: conf,
-		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_agent_gate_refusals_total",
-			Help: "Task calls of programs on this machine that were refused, by code.",
-		}, []string{"code"}),
-	}
-	if conf.Registerer != nil {
-		conf.Registerer.MustRegister(g.refusals)
+		conf:     conf,
+		refusals: metric.In(conf.Registerer).Counters("adit_agent_gate_refusals_total", "Task calls of programs on this machine that were refused, by code.", "code"),
 	}
 	g.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

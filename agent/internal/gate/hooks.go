@@ -19,6 +19,7 @@ import (
 
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/metric"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -76,13 +77,7 @@ func NewHooks(conf HooksConfig) *Hooks {
 	if conf.Settle == 0 {
 		conf.Settle = time.Minute
 	}
-	h := &Hooks{conf: conf, runs: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_agent_hook_runs_total",
-		Help: "Runs of hooks, by hook and outcome.",
-	}, []string{"hook", "outcome"})}
-	if conf.Registerer != nil {
-		conf.Registerer.MustRegister(h.runs)
-	}
+	h := &Hooks{conf: conf, runs: metric.In(conf.Registerer).Counters("adit_agent_hook_runs_total", "Runs of hooks, by hook and outcome.", "hook", "outcome")}
 	return h
 }
 

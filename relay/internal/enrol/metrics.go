@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 type outcome string
@@ -35,14 +36,10 @@ func outcomeOf(p *api.Problem) outcome {
 type metrics struct{ enrolments *prometheus.CounterVec }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{enrolments: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_relay_enrolments_total", Help: "Attempts to turn an enrolment token into a credential, by outcome.",
-	}, []string{"outcome"})}
+	f := metric.In(r)
+	m := &metrics{enrolments: f.Counters("adit_relay_enrolments_total", "Attempts to turn an enrolment token into a credential, by outcome.", "outcome")}
 	for _, o := range outcomes {
 		m.enrolments.WithLabelValues(string(o))
-	}
-	if r != nil {
-		r.MustRegister(m.enrolments)
 	}
 	return m
 }

@@ -140,10 +140,7 @@ func New(cfg Config) (*Store, error) {
 	for i := range s.stripes {
 		s.stripes[i] = make(stripe, 1)
 	}
-	var err error
-	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
-		return nil, err
-	}
+	s.metrics = newMetrics(cfg.Registerer, s)
 	return s, nil
 }
 
