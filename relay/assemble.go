@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -98,6 +99,9 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	return err
 }
 
+// lostGrace is how long an agent whose link was lost stays in lists.
+const lostGrace = 30 * time.Second
+
 // rules makes what decides: credentials, usage, the gate, the hub and the API.
 func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
@@ -127,7 +131,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
 		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
-		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Event: r.agentEvent,
+		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Grace: lostGrace, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})
 	if err != nil {
@@ -149,7 +153,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.api, err = rest.New(rest.Config{
 		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
-		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
+		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err

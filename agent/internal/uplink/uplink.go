@@ -88,9 +88,6 @@ type Uplink struct {
 
 // New returns an Uplink; Run starts it.
 func New(conf Config) *Uplink {
-	if conf.Links == 0 {
-		conf.Links = 1
-	}
 	if conf.StopQuiet == 0 {
 		conf.StopQuiet = time.Second
 	}

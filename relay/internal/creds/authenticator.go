@@ -18,9 +18,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// DefaultTeamsClaim is the claim that lists a person's teams.
-const DefaultTeamsClaim = "teams"
-
 // Index is the part of the store that answers from memory.
 type Index interface {
 	CredentialByHash(hash string) (store.CredentialRecord, bool)
@@ -46,7 +43,7 @@ type Store interface {
 type OIDC struct {
 	Issuer     string // exactly as in the tokens
 	Audience   string // required: without it, a token meant for any other app of the issuer would do
-	TeamsClaim string // DefaultTeamsClaim when empty
+	TeamsClaim string // that lists a person's teams; required
 	HTTPClient *http.Client
 }
 
@@ -56,7 +53,7 @@ type JWT struct {
 	PublicKeyFile string // PEM public keys, or a JWK Set
 	Issuer        string // checked when set
 	Audience      string // checked when set
-	TeamsClaim    string // DefaultTeamsClaim when empty
+	TeamsClaim    string // that lists a person's teams; required
 }
 
 // Config is what New needs.
@@ -107,15 +104,21 @@ func New(cfg Config) (*Authenticator, error) {
 		if o.Audience == "" {
 			faults = append(faults, errors.New("auth.oidc.audience: required with an issuer, or sessions made for other apps would be accepted"))
 		}
+		if o.TeamsClaim == "" {
+			faults = append(faults, errors.New("auth.oidc.teams_claim: required"))
+		}
 		keys, err := newIssuer(o.Issuer, o.HTTPClient, cfg.Logger, a.m)
 		faults = append(faults, err)
-		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, cmp.Or(o.TeamsClaim, DefaultTeamsClaim), keys})
+		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, o.TeamsClaim, keys})
 	}
 	if j := cfg.JWT; j.PublicKeyFile != "" {
+		if j.TeamsClaim == "" {
+			faults = append(faults, errors.New("auth.jwt.teams_claim: required"))
+		}
 		keys, err := newKeyFile(j.PublicKeyFile, cfg.Logger, a.m)
 		faults = append(faults, err)
 		a.file = keys
-		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, cmp.Or(j.TeamsClaim, DefaultTeamsClaim), keys})
+		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, j.TeamsClaim, keys})
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err

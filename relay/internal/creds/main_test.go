@@ -1,6 +1,7 @@
 package creds_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -203,6 +204,7 @@ func newAuth(t testing.TB, cfg creds.Config) *creds.Authenticator {
 	if cfg.Registerer == nil {
 		cfg.Registerer = prometheus.NewRegistry()
 	}
+	cfg.OIDC.TeamsClaim, cfg.JWT.TeamsClaim = cmp.Or(cfg.OIDC.TeamsClaim, "teams"), cmp.Or(cfg.JWT.TeamsClaim, "teams")
 	a, err := creds.New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -28,13 +28,10 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// What Config's zero values mean.
+// Bounds of the streams kept for reuse of one tunnel.
 const (
-	DefaultHold          = 10 * time.Second
-	DefaultHeaderTimeout = 15 * time.Minute
-	DefaultMaxStreams    = 512
-	DefaultIdleStreams   = 128
-	DefaultIdleFor       = time.Minute
+	idleStreams = 128
+	idleFor     = time.Minute
 )
 
 // FallbackCookie is the value of Config.PathFallback that lets a cookie choose
@@ -78,7 +75,8 @@ type Prober interface {
 	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
 }
 
-// Config is what an Edge needs. Resolver, Dialer and Meter are required.
+// Config is what an Edge needs. Resolver, Dialer, Meter, HeaderTimeout and MaxStreams
+// are required.
 type Config struct {
 	Resolver Resolver
 	Dialer   Dialer
@@ -96,7 +94,7 @@ type Config struct {
 	// Owns says whether Next has a route for the request. Only other paths are
 	// looked at for the fallbacks of absolute paths. nil: it has none.
 	Owns func(*http.Request) bool
-	// Hold is how long a request waits for an agent that is away.
+	// Hold is how long a request waits for an agent that is away; 0: not at all.
 	Hold time.Duration
 	// HeaderTimeout bounds the wait for an answer's header once the request is sent.
 	HeaderTimeout time.Duration
@@ -108,11 +106,8 @@ type Config struct {
 	PathFallback string
 	// MaxStreams bounds the requests and connections at once of one tunnel.
 	MaxStreams int
-	// IdleStreams and IdleFor bound the streams kept for reuse of one tunnel.
-	IdleStreams int
-	IdleFor     time.Duration
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Edge is an http.Handler in front of everything else of the public listener.
@@ -131,17 +126,12 @@ type Edge struct {
 
 // New checks the configuration and returns an Edge. Run must run beside it.
 func New(c Config) (*Edge, error) {
-	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil {
-		return nil, errors.New("edge: a resolver, a dialer and a meter are needed")
+	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
+		return nil, errors.New("edge: Resolver, Dialer, Meter, HeaderTimeout and MaxStreams are required")
 	}
 	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
 		return nil, errors.New(`path_fallback: either nothing or "cookie"`)
 	}
-	defaultTo(&c.Hold, DefaultHold)
-	defaultTo(&c.HeaderTimeout, DefaultHeaderTimeout)
-	defaultTo(&c.MaxStreams, DefaultMaxStreams)
-	defaultTo(&c.IdleStreams, DefaultIdleStreams)
-	defaultTo(&c.IdleFor, DefaultIdleFor)
 	e := &Edge{
 		config: c, log: c.Logger, metrics: newMetrics(c.Registerer), pages: newPages(),
 		pools: map[ident.SessionID]*pool{}, upgraded: map[*upgraded]struct{}{},
@@ -152,17 +142,11 @@ func New(c Config) (*Edge, error) {
 	return e, nil
 }
 
-func defaultTo[T int | time.Duration](v *T, d T) {
-	if *v <= 0 {
-		*v = d
-	}
-}
-
 // Run drops idle streams and pools until ctx ends, then closes all idle streams
 // and waits for what it started. Requests may go on; they no longer leave streams
 // behind.
 func (e *Edge) Run(ctx context.Context) error {
-	tick := time.NewTicker(max(e.config.IdleFor/4, 10*time.Millisecond))
+	tick := time.NewTicker(idleFor / 4)
 	defer tick.Stop()
 	for {
 		select {
@@ -277,7 +261,7 @@ func (e *Edge) pool(session ident.SessionID) *pool {
 	defer e.mu.Unlock()
 	p := e.pools[session]
 	if p == nil {
-		p = newPool(session, e.config.IdleStreams, e.config.IdleFor)
+		p = newPool(session, idleStreams, idleFor)
 		if !e.draining.Load() {
 			e.pools[session] = p
 		} else {

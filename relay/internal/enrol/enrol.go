@@ -25,9 +25,8 @@ import (
 
 // Bounds of a token's life.
 const (
-	DefaultLife = time.Hour
-	minLife     = time.Minute
-	maxLife     = 7 * 24 * time.Hour
+	minLife = time.Minute
+	maxLife = 7 * 24 * time.Hour
 )
 
 const (

@@ -122,7 +122,7 @@ func newWorld() (*memory, *enrol.Enrolment, *prometheus.Registry) {
 
 func create(t *testing.T, e *enrol.Enrolment, agent ident.AgentID) ident.Secret {
 	t.Helper()
-	_, token, err := e.Create(t.Context(), creds.Operator("admin-socket"), team, agent, enrol.DefaultLife)
+	_, token, err := e.Create(t.Context(), creds.Operator("admin-socket"), team, agent, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestRefusals(t *testing.T) {
 	if status, code, _ := post(t, e, bound, `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != 201 {
 		t.Errorf("the bound token afterwards: %d %s", status, code)
 	}
-	m.now = m.now.Add(enrol.DefaultLife)
+	m.now = m.now.Add(time.Hour)
 	if status, code, _ := post(t, e, free, `{"agent_id":"gpu-3"}`, "192.0.2.1"); status != 401 || code != "enrolment_refused" {
 		t.Errorf("an expired token: %d %s", status, code)
 	}

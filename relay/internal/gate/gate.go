@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"sync"
@@ -73,58 +74,37 @@ type Local interface {
 	LastUsed(id ident.SessionID) time.Time
 }
 
-// Limits bound tunnels and agents. A zero field has its default.
+// Limits bound tunnels and agents. All of them are required.
 type Limits struct {
-	IdleTimeout    time.Duration // of a tunnel opened without; default 30 min
-	MaxIdleTimeout time.Duration // default 24 h
-	ExpiresIn      time.Duration // of a tunnel opened without; default 24 h
-	MaxExpiresIn   time.Duration // default 7 days
-	WaitTimeout    time.Duration // of when_busy wait without; default 10 min
-	MaxWaitTimeout time.Duration // default 1 h
-	PerAgent       int           // tunnels; default and at most 64
-	PerTeam        int           // tunnels, about; default 1000
-	OpensPerSecond float64       // per caller; default 1
-	OpensBurst     int           // per caller; default 60
-	AgentsPerTeam  int           // that have a record, about; default 5000
-	AgentRetention time.Duration // of an agent that is gone; default 30 days
+	IdleTimeout    time.Duration // of a tunnel opened without
+	MaxIdleTimeout time.Duration
+	ExpiresIn      time.Duration // of a tunnel opened without
+	MaxExpiresIn   time.Duration
+	PerAgent       int           // tunnels; at most 64
+	PerTeam        int           // tunnels, about
+	OpensPerSecond float64       // per caller
+	OpensBurst     int           // per caller
+	AgentsPerTeam  int           // that have a record, about
+	AgentRetention time.Duration // of an agent that is gone
 }
 
-func (l Limits) withDefaults() Limits {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	def(&l.IdleTimeout, 30*time.Minute)
-	def(&l.MaxIdleTimeout, 24*time.Hour)
-	def(&l.ExpiresIn, 24*time.Hour)
-	def(&l.MaxExpiresIn, 7*24*time.Hour)
-	def(&l.WaitTimeout, 10*time.Minute)
-	def(&l.MaxWaitTimeout, time.Hour)
-	if l.PerAgent <= 0 || l.PerAgent > closedMemory {
-		l.PerAgent = closedMemory
-	}
-	if l.PerTeam <= 0 {
-		l.PerTeam = 1000
-	}
-	if l.OpensPerSecond <= 0 {
-		l.OpensPerSecond = 1
-	}
-	if l.OpensBurst <= 0 {
-		l.OpensBurst = 60
-	}
-	if l.AgentsPerTeam <= 0 {
-		l.AgentsPerTeam = 5000
-	}
-	def(&l.AgentRetention, 30*24*time.Hour)
-	return l
+func (l Limits) valid() bool {
+	return l.IdleTimeout > 0 && l.MaxIdleTimeout > 0 && l.ExpiresIn > 0 && l.MaxExpiresIn > 0 && l.PerAgent > 0 && l.PerAgent <= closedMemory &&
+		l.PerTeam > 0 && l.OpensPerSecond > 0 && l.OpensBurst > 0 && l.AgentsPerTeam > 0 && l.AgentRetention > 0
 }
+
+// How long an opening waits for tasks (when_busy wait) without wait_timeout, and at
+// most.
+const (
+	waitTimeout    = 10 * time.Minute
+	maxWaitTimeout = time.Hour
+)
 
 // DefaultSkew is how far the clocks of a pool's relays may be apart, with what a
 // cut takes. The design asks for two seconds between relays.
 const DefaultSkew = 3 * time.Second
 
-// Config is what a Gate is made of. Store, Local, Audit, Relay and Logger are
+// Config is what a Gate is made of. Store, Local, Audit, Relay, Limits and Logger are
 // required.
 type Config struct {
 	Store      Store
@@ -173,6 +153,10 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.Store == nil || cfg.Local == nil || cfg.Audit == nil || cfg.Relay == "" || cfg.Logger == nil {
 		return nil, errors.New("gate: Store, Local, Audit, Relay and Logger are required")
 	}
+	limits := cfg.Limits
+	if !limits.valid() {
+		return nil, fmt.Errorf("gate: limits are missing, or more than %d tunnels of an agent are allowed: %+v", closedMemory, limits)
+	}
 	if cfg.Skew == 0 {
 		cfg.Skew = DefaultSkew
 	}
@@ -185,7 +169,6 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	limits := cfg.Limits.withDefaults()
 	return &Gate{
 		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
 		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, now: cfg.Now, log: cfg.Logger,

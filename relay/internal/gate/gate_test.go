@@ -49,7 +49,7 @@ func (p *pool) relay(id ident.RelayID, off time.Duration, limits gate.Limits) *r
 	r := &relay{local: gatetest.NewLocal(), audit: p.audit}
 	g, err := gate.New(gate.Config{
 		Store: gatetest.View{Store: p.store, Off: off}, Local: r.local, Audit: p.audit, Relay: id,
-		Key: ident.ClusterKey{1}, Limits: limits, Logger: slog.New(slog.DiscardHandler),
+		Key: ident.ClusterKey{1}, Limits: gatetest.Limits(limits), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		p.t.Fatal(err)

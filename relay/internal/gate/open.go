@@ -114,7 +114,7 @@ func capped(d, def, limit time.Duration) time.Duration {
 func (g *Gate) open(ctx context.Context, p creds.Principal, key ident.AgentKey, t store.TunnelRecord, spec OpenSpec, once *store.Once) (Opened, error) {
 	opening := Opening{Tunnel: t, WhenBusy: spec.WhenBusy, MaxTunnels: g.limits.PerAgent, Once: once}
 	life := capped(spec.ExpiresIn, g.limits.ExpiresIn, g.limits.MaxExpiresIn)
-	patience := capped(spec.WaitTimeout, g.limits.WaitTimeout, g.limits.MaxWaitTimeout)
+	patience := capped(spec.WaitTimeout, waitTimeout, maxWaitTimeout)
 	var running int
 	var waiting bool
 	try := func(transition func(*Step, Opening) (int, bool, error)) (store.AgentRecord, error) {

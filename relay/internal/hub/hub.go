@@ -75,7 +75,8 @@ type Creds interface {
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
 }
 
-// Config is what a Hub is made of. Gate, Store, Creds and GateHTTP are required.
+// Config is what a Hub is made of. Gate, Store, Creds, GateHTTP, Budget, Grace, Logger
+// and the limits are required.
 type Config struct {
 	Relay     ident.RelayID
 	Version   string
@@ -90,13 +91,13 @@ type Config struct {
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
 	Window     uint32       // of each stream, in bytes; 0: the link's default
-	Budget     *link.Budget // of data that waits, over all links; default 1 GiB
+	Budget     *link.Budget // of data that waits, over all links
 	MaxStreams int          // per agent
 	MaxAgents  int          // on this relay
 	// AgentsPerTeam says how many agents of a team may come back at once; the gate
-	// sees to the number itself. Default 5000.
+	// sees to the number itself.
 	AgentsPerTeam int
-	Grace         time.Duration // how long a lost agent stays in lists; default 30 s
+	Grace         time.Duration // how long a lost agent stays in lists
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
 	// Event hears of connects and disconnects, for the audit. It must not block.
@@ -156,20 +157,8 @@ func New(cfg Config) (*Hub, error) {
 	if cfg.Gate == nil || cfg.Store == nil || cfg.Creds == nil || cfg.GateHTTP == nil || cfg.Logger == nil {
 		return nil, errors.New("hub: Gate, Store, Creds, GateHTTP and Logger are required")
 	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 30 * time.Second
-	}
-	if cfg.MaxStreams == 0 {
-		cfg.MaxStreams = 4096
-	}
-	if cfg.MaxAgents == 0 {
-		cfg.MaxAgents = 20000
-	}
-	if cfg.AgentsPerTeam == 0 {
-		cfg.AgentsPerTeam = 5000
-	}
-	if cfg.Budget == nil {
-		cfg.Budget = link.NewBudget(1 << 30)
+	if cfg.Budget == nil || cfg.MaxStreams <= 0 || cfg.MaxAgents <= 0 || cfg.AgentsPerTeam <= 0 || cfg.Grace <= 0 {
+		return nil, errors.New("hub: Budget, MaxStreams, MaxAgents, AgentsPerTeam and Grace are required")
 	}
 	if cfg.Event == nil {
 		cfg.Event = func(Event) {}

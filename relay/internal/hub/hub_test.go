@@ -111,7 +111,7 @@ func newWorld(t *testing.T) *world {
 	f := &fakes{presences: map[ident.AgentKey]store.Presence{}, fenced: make(chan struct{})}
 	f.live, f.revoke = context.WithCancelCause(context.Background())
 	h, err := hub.New(hub.Config{
-		Relay: "r1", Version: "test", Gate: f, Store: f, Creds: f, AgentsPerTeam: 10000, Logger: slog.New(slog.DiscardHandler), Grace: 50 * time.Millisecond,
+		Relay: "r1", Version: "test", Gate: f, Store: f, Creds: f, Budget: link.NewBudget(1 << 30), MaxStreams: 4096, MaxAgents: 20000, AgentsPerTeam: 10000, Logger: slog.New(slog.DiscardHandler), Grace: 50 * time.Millisecond,
 		GateHTTP: func(p creds.Principal) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprintf(w, "%s asks for %s", p.Agent, r.URL.Path)

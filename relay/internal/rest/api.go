@@ -83,8 +83,8 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals
-// and Logger are required.
+// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links,
+// Terminals, Audit, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
@@ -100,7 +100,7 @@ type Config struct {
 	// Remote returns the caller's address; nil: that of the connection.
 	Remote     func(r *http.Request) string
 	ProbeWait  time.Duration // how long opening waits for the probe; default 300 ms
-	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
+	Grace      time.Duration // how long a lost agent stays in lists
 	Comment    time.Duration // between comments of an event stream; default 15 s
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -128,14 +128,11 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 30 * time.Second
 	}
 	if cfg.Comment == 0 {
 		cfg.Comment = 15 * time.Second

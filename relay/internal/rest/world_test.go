@@ -205,14 +205,14 @@ func newWorld(t *testing.T) *world {
 	var err error
 	w.gate, err = gate.New(gate.Config{
 		Store: w.store, Local: w.local, Audit: w.audit, Relay: "r", Key: ident.ClusterKey{1}, Logger: log,
-		Limits: gate.Limits{OpensBurst: 1000},
+		Limits: gatetest.Limits(gate.Limits{OpensBurst: 1000}),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
 		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
-		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
+		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
