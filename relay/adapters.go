@@ -95,31 +95,15 @@ func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by string, cr
 // the tunnel's record, for every relay and every list.
 type prober struct{ p *parts }
 
-// Probe asks once.
-func (b prober) Probe(ctx context.Context, t store.TunnelRecord, publicHost string) (wire.Probed, error) {
-	found, err := b.p.probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
-	if err != nil {
-		return found, err
-	}
-	if !found.Listening && found.App == "" && len(found.Warnings) == 0 {
-		return found, nil // nothing to keep: it is asked again when somebody comes
-	}
-	_, err = b.p.store.UpdateTunnel(ctx, t.Session, func(r *store.TunnelRecord) error {
-		if r.AskedHost == api.HostAuto || r.AskedHost == "" {
-			r.HostHeader = api.HostHeader(found.HostHeader)
-		}
-		r.App, r.Warnings = found.App, found.Warnings
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) { // closed meanwhile
-		return found, nil
-	}
-	return found, err
-}
-
-// ProbeHost is Probe for the edge, which wants only the mode.
+// ProbeHost asks once, for the Host that the app wants.
 func (b prober) ProbeHost(ctx context.Context, t store.TunnelRecord, publicHost string) (api.HostHeader, error) {
-	found, err := b.Probe(ctx, t, publicHost)
+	found, err := b.p.probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
+	if err == nil {
+		_, err = b.p.store.UpdateTunnel(ctx, t.Session, func(r *store.TunnelRecord) error { return r.Found(found) })
+	}
+	if errors.Is(err, store.ErrNotFound) { // closed meanwhile
+		err = nil
+	}
 	return api.HostHeader(found.HostHeader), err
 }
 

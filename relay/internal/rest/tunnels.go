@@ -221,7 +221,7 @@ func (a *API) probe(ctx context.Context, t *store.TunnelRecord) (*lateProbe, err
 		if !got.Allowed {
 			return nil, portNotAllowed(t.Port, got.Detail)
 		}
-		fill(t, got)
+		_ = t.Found(got) // it is not written yet
 		return nil, nil
 	case <-timer.C:
 	case <-ctx.Done():
@@ -234,19 +234,6 @@ func portNotAllowed(port uint16, detail string) *api.Problem {
 		detail = "allow_ports in its configuration says which are"
 	}
 	return api.Problemf(http.StatusForbidden, "port_not_allowed", api.HopAgent, "the agent does not allow port %d: %s", port, detail)
-}
-
-// fill writes what a probe found into a tunnel's record.
-func fill(t *store.TunnelRecord, got wire.Probed) {
-	t.App, t.Warnings = got.App, got.Warnings
-	if !got.Listening {
-		t.Warnings = append(t.Warnings, fmt.Sprintf("nothing listens on port %d yet", t.Port))
-	}
-	if t.AskedHost == api.HostAuto || t.AskedHost == "" {
-		if h := api.HostHeader(got.HostHeader); h == api.HostPublic || h == api.HostLocal {
-			t.HostHeader = h
-		}
-	}
 }
 
 // follow waits in the background for a probe that was late, and writes or acts on
@@ -268,7 +255,7 @@ func (l *lateProbe) follow(a *API, t store.TunnelRecord) {
 			}
 			return
 		}
-		if _, err := a.cfg.Store.UpdateTunnel(ctx, t.Session, func(t *store.TunnelRecord) error { fill(t, got); return nil }); err != nil {
+		if _, err := a.cfg.Store.UpdateTunnel(ctx, t.Session, func(t *store.TunnelRecord) error { return t.Found(got) }); err != nil {
 			a.log.Debug("write what a probe found", "session_id", t.Session, "error", err)
 		}
 	})

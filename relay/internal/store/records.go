@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -120,6 +121,28 @@ type TunnelRecord struct {
 
 // Key names the tunnel's agent.
 func (t TunnelRecord) Key() ident.AgentKey { return ident.AgentKey{Team: t.Team, Agent: t.Agent} }
+
+// Found notes what a probe of the tunnel's port found; ErrUnchanged says that there was
+// nothing to note. The Host that the app wants is as it was asked for when the tunnel was
+// opened, else as the last probe found that could tell. An agent that does not allow the
+// port has not looked.
+func (t *TunnelRecord) Found(p wire.Probed) error {
+	if !p.Allowed {
+		return ErrUnchanged
+	}
+	host, warnings := t.HostHeader, slices.Clone(p.Warnings)
+	if h := api.HostHeader(p.HostHeader); (t.AskedHost == api.HostAuto || t.AskedHost == "") && (h == api.HostPublic || h == api.HostLocal) {
+		host = h
+	}
+	if !p.Listening {
+		warnings = append(warnings, fmt.Sprintf("nothing listens on port %d yet", t.Port))
+	}
+	if t.App == p.App && t.HostHeader == host && slices.Equal(t.Warnings, warnings) {
+		return ErrUnchanged
+	}
+	t.App, t.HostHeader, t.Warnings = p.App, host, warnings
+	return nil
+}
 
 // Presence says that an agent is connected, where, and what it told of itself.
 // It is attached to its relay's lease: when the relay is gone, so is it.

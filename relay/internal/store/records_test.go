@@ -2,14 +2,17 @@ package store_test
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
+	msg "github.com/adit-tunnel/adit/shared/wire" // wire is a type of these tests
 )
 
 func presenceOf(key ident.AgentKey, epoch uint64) store.Presence {
@@ -372,4 +375,32 @@ func TestClusterKey(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestARecordKeepsWhatProbesFound(t *testing.T) {
+	r := store.TunnelRecord{Port: 8188, AskedHost: api.HostAuto}
+	for _, step := range []struct {
+		found   msg.Probed
+		changes bool
+		want    store.TunnelRecord
+	}{
+		{msg.Probed{Listening: true, App: "comfyui"}, false, r}, // a port that is not allowed was not looked at
+		{msg.Probed{Allowed: true}, true, store.TunnelRecord{Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true}, false, store.TunnelRecord{Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true, Listening: true, App: "comfyui", HostHeader: "local", Warnings: []string{"slow"}}, true, store.TunnelRecord{App: "comfyui", HostHeader: api.HostLocal, Warnings: []string{"slow"}}},
+		{msg.Probed{Allowed: true}, true, store.TunnelRecord{HostHeader: api.HostLocal, Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true, Listening: true, HostHeader: "strange"}, true, store.TunnelRecord{HostHeader: api.HostLocal}},
+	} {
+		err := r.Found(step.found)
+		if changed := err == nil; changed != step.changes || err != nil && !errors.Is(err, store.ErrUnchanged) {
+			t.Errorf("%+v: %v, want a change: %v", step.found, err, step.changes)
+		}
+		if r.App != step.want.App || r.HostHeader != step.want.HostHeader || !slices.Equal(r.Warnings, step.want.Warnings) {
+			t.Errorf("after %+v the record says %q, %q, %q; want %+v", step.found, r.App, r.HostHeader, r.Warnings, step.want)
+		}
+	}
+	asked := store.TunnelRecord{AskedHost: api.HostPublic, HostHeader: api.HostPublic}
+	if err := asked.Found(msg.Probed{Allowed: true, Listening: true, HostHeader: "local"}); !errors.Is(err, store.ErrUnchanged) || asked.HostHeader != api.HostPublic {
+		t.Errorf("a probe changed the Host that was asked for: %v, %q", err, asked.HostHeader)
+	}
 }
