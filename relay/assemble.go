@@ -24,6 +24,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
+	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
@@ -166,7 +167,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	own := front.NewOwn(front.Routes{
+	own := paths.New(paths.Config{
 		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
 	})
 	if p.traces, err = r.tracing(); err != nil {
@@ -181,7 +182,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -16,13 +16,15 @@ import (
 // fallbackCookie holds the segment of the tunnel opened last, with FallbackCookie.
 const fallbackCookie = "adit_tunnel"
 
-// ServeHTTP serves requests to tunnels and passes all others to Config.Next. It
+// ServeHTTP serves requests to tunnels, and all others by what Config.Own names. It
 // stands before any mux: those redirect "//" and "..", which are the app's.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.RequestURI, "/") {
 		// "*", an authority or an absolute URI, which overrides Host: none of
 		// them chooses a tunnel.
-		e.next(w, r)
+		if !e.serveOwn(w, r) {
+			nothing(w)
+		}
 		return
 	}
 	path, _, _ := strings.Cut(r.RequestURI, "?")
@@ -54,8 +56,7 @@ func (e *Edge) noTunnel(r *http.Request, err error) *api.Problem {
 // serveElse serves what is no tunnel's address: the relay's own routes, else the
 // absolute paths of pages in path form.
 func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
-	if e.config.Owns != nil && e.config.Owns(r) {
-		e.next(w, r)
+	if e.serveOwn(w, r) {
 		return
 	}
 	if prefix, ok := e.refererPrefix(r, path); ok {
@@ -76,7 +77,20 @@ func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
 			}
 		}
 	}
-	e.next(w, r)
+	nothing(w)
+}
+
+// serveOwn serves a request for a path of the relay's own, if it is one.
+func (e *Edge) serveOwn(w http.ResponseWriter, r *http.Request) bool {
+	own := e.config.Own(r)
+	if own != nil {
+		own.ServeHTTP(w, r)
+	}
+	return own != nil
+}
+
+func nothing(w http.ResponseWriter) {
+	api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
 }
 
 // refererPrefix returns the prefix of the tunnel whose page asks for an absolute
@@ -127,14 +141,6 @@ func splitURL(s string) (origin, path string, ok bool) {
 		path = path[:j]
 	}
 	return origin, path, true
-}
-
-func (e *Edge) next(w http.ResponseWriter, r *http.Request) {
-	if e.config.Next != nil {
-		e.config.Next.ServeHTTP(w, r)
-		return
-	}
-	api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is nothing at this address").Write(w, ident.NewRequestID())
 }
 
 // serve serves one request to a tunnel. absolute says that no prefix was stripped:

@@ -75,8 +75,8 @@ type Prober interface {
 	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
 }
 
-// Config is what an Edge needs. Resolver, Dialer, Meter, HeaderTimeout and MaxStreams
-// are required.
+// Config is what an Edge needs. Resolver, Dialer, Meter, Own, HeaderTimeout and
+// MaxStreams are required.
 type Config struct {
 	Resolver Resolver
 	Dialer   Dialer
@@ -89,11 +89,10 @@ type Config struct {
 	// by that, since agents move before users are told. nil: it never does.
 	Stopping func() bool
 	Prober   Prober // nil: tunnels with an undecided host header are served as public
-	// Next serves what is no tunnel's; nil: a 404 problem.
-	Next http.Handler
-	// Owns says whether Next has a route for the request. Only other paths are
-	// looked at for the fallbacks of absolute paths. nil: it has none.
-	Owns func(*http.Request) bool
+	// Own returns what serves a request for a path of the relay's own; nil: none of
+	// them is asked for. Only other paths are looked at for the fallbacks of absolute
+	// paths. Required.
+	Own func(*http.Request) http.Handler
 	// Hold is how long a request waits for an agent that is away; 0: not at all.
 	Hold time.Duration
 	// HeaderTimeout bounds the wait for an answer's header once the request is sent.
@@ -126,8 +125,8 @@ type Edge struct {
 
 // New checks the configuration and returns an Edge. Run must run beside it.
 func New(c Config) (*Edge, error) {
-	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
-		return nil, errors.New("edge: Resolver, Dialer, Meter, HeaderTimeout and MaxStreams are required")
+	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil || c.Own == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
+		return nil, errors.New("edge: Resolver, Dialer, Meter, Own, HeaderTimeout and MaxStreams are required")
 	}
 	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
 		return nil, errors.New(`path_fallback: either nothing or "cookie"`)

@@ -112,7 +112,6 @@ type API struct {
 	log     *slog.Logger
 	metrics *metrics
 	mux     *http.ServeMux
-	routes  map[string]route // by pattern
 	spec    []byte
 	events  *history
 
@@ -146,17 +145,20 @@ func New(cfg Config) (*API, error) {
 	}
 	a := &API{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(),
-		routes: make(map[string]route), spec: spec, events: newHistory(),
+		spec: spec, events: newHistory(),
 	}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	for _, rt := range a.table() {
-		pattern := rt.method + " " + api.Base + rt.path
-		a.routes[pattern] = rt
-		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			c := r.Context().Value(callKey{}).(*call)
-			c.err = c.route.serve(w, r, c.principal)
+		a.mux.HandleFunc(rt.method+" "+api.Base+rt.path, func(w http.ResponseWriter, r *http.Request) {
+			c := callOf(r)
+			c.route = rt
+			c.err = a.call(w, r, c)
 		})
 	}
+	a.mux.HandleFunc(anything, func(w http.ResponseWriter, r *http.Request) {
+		c := callOf(r)
+		c.err = a.unrouted(w, r, c)
+	})
 	return a, nil
 }
 
@@ -177,12 +179,15 @@ func (a *API) Drain() { a.stop(errDraining) }
 
 // call is one request on its way.
 type call struct {
-	route     route
+	known     *creds.Principal // who calls, where the link says so
+	route     route            // empty: there is none
 	principal creds.Principal
 	err       error
 }
 
 type callKey struct{}
+
+func callOf(r *http.Request) *call { return r.Context().Value(callKey{}).(*call) }
 
 // Timeouts of one request. Those that may take longer lift them.
 const (
@@ -212,7 +217,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	h.Set(api.HeaderRequestID, string(id))
 
 	out := &answer{ResponseWriter: w}
-	c := &call{}
+	c := &call{known: known}
 	ctx := gate.WithTrace(r.Context(), gate.Trace{Request: id, Remote: a.cfg.Remote(r)})
 	r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 	defer func() {
@@ -228,45 +233,43 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 		_ = rc.Flush()
 		_ = rc.SetWriteDeadline(time.Time{})
 	}()
-	c.err = a.dispatch(out, r, c, known)
+	if !clean(r) {
+		c.err = a.unrouted(out, r, c)
+		return
+	}
+	a.mux.ServeHTTP(out, r)
 }
 
-// dispatch finds the route, authenticates, and calls it.
-func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *creds.Principal) error {
-	_, pattern := a.mux.Handler(r)
-	rt, found := a.routes[pattern]
-	c.route = rt
-	if !found || !rt.public {
-		p, err := a.authenticate(r, rt, known)
-		if err != nil {
+// call authenticates the caller and serves the route.
+func (a *API) call(w http.ResponseWriter, r *http.Request, c *call) error {
+	if !c.route.public {
+		if err := a.authenticate(r, c); err != nil {
 			return err
 		}
-		c.principal = p
+		if !c.route.admitsKind(c.principal.Kind) {
+			return api.Problemf(http.StatusForbidden, forbidden, api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
+		}
 	}
-	if !found || !clean(r) {
-		return a.unrouted(w, r)
-	}
-	if !rt.public && !rt.admitsKind(c.principal.Kind) {
-		return api.Problemf(http.StatusForbidden, forbidden, api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
-	}
-	a.mux.ServeHTTP(w, r)
-	return c.err
+	return c.route.serve(w, r, c.principal)
 }
 
 // kindTunnelAdmin is the principal of a tunnel's admin token: the team's, for that
 // one tunnel.
 const kindTunnelAdmin creds.Kind = "tunnel_admin"
 
-func (a *API) authenticate(r *http.Request, rt route, known *creds.Principal) (creds.Principal, error) {
-	if known != nil {
-		return *known, nil
+func (a *API) authenticate(r *http.Request, c *call) (err error) {
+	if c.known != nil {
+		c.principal = *c.known
+		return nil
 	}
-	if rt.admitsKind(kindTunnelAdmin) {
+	if c.route.admitsKind(kindTunnelAdmin) {
 		if secret, err := creds.Bearer(r); err == nil && strings.HasPrefix(secret.Reveal(), ident.PrefixAdmin) {
-			return a.tunnelAdmin(r, secret)
+			c.principal, err = a.tunnelAdmin(r, secret)
+			return err
 		}
 	}
-	return a.cfg.Auth.Authenticate(r)
+	c.principal, err = a.cfg.Auth.Authenticate(r)
+	return err
 }
 
 // tunnelAdmin authenticates a tunnel's admin token for the tunnel that the path
@@ -291,12 +294,19 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
 }
 
-// unrouted answers what no route is for: 404, or 405 with what is allowed.
-func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
+// anything is the pattern of what no route is for.
+const anything = "/"
+
+// unrouted answers what no route is for, once it is known who asks: 404, or 405 with
+// what is allowed.
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request, c *call) error {
+	if err := a.authenticate(r, c); err != nil {
+		return err
+	}
 	var allowed []string
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
-		if _, pattern := a.mux.Handler(probe); a.routes[pattern].serve != nil && clean(r) {
+		if _, pattern := a.mux.Handler(probe); pattern != anything && clean(r) {
 			allowed = append(allowed, m)
 		}
 	}

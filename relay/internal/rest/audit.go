@@ -40,6 +40,8 @@ func (a *API) refused(r *http.Request, c *call, p *api.Problem) {
 	switch {
 	case c.principal.Kind == "":
 		rec.Event, rec.Detail = audit.AuthRefused, "api: "+p.Code+route
+		a.audit(r, c.principal, rec) // what nobody names may be nothing
+		return
 	case c.route.serve == nil:
 		return // there is nothing at all, for nobody
 	case c.route.gated && p.Status != http.StatusNotFound && p.Code != forbidden:
