@@ -24,7 +24,7 @@ var layers = map[string]int{
 	"shared/ident": 0, "shared/metric": 0,
 	"shared/printable": 0,
 	"shared/api":       1, "shared/wire": 1,
-	"shared/diag": 3, "shared/manual": 3, "shared/traces": 3,
+	"shared/checkup": 3, "shared/diag": 3, "shared/manual": 3, "shared/traces": 3,
 	"shared/api/client": 2, "shared/backoff": 2, "shared/conf": 2, "shared/lifecycle": 2, "shared/link": 2,
 	"shared/logs": 2, "shared/splice": 2, "shared/wsconn": 2,
 

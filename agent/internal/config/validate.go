@@ -2,7 +2,6 @@ package config
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -232,25 +232,7 @@ func (c *Config) Token() (ident.Secret, error) {
 
 // TLSConfig returns the TLS settings for the relay: the system's authorities and
 // those of tls.ca_file.
-func (c *Config) TLSConfig() (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.TLS.CAFile == "" {
-		return conf, nil
-	}
-	pem, err := os.ReadFile(c.TLS.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool() // a machine without a store still has the file's
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM form", c.TLS.CAFile)
-	}
-	conf.RootCAs = pool
-	return conf, nil
-}
+func (c *Config) TLSConfig() (*tls.Config, error) { return client.TLSConfig(c.TLS.CAFile) }
 
 func checkRelayURL(raw string) error {
 	u, err := url.Parse(raw)

@@ -1,18 +1,17 @@
 package aditcli
 
 import (
+	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"syscall"
 
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/checkup"
 )
 
 // usageError is a command that was written wrongly.
@@ -114,30 +113,15 @@ func hintFor(err error) string {
 	return connHint(err)
 }
 
+// words are what the user of this command can change.
+var words = checkup.Words{
+	Address: "the address", Authority: "--ca-file ca.pem, or ADIT_CA_FILE",
+	Resolver: "this machine's resolver; a wildcard record is needed for subdomain tunnels",
+}
+
 func connHint(err error) string {
-	if _, ok := errors.AsType[*client.ConnError](err); !ok {
+	if _, ok := errors.AsType[*client.ConnError](err); !ok || errors.Is(err, context.Canceled) {
 		return ""
 	}
-	var (
-		dns  *net.DNSError
-		name x509.HostnameError
-		cert x509.CertificateInvalidError
-	)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return ""
-	case client.UnknownAuthority(err):
-		return "if the relay has a private authority, name its certificate: --ca-file ca.pem, or ADIT_CA_FILE"
-	case errors.As(err, &name):
-		return "the certificate is for another name: check the address"
-	case errors.As(err, &cert) && cert.Reason == x509.Expired:
-		return "the relay's certificate has expired, or this machine's clock is wrong"
-	case errors.As(err, &dns):
-		return "check the address; `adit doctor` shows the way hop by hop"
-	case errors.Is(err, http.ErrSchemeMismatch):
-		return "the relay speaks plain HTTP there: use http://"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "nothing listens at that address: is the relay running?"
-	}
-	return "`adit doctor` shows the way hop by hop"
+	return cmp.Or(words.Remedy(err), "`adit doctor` shows the way hop by hop")
 }
