@@ -1,5 +1,5 @@
 // Package edge is the way from users to apps: the HTTP, WebSocket and TCP proxy
-// onto the agents' streams, by the rules of the design's proxy document. It owns
+// onto the agents' streams. It owns what passes and what is rewritten on the way,
 // the streams that are kept for reuse, the registry of upgraded connections and
 // the error pages that users see. It never decides who may open a tunnel, never
 // touches a body, and keeps nothing that outlives the relay.

@@ -101,7 +101,7 @@ const (
 )
 
 // DefaultSkew is how far the clocks of a pool's relays may be apart, with what a
-// cut takes. The design asks for two seconds between relays.
+// cut takes. Relays whose clocks are kept in step (NTP) are within two seconds.
 const DefaultSkew = 3 * time.Second
 
 // Config is what a Gate is made of. Store, Local, Audit, Relay, Limits and Logger are
