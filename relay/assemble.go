@@ -18,7 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/certs"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
-	"github.com/adit-tunnel/adit/relay/internal/enrol"
+	"github.com/adit-tunnel/adit/relay/internal/enroll"
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
@@ -44,7 +44,7 @@ type parts struct {
 	store    *store.Store
 	audit    *audit.Log
 	creds    *creds.Authenticator
-	enrol    *enrol.Enrolment
+	enroll   *enroll.Enrollment
 	meter    *usage.Meter
 	gate     *gate.Gate
 	budget   *link.Budget // of memory for data that waits
@@ -71,7 +71,7 @@ func (r *Relay) assemble() (*parts, error) {
 	p := &parts{}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.enrolment, r.pool, r.doors} {
+	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.enrollment, r.pool, r.doors} {
 		if err := step(p, reg); err != nil {
 			return nil, err
 		}
@@ -168,7 +168,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	own := paths.New(paths.Config{
-		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
+		API: p.api, Link: http.HandlerFunc(r.serveLink), Enroll: p.enroll, Ready: r.ready, More: pages,
 	})
 	if p.traces, err = r.tracing(); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrolments: enrolments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrollments: enrollments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

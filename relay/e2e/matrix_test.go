@@ -340,7 +340,7 @@ func TestDefaultDeny(t *testing.T) {
 	t.Run("another team's things are not there", func(t *testing.T) { m.invisible(t) })
 	t.Run("listener", func(t *testing.T) { m.listener(t) })
 	t.Run("link", func(t *testing.T) { m.links(t) })
-	t.Run("enrolment", func(t *testing.T) { m.enrolment(t) })
+	t.Run("enrollment", func(t *testing.T) { m.enrollment(t) })
 	t.Run("tunnels", func(t *testing.T) { m.tunnels(t) })
 }
 

@@ -62,7 +62,7 @@ type Config struct {
 	Socket      string
 	Credentials Credentials
 	Rights      Rights
-	Enrolments  Enrolments
+	Enrollments Enrollments
 	Status      func(context.Context) Status
 	Drain       func()
 	Backup      func(ctx context.Context, w io.Writer) error
@@ -146,7 +146,7 @@ func (s *Server) routes() http.Handler {
 		return api.CredentialList{Credentials: list}, err
 	}))
 	s.routeRights(mux)
-	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enrol))
+	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enroll))
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.cfg.Status(r.Context()), nil }))
 	mux.HandleFunc("POST /v1/drain", s.answer(func(*http.Request) (any, error) {
 		s.cfg.Drain()

@@ -45,7 +45,7 @@ func unavailable(code, detail string, retry time.Duration, cause error) *refusal
 
 // Bearer returns the bearer secret of a request, unverified; the error is a
 // *api.Problem with status 401. It serves routes that take a secret of another
-// kind, such as a tunnel's admin token or an enrolment token.
+// kind, such as a tunnel's admin token or an enrollment token.
 func Bearer(r *http.Request) (ident.Secret, error) {
 	s, refused := bearer(r)
 	if refused != nil {

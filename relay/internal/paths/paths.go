@@ -15,11 +15,11 @@ import (
 
 // Config says what serves which path.
 type Config struct {
-	API   http.Handler                                        // everything under /api/
-	Link  http.Handler                                        // wire.LinkPath
-	Enrol http.Handler                                        // api.EnrollPath
-	Ready func(context.Context) (note string, _ *api.Problem) // nil when the relay is ready, with a note if not all is well
-	More  map[string]http.Handler                             // further patterns of http.ServeMux
+	API    http.Handler                                        // everything under /api/
+	Link   http.Handler                                        // wire.LinkPath
+	Enroll http.Handler                                        // api.EnrollPath
+	Ready  func(context.Context) (note string, _ *api.Problem) // nil when the relay is ready, with a note if not all is well
+	More   map[string]http.Handler                             // further patterns of http.ServeMux
 }
 
 // Paths finds what serves a path of the relay.
@@ -33,7 +33,7 @@ func New(c Config) *Paths {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", c.API)
 	mux.Handle("GET "+wire.LinkPath, c.Link)
-	mux.Handle("POST "+api.EnrollPath, c.Enrol)
+	mux.Handle("POST "+api.EnrollPath, c.Enroll)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		note, p := c.Ready(r.Context())

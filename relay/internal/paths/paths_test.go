@@ -19,7 +19,7 @@ func TestOwnPaths(t *testing.T) {
 	}
 	ready := true
 	own := paths.New(paths.Config{
-		API: answer(http.StatusTeapot), Link: answer(http.StatusAccepted), Enrol: answer(http.StatusCreated),
+		API: answer(http.StatusTeapot), Link: answer(http.StatusAccepted), Enroll: answer(http.StatusCreated),
 		Ready: func(context.Context) (string, *api.Problem) {
 			if ready {
 				return "the store is nearly full", nil

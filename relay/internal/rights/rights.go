@@ -62,7 +62,7 @@ type Store interface {
 	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
 	Presences(team ident.TeamID) []store.Presence
 	DeleteAgent(ctx context.Context, key ident.AgentKey) error
-	DeleteEnrolments(ctx context.Context, team ident.TeamID) (int, error)
+	DeleteEnrollments(ctx context.Context, team ident.TeamID) (int, error)
 	CatchUp(ctx context.Context) error
 }
 
@@ -222,7 +222,7 @@ func (r *Rights) Teams() []Team {
 type Removed struct {
 	Credentials int `json:"credentials_revoked"`
 	Tunnels     int `json:"tunnels_closed"`
-	Enrolments  int `json:"enrolments_deleted"`
+	Enrollments int `json:"enrolments_deleted"`
 	Agents      int `json:"agents_deleted"`
 	// Left are agents that could not be deleted, since they were still linked or had
 	// tunnels again.
@@ -230,18 +230,18 @@ type Removed struct {
 }
 
 // RemoveTeam revokes a team's credentials, closes its tunnels, whoever opened them, with
-// their named links, and deletes its enrolment tokens and what is known of its agents.
+// their named links, and deletes its enrollment tokens and what is known of its agents.
 // The revoked credentials stay as tombstones for their time. Each step can be done
 // again: a removal that was interrupted is finished by another one.
 func (r *Rights) RemoveTeam(ctx context.Context, by creds.Principal, team ident.TeamID) (out Removed, err error) {
 	defer func() {
 		if aerr := r.audit(ctx, by, audit.Record{Event: audit.TeamRemoved, Team: team, Detail: fmt.Sprintf(
-			"%d credentials, %d tunnels, %d enrolment tokens, %d agents; %d agents left", out.Credentials, out.Tunnels, out.Enrolments, out.Agents, out.Left)}); err == nil {
+			"%d credentials, %d tunnels, %d enrollment tokens, %d agents; %d agents left", out.Credentials, out.Tunnels, out.Enrollments, out.Agents, out.Left)}); err == nil {
 			err = aerr
 		}
 	}()
 	// New tokens first, so that none becomes a credential behind this one's back.
-	if out.Enrolments, err = r.cfg.Store.DeleteEnrolments(ctx, team); err != nil {
+	if out.Enrollments, err = r.cfg.Store.DeleteEnrollments(ctx, team); err != nil {
 		return out, unavailable(err)
 	}
 	mine := r.tunnels(func(t store.TunnelRecord) bool { return t.Team == team })

@@ -17,7 +17,7 @@ const (
 	opPutPresence    op = "put_presence"
 	opDeletePresence op = "delete_presence"
 	opCredential     op = "credential"
-	opEnrolment      op = "enrolment"
+	opEnrollment     op = "enrolment"
 	opCode           op = "code"
 	opLink           op = "link"
 	opFile           op = "file"
@@ -29,7 +29,7 @@ const (
 
 var allOps = []op{
 	opUpdateAgent, opUpdateTunnel, opPutPresence, opDeletePresence, opCredential,
-	opEnrolment, opCode, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
+	opEnrollment, opCode, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
 }
 
 type metrics struct {

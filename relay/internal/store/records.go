@@ -188,8 +188,8 @@ type CredentialRecord struct {
 	LastUsed    time.Time `json:"last_used,omitzero"`
 }
 
-// EnrolmentRecord is a single-use token with which one agent gets its credential.
-type EnrolmentRecord struct {
+// EnrollmentRecord is a single-use token with which one agent gets its credential.
+type EnrollmentRecord struct {
 	Hash      string        `json:"sha256"` // of the token
 	Team      ident.TeamID  `json:"team"`
 	Agent     ident.AgentID `json:"agent,omitempty"` // the only agent that may use it; empty: any

@@ -267,16 +267,16 @@ func TestDeletingATeamsRecords(t *testing.T) {
 			t.Error("the agent is still there")
 		}
 		for hash, team := range map[string]ident.TeamID{"a": teamA, "b": teamA, "c": teamB} {
-			if err := s.CreateEnrolment(ctx, store.EnrolmentRecord{Hash: hash, Team: team, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+			if err := s.CreateEnrollment(ctx, store.EnrollmentRecord{Hash: hash, Team: team, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, want := range []int{2, 0} {
-			if n, err := s.DeleteEnrolments(ctx, teamA); err != nil || n != want {
+			if n, err := s.DeleteEnrollments(ctx, teamA); err != nil || n != want {
 				t.Errorf("deleted %d tokens, %v; want %d", n, err, want)
 			}
 		}
-		if _, err := s.Enrolment(ctx, "c"); err != nil {
+		if _, err := s.Enrollment(ctx, "c"); err != nil {
 			t.Errorf("another team's token is gone: %v", err)
 		}
 	})
@@ -316,19 +316,19 @@ func TestTouchAgainstRevoke(t *testing.T) {
 	})
 }
 
-// Of many who use one enrolment token exactly one gets it.
-func TestEnrolment(t *testing.T) {
+// Of many who use one enrollment token exactly one gets it.
+func TestEnrollment(t *testing.T) {
 	everywhere(t, func(t *testing.T, w *world) {
 		stores := []*store.Store{w.relay(), w.relay()}
-		r := store.EnrolmentRecord{Hash: "abc", Team: teamA, Agent: "gpu-1", CreatedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour).UTC()}
-		if err := stores[0].CreateEnrolment(t.Context(), r); err != nil {
+		r := store.EnrollmentRecord{Hash: "abc", Team: teamA, Agent: "gpu-1", CreatedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour).UTC()}
+		if err := stores[0].CreateEnrollment(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		var won atomic.Int32
 		for i := range 12 {
 			wg.Go(func() {
-				got, err := stores[i%2].TakeEnrolment(t.Context(), r.Hash)
+				got, err := stores[i%2].TakeEnrollment(t.Context(), r.Hash)
 				switch {
 				case err == nil && got.Agent == r.Agent:
 					won.Add(1)
@@ -341,18 +341,18 @@ func TestEnrolment(t *testing.T) {
 		if won.Load() != 1 {
 			t.Errorf("%d callers got the token, expected exactly one", won.Load())
 		}
-		if err := stores[0].CreateEnrolment(t.Context(), store.EnrolmentRecord{Hash: "old", ExpiresAt: time.Now().Add(-time.Second)}); err == nil {
+		if err := stores[0].CreateEnrollment(t.Context(), store.EnrollmentRecord{Hash: "old", ExpiresAt: time.Now().Add(-time.Second)}); err == nil {
 			t.Error("a token that has expired was created")
 		}
-		short := store.EnrolmentRecord{Hash: "short", Team: teamA, ExpiresAt: time.Now().Add(300 * time.Millisecond)}
-		if err := stores[0].CreateEnrolment(t.Context(), short); err != nil {
+		short := store.EnrollmentRecord{Hash: "short", Team: teamA, ExpiresAt: time.Now().Add(300 * time.Millisecond)}
+		if err := stores[0].CreateEnrollment(t.Context(), short); err != nil {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "an expired token is unknown", func() bool {
 			if time.Now().Before(short.ExpiresAt) {
 				return false
 			}
-			_, err := stores[0].TakeEnrolment(t.Context(), short.Hash)
+			_, err := stores[0].TakeEnrollment(t.Context(), short.Hash)
 			return errors.Is(err, store.ErrNotFound)
 		})
 	})

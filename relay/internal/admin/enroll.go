@@ -11,15 +11,15 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// CreateEnrolment asks for an enrolment token.
-type CreateEnrolment struct {
+// CreateEnrollment asks for an enrollment token.
+type CreateEnrollment struct {
 	Team      ident.TeamID  `json:"team"`
 	Agent     ident.AgentID `json:"agent,omitempty"`
 	ExpiresIn api.Duration  `json:"expires_in"`
 }
 
-// CreatedEnrolment is the answer, with the token itself.
-type CreatedEnrolment struct {
+// CreatedEnrollment is the answer, with the token itself.
+type CreatedEnrollment struct {
 	Token     string        `json:"token"`
 	Agent     ident.AgentID `json:"agent,omitempty"`
 	ExpiresAt time.Time     `json:"expires_at"`
@@ -27,17 +27,17 @@ type CreatedEnrolment struct {
 	Install   bool          `json:"install"`   // whether the relay hands out what a new machine needs
 }
 
-// Enrolments is what the surface needs of enrol.
-type Enrolments interface {
-	CreateEnrolment(ctx context.Context, req CreateEnrolment) (CreatedEnrolment, error)
+// Enrollments is what the surface needs of enroll.
+type Enrollments interface {
+	CreateEnrollment(ctx context.Context, req CreateEnrollment) (CreatedEnrollment, error)
 }
 
-func (s *Server) enrol(r *http.Request) (any, error) {
-	var req CreateEnrolment
+func (s *Server) enroll(r *http.Request) (any, error) {
+	var req CreateEnrollment
 	dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
 		return nil, api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "%v", err)
 	}
-	return s.cfg.Enrolments.CreateEnrolment(r.Context(), req)
+	return s.cfg.Enrollments.CreateEnrollment(r.Context(), req)
 }

@@ -1,4 +1,4 @@
-package enrol_test
+package enroll_test
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
-	"github.com/adit-tunnel/adit/relay/internal/enrol"
+	"github.com/adit-tunnel/adit/relay/internal/enroll"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -31,7 +31,7 @@ const team = ident.TeamID("6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11")
 type memory struct {
 	mu     sync.Mutex
 	now    time.Time
-	tokens map[string]store.EnrolmentRecord
+	tokens map[string]store.EnrollmentRecord
 	made   []store.CredentialRecord
 	makers map[ident.CredentialID]store.CredentialRecord
 	audit  []audit.Record
@@ -39,20 +39,20 @@ type memory struct {
 	down   bool
 }
 
-func (m *memory) CreateEnrolment(_ context.Context, r store.EnrolmentRecord) error {
+func (m *memory) CreateEnrollment(_ context.Context, r store.EnrollmentRecord) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tokens[r.Hash] = r
 	return nil
 }
 
-func (m *memory) Enrolment(_ context.Context, hash string) (store.EnrolmentRecord, error) {
+func (m *memory) Enrollment(_ context.Context, hash string) (store.EnrollmentRecord, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.look(hash)
 }
 
-func (m *memory) look(hash string) (store.EnrolmentRecord, error) {
+func (m *memory) look(hash string) (store.EnrollmentRecord, error) {
 	r, ok := m.tokens[hash]
 	switch {
 	case m.down:
@@ -63,7 +63,7 @@ func (m *memory) look(hash string) (store.EnrolmentRecord, error) {
 	return r, nil
 }
 
-func (m *memory) TakeEnrolment(_ context.Context, hash string) (store.EnrolmentRecord, error) {
+func (m *memory) TakeEnrollment(_ context.Context, hash string) (store.EnrollmentRecord, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.look(hash)
@@ -105,10 +105,10 @@ func (m *memory) events() (out []audit.Event) {
 	return out
 }
 
-func newWorld() (*memory, *enrol.Enrolment, *prometheus.Registry) {
-	m := &memory{now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), tokens: map[string]store.EnrolmentRecord{}}
+func newWorld() (*memory, *enroll.Enrollment, *prometheus.Registry) {
+	m := &memory{now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), tokens: map[string]store.EnrollmentRecord{}}
 	reg := prometheus.NewRegistry()
-	return m, enrol.New(enrol.Config{
+	return m, enroll.New(enroll.Config{
 		Store: m, Credentials: m, Audit: m, Now: func() time.Time { return m.now }, Logger: slog.New(slog.DiscardHandler), Registerer: reg,
 		Remote: func(r *http.Request) string { return r.RemoteAddr },
 		MayAppear: func(key ident.AgentKey) error {
@@ -120,7 +120,7 @@ func newWorld() (*memory, *enrol.Enrolment, *prometheus.Registry) {
 	}), reg
 }
 
-func create(t *testing.T, e *enrol.Enrolment, agent ident.AgentID) ident.Secret {
+func create(t *testing.T, e *enroll.Enrollment, agent ident.AgentID) ident.Secret {
 	t.Helper()
 	_, token, err := e.Create(t.Context(), creds.Operator("admin-socket"), team, agent, time.Hour)
 	if err != nil {
@@ -130,7 +130,7 @@ func create(t *testing.T, e *enrol.Enrolment, agent ident.AgentID) ident.Secret 
 }
 
 // post hands a token in and returns the status, the problem's code and the answer.
-func post(t *testing.T, e *enrol.Enrolment, token, body, remote string) (int, string, api.Enrolled) {
+func post(t *testing.T, e *enroll.Enrollment, token, body, remote string) (int, string, api.Enrolled) {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, api.EnrollPath, strings.NewReader(body))
 	r.RemoteAddr = remote
@@ -177,7 +177,7 @@ func TestATokenIsOneCredential(t *testing.T) {
 	if status, code, _ := post(t, e, token.Reveal(), `{"agent_id":"gpu-1"}`, "192.0.2.1"); status != 401 || code != "enrolment_refused" {
 		t.Errorf("a used token: %d %s", status, code)
 	}
-	if got := m.events(); len(got) != 3 || got[0] != audit.EnrolmentCreated || got[1] != audit.EnrolmentTaken || got[2] != audit.AuthRefused {
+	if got := m.events(); len(got) != 3 || got[0] != audit.EnrollmentCreated || got[1] != audit.EnrollmentTaken || got[2] != audit.AuthRefused {
 		t.Errorf("the audit log says %v", got)
 	}
 	if taken := m.audit[1]; taken.RemoteAddr != "192.0.2.1" || taken.Agent != "gpu-1" || taken.Team != team || taken.RequestID == "" {
@@ -198,9 +198,9 @@ func TestRefusals(t *testing.T) {
 	bound, free := create(t, e, "gpu-1").Reveal(), create(t, e, "").Reveal()
 	for _, c := range []struct{ name, token, body, code string }{
 		{"no token", "", `{"agent_id":"gpu-1"}`, "unauthenticated"},
-		{"an unknown token", ident.NewSecret(ident.PrefixEnrol).Reveal(), `{"agent_id":"gpu-1"}`, "enrolment_refused"},
+		{"an unknown token", ident.NewSecret(ident.PrefixEnroll).Reveal(), `{"agent_id":"gpu-1"}`, "enrolment_refused"},
 		{"a credential", ident.NewSecret(ident.PrefixAgent).Reveal(), `{"agent_id":"gpu-1"}`, "enrolment_refused"},
-		{"an unknown token, and nonsense", ident.NewSecret(ident.PrefixEnrol).Reveal(), `nonsense`, "enrolment_refused"},
+		{"an unknown token, and nonsense", ident.NewSecret(ident.PrefixEnroll).Reveal(), `nonsense`, "enrolment_refused"},
 		{"another agent's name", bound, `{"agent_id":"gpu-2"}`, "wrong_agent"},
 		{"no name", free, `{}`, "out_of_range"},
 		{"a bad name", free, `{"agent_id":"a b"}`, "out_of_range"},
@@ -245,7 +245,7 @@ func TestTriesAreLimited(t *testing.T) {
 	m, e, _ := newWorld()
 	tries := func(remote string) (n int) {
 		for range 200 {
-			if _, code, _ := post(t, e, ident.NewSecret(ident.PrefixEnrol).Reveal(), `{}`, remote); code == "rate_limited" {
+			if _, code, _ := post(t, e, ident.NewSecret(ident.PrefixEnroll).Reveal(), `{}`, remote); code == "rate_limited" {
 				break
 			}
 			n++
@@ -275,11 +275,11 @@ func TestTriesAreLimited(t *testing.T) {
 func TestGuessesKeepNoMachineOut(t *testing.T) {
 	_, e, _ := newWorld()
 	token := create(t, e, "gpu-1").Reveal()
-	if len(token) != len(ident.NewSecret(ident.PrefixEnrol)) {
+	if len(token) != len(ident.NewSecret(ident.PrefixEnroll)) {
 		t.Errorf("a token has %d characters: redaction and the doors know secrets by their form", len(token))
 	}
 	for i := range 300 {
-		guess := ident.NewSecret(ident.PrefixEnrol).Reveal()
+		guess := ident.NewSecret(ident.PrefixEnroll).Reveal()
 		if i%2 == 0 {
 			guess = token[:len(token)-1] + "a"
 			if guess == token {

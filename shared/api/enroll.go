@@ -2,7 +2,7 @@ package api
 
 import "github.com/adit-tunnel/adit/shared/ident"
 
-// EnrollPath is where a machine without a credential turns an enrolment token (en-…,
+// EnrollPath is where a machine without a credential turns an enrollment token (en-…,
 // as bearer secret) into one. It is outside of Base, since no principal calls it.
 const EnrollPath = "/agent/v1/enroll"
 

@@ -1,4 +1,4 @@
-package enrol_test
+package enroll_test
 
 import (
 	"encoding/json"
@@ -10,14 +10,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/adit-tunnel/adit/agent/internal/enrol"
+	"github.com/adit-tunnel/adit/agent/internal/enroll"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 const good = `{"agent_id":"gpu-1","credential_id":"cred_1","credential":"ak-secret"}`
 
-// relay answers every enrolment alike and counts them.
+// relay answers every enrollment alike and counts them.
 func relay(t *testing.T, status int, body string) (url string, asked *int) {
 	t.Helper()
 	asked = new(int)
@@ -38,23 +38,23 @@ func relay(t *testing.T, status int, body string) (url string, asked *int) {
 	return "ws" + strings.TrimPrefix(s.URL, "http") + "/base", asked
 }
 
-func options(t *testing.T, url string) enrol.Options {
-	return enrol.Options{RelayURL: url, Agent: "gpu-1", Token: ident.Secret("en-token"), File: filepath.Join(t.TempDir(), "credential"), Owner: -1}
+func options(t *testing.T, url string) enroll.Options {
+	return enroll.Options{RelayURL: url, Agent: "gpu-1", Token: ident.Secret("en-token"), File: filepath.Join(t.TempDir(), "credential"), Owner: -1}
 }
 
 func TestTheCredentialIsWrittenOnce(t *testing.T) {
 	url, asked := relay(t, http.StatusCreated, good)
 	o := options(t, url)
-	got, err := enrol.Enrol(t.Context(), o)
+	got, err := enroll.Enroll(t.Context(), o)
 	if err != nil || got.CredentialID != "cred_1" {
-		t.Fatalf("enrol: %+v %v", got, err)
+		t.Fatalf("enroll: %+v %v", got, err)
 	}
 	b, err := os.ReadFile(o.File)
 	info, _ := os.Stat(o.File)
 	if err != nil || string(b) != "ak-secret\n" || info.Mode().Perm() != 0o600 {
 		t.Fatalf("the file holds the credential, for its owner alone: %q %v %v", b, info.Mode(), err)
 	}
-	if _, err := enrol.Enrol(t.Context(), o); !errors.Is(err, enrol.ErrEnrolled) || *asked != 1 {
+	if _, err := enroll.Enroll(t.Context(), o); !errors.Is(err, enroll.ErrEnrolled) || *asked != 1 {
 		t.Errorf("a second time nobody is asked: %v, %d requests", err, *asked)
 	}
 	if list, _ := os.ReadDir(filepath.Dir(o.File)); len(list) != 1 {
@@ -71,13 +71,13 @@ func TestNothingIsLeftOfARefusal(t *testing.T) {
 		"refused":      {401, `{"code":"enrolment_refused","status":401}`, func(err error) bool { var p *api.Problem; return errors.As(err, &p) && p.Code == "enrolment_refused" }},
 		"no relay":     {404, `<html>`, func(err error) bool { return strings.Contains(err.Error(), "is the address right") }},
 		"redirected":   {302, ``, func(err error) bool { return strings.Contains(err.Error(), "is the address right") }},
-		"no secret":    {201, `{}`, func(err error) bool { return errors.Is(err, enrol.ErrUnanswered) }},
-		"two lines":    {201, `{"credential":"ak-x\nak-y"}`, func(err error) bool { return errors.Is(err, enrol.ErrUnanswered) }},
-		"another kind": {201, `{"credential":"sk-x"}`, func(err error) bool { return errors.Is(err, enrol.ErrUnanswered) }},
+		"no secret":    {201, `{}`, func(err error) bool { return errors.Is(err, enroll.ErrUnanswered) }},
+		"two lines":    {201, `{"credential":"ak-x\nak-y"}`, func(err error) bool { return errors.Is(err, enroll.ErrUnanswered) }},
+		"another kind": {201, `{"credential":"sk-x"}`, func(err error) bool { return errors.Is(err, enroll.ErrUnanswered) }},
 	} {
 		url, _ := relay(t, c.status, c.body)
 		o := options(t, url)
-		_, err := enrol.Enrol(t.Context(), o)
+		_, err := enroll.Enroll(t.Context(), o)
 		if err == nil || !c.check(err) || strings.Contains(err.Error(), "en-token") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -91,14 +91,14 @@ func TestATokenIsNotSpentOnWhatCannotBeKept(t *testing.T) {
 	url, asked := relay(t, http.StatusCreated, good)
 	o := options(t, url)
 	o.File = filepath.Join(filepath.Dir(o.File), "missing", "credential")
-	if _, err := enrol.Enrol(t.Context(), o); err == nil || *asked != 0 {
+	if _, err := enroll.Enroll(t.Context(), o); err == nil || *asked != 0 {
 		t.Errorf("a directory that is not there: %v, %d requests", err, *asked)
 	}
 	o = options(t, url)
 	if err := os.WriteFile(o.File, []byte("not a credential"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enrol.Enrol(t.Context(), o); err == nil || errors.Is(err, enrol.ErrEnrolled) || *asked != 0 {
+	if _, err := enroll.Enroll(t.Context(), o); err == nil || errors.Is(err, enroll.ErrEnrolled) || *asked != 0 {
 		t.Errorf("a damaged file: %v, %d requests", err, *asked)
 	}
 	if b, _ := os.ReadFile(o.File); string(b) != "not a credential" {

@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"crypto/hmac"
@@ -14,12 +14,12 @@ import (
 const headLength = 20
 
 func newToken(key ident.ClusterKey) ident.Secret {
-	head := ident.NewSecret(ident.PrefixEnrol)[:len(ident.PrefixEnrol)+headLength]
+	head := ident.NewSecret(ident.PrefixEnroll)[:len(ident.PrefixEnroll)+headLength]
 	return head + ident.Secret(seal(key, head.Reveal()))
 }
 
 func sealed(key ident.ClusterKey, token ident.Secret) bool {
-	const n = len(ident.PrefixEnrol) + headLength
+	const n = len(ident.PrefixEnroll) + headLength
 	if len(token) < n {
 		return false
 	}

@@ -1,8 +1,8 @@
-// Package enrol owns enrolment: it makes single-use tokens, and turns each into the
+// Package enroll owns enrollment: it makes single-use tokens, and turns each into the
 // credential of one agent, once. It limits who may try how often and writes both
 // steps to the audit log. It never keeps a token or a credential, only their hashes,
 // and never decides what the credential may do.
-package enrol
+package enroll
 
 import (
 	"context"
@@ -36,9 +36,9 @@ const (
 
 // Store keeps tokens by their hash.
 type Store interface {
-	CreateEnrolment(ctx context.Context, r store.EnrolmentRecord) error
-	Enrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
-	TakeEnrolment(ctx context.Context, hash string) (store.EnrolmentRecord, error)
+	CreateEnrollment(ctx context.Context, r store.EnrollmentRecord) error
+	Enrollment(ctx context.Context, hash string) (store.EnrollmentRecord, error)
+	TakeEnrollment(ctx context.Context, hash string) (store.EnrollmentRecord, error)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 }
 
@@ -52,7 +52,7 @@ type Audit interface {
 	Append(ctx context.Context, r audit.Record) error
 }
 
-// Config is what an Enrolment is made of; all of it is required but Registerer.
+// Config is what an Enrollment is made of; all of it is required but Registerer.
 type Config struct {
 	Store       Store
 	Credentials Credentials
@@ -66,25 +66,25 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// Enrolment makes tokens and takes them.
-type Enrolment struct {
+// Enrollment makes tokens and takes them.
+type Enrollment struct {
 	cfg     Config
 	tries   *tries
 	metrics *metrics
 }
 
-// New returns an Enrolment.
-func New(cfg Config) *Enrolment {
-	return &Enrolment{cfg: cfg, tries: newTries(cfg.Now), metrics: newMetrics(cfg.Registerer)}
+// New returns an Enrollment.
+func New(cfg Config) *Enrollment {
+	return &Enrollment{cfg: cfg, tries: newTries(cfg.Now), metrics: newMetrics(cfg.Registerer)}
 }
 
 // Create makes a token of a team. With an agent only that one may use it, otherwise
 // any name that the machine gives itself. The error is a *api.Problem.
-func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.TeamID, agent ident.AgentID, life time.Duration) (store.EnrolmentRecord, ident.Secret, error) {
-	none := store.EnrolmentRecord{}
+func (e *Enrollment) Create(ctx context.Context, by creds.Principal, team ident.TeamID, agent ident.AgentID, life time.Duration) (store.EnrollmentRecord, ident.Secret, error) {
+	none := store.EnrollmentRecord{}
 	switch {
 	case !by.MayManageCredentials() || !by.MayUseTeam(team):
-		return none, "", api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "enrolment tokens are made by the team's people and by the operator")
+		return none, "", api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "enrollment tokens are made by the team's people and by the operator")
 	case life < minLife || life > maxLife:
 		return none, "", outOfRange("expires_in: 1m to 7d")
 	}
@@ -94,12 +94,12 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 		}
 	}
 	token, now := newToken(e.cfg.Key), e.cfg.Now().UTC()
-	rec := store.EnrolmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, MadeBy: by.Credential, CreatedAt: now, ExpiresAt: now.Add(life)}
-	if err := e.cfg.Store.CreateEnrolment(ctx, rec); err != nil {
+	rec := store.EnrollmentRecord{Hash: token.Hash(), Team: team, Agent: agent, CreatedBy: by.Name, MadeBy: by.Credential, CreatedAt: now, ExpiresAt: now.Add(life)}
+	if err := e.cfg.Store.CreateEnrollment(ctx, rec); err != nil {
 		return none, "", storeProblem(err)
 	}
 	if err := e.cfg.Audit.Append(ctx, audit.Record{
-		Event: audit.EnrolmentCreated, Actor: by.Name, Team: team, Agent: agent, Detail: "until " + rec.ExpiresAt.Format(time.RFC3339),
+		Event: audit.EnrollmentCreated, Actor: by.Name, Team: team, Agent: agent, Detail: "until " + rec.ExpiresAt.Format(time.RFC3339),
 	}); err != nil {
 		return none, "", internal(err)
 	}
@@ -107,7 +107,7 @@ func (e *Enrolment) Create(ctx context.Context, by creds.Principal, team ident.T
 }
 
 // ServeHTTP answers a POST to api.EnrollPath.
-func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (e *Enrollment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Content-Security-Policy", api.StrictPolicy)
@@ -131,33 +131,33 @@ func (e *Enrolment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			e.cfg.Logger.Warn("write audit record", "event", rec.Event, "error", err)
 		}
 	}
-	e.cfg.Logger.Debug("enrolment refused", "code", p.Code, "remote", e.cfg.Remote(r), "request_id", id, "error", p.Cause)
+	e.cfg.Logger.Debug("enrollment refused", "code", p.Code, "remote", e.cfg.Remote(r), "request_id", id, "error", p.Cause)
 	p.Write(w, id)
 }
 
-func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {
+func (e *Enrollment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {
 	if !e.tries.address(e.cfg.Remote(r)) {
-		return api.Enrolled{}, rateLimited("too many enrolments from this address: try again later", addressEvery)
+		return api.Enrolled{}, rateLimited("too many enrollments from this address: try again later", addressEvery)
 	}
 	token, err := creds.Bearer(r)
 	if err != nil {
 		return api.Enrolled{}, err
 	}
-	if !strings.HasPrefix(token.Reveal(), ident.PrefixEnrol) {
-		return api.Enrolled{}, refused("this is no enrolment token: those begin with " + ident.PrefixEnrol)
+	if !strings.HasPrefix(token.Reveal(), ident.PrefixEnroll) {
+		return api.Enrolled{}, refused("this is no enrollment token: those begin with " + ident.PrefixEnroll)
 	}
 	// Who holds a token of this pool is not kept out by those who guess.
 	if !sealed(e.cfg.Key, token) && !e.tries.guess() {
-		return api.Enrolled{}, rateLimited("too many unknown enrolment tokens are tried: try again later", time.Second)
+		return api.Enrolled{}, rateLimited("too many unknown enrollment tokens are tried: try again later", time.Second)
 	}
 	hash := token.Hash()
 	// The token first: who has none learns nothing of what a body must be.
-	seen, err := e.cfg.Store.Enrolment(r.Context(), hash)
+	seen, err := e.cfg.Store.Enrollment(r.Context(), hash)
 	if err != nil {
 		return api.Enrolled{}, storeProblem(err)
 	}
 	if !e.makerLives(seen) {
-		return api.Enrolled{}, refused("the enrolment token was made with a credential that was revoked or has expired: ask for a new one")
+		return api.Enrolled{}, refused("the enrollment token was made with a credential that was revoked or has expired: ask for a new one")
 	}
 	agent, err := readAgent(w, r)
 	if err != nil {
@@ -172,7 +172,7 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 	if err := e.cfg.MayAppear(ident.AgentKey{Team: seen.Team, Agent: agent}); err != nil {
 		return api.Enrolled{}, err
 	}
-	rec, err := e.cfg.Store.TakeEnrolment(r.Context(), hash)
+	rec, err := e.cfg.Store.TakeEnrollment(r.Context(), hash)
 	if err != nil {
 		return api.Enrolled{}, storeProblem(err)
 	}
@@ -184,13 +184,13 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 		api.CreateCredentialRequest{Kind: api.KindAgent, Name: string(agent), AgentID: agent})
 	if err != nil {
 		// The machine got nothing, so the token is still owed to it.
-		if again := e.cfg.Store.CreateEnrolment(ctx, rec); again != nil {
-			e.cfg.Logger.Warn("give an enrolment token back", "error", again)
+		if again := e.cfg.Store.CreateEnrollment(ctx, rec); again != nil {
+			e.cfg.Logger.Warn("give an enrollment token back", "error", again)
 		}
 		return api.Enrolled{}, err
 	}
 	if err := e.cfg.Audit.Append(ctx, audit.Record{
-		Event: audit.EnrolmentTaken, Actor: "enrolment", Team: rec.Team, Agent: agent, RequestID: id, RemoteAddr: e.cfg.Remote(r),
+		Event: audit.EnrollmentTaken, Actor: "enrolment", Team: rec.Team, Agent: agent, RequestID: id, RemoteAddr: e.cfg.Remote(r),
 		Detail: string(made.ID) + ", token by " + rec.CreatedBy,
 	}); err != nil {
 		return api.Enrolled{}, internal(err)
@@ -201,7 +201,7 @@ func (e *Enrolment) take(w http.ResponseWriter, r *http.Request, id ident.Reques
 
 // makerLives says whether a token is still good as far as it goes by what it was made
 // with: it is good for no longer than that.
-func (e *Enrolment) makerLives(token store.EnrolmentRecord) bool {
+func (e *Enrollment) makerLives(token store.EnrollmentRecord) bool {
 	if token.MadeBy == "" {
 		return true
 	}
@@ -247,7 +247,7 @@ func rateLimited(detail string, wait time.Duration) error {
 
 func storeProblem(err error) *api.Problem {
 	if errors.Is(err, store.ErrNotFound) {
-		return refused("the enrolment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
+		return refused("the enrollment token is unknown, used or expired: ask the operator for a new one (adit-relay enroll create)").WithCause(err)
 	}
 	if refusal := store.Refusal(err); refusal != nil {
 		return refusal

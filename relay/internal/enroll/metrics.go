@@ -1,4 +1,4 @@
-package enrol
+package enroll
 
 import (
 	"net/http"
@@ -33,15 +33,15 @@ func outcomeOf(p *api.Problem) outcome {
 	return outcomeInvalid
 }
 
-type metrics struct{ enrolments *prometheus.CounterVec }
+type metrics struct{ enrollments *prometheus.CounterVec }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	f := metric.In(r)
-	m := &metrics{enrolments: f.Counters("adit_relay_enrolments_total", "Attempts to turn an enrolment token into a credential, by outcome.", "outcome")}
+	m := &metrics{enrollments: f.Counters("adit_relay_enrolments_total", "Attempts to turn an enrollment token into a credential, by outcome.", "outcome")}
 	for _, o := range outcomes {
-		m.enrolments.WithLabelValues(string(o))
+		m.enrollments.WithLabelValues(string(o))
 	}
 	return m
 }
 
-func (m *metrics) count(o outcome) { m.enrolments.WithLabelValues(string(o)).Inc() }
+func (m *metrics) count(o outcome) { m.enrollments.WithLabelValues(string(o)).Inc() }

@@ -12,10 +12,10 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// CreateEnrolment writes a single-use token; it ends by itself at its expiry.
-func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
-	defer s.metrics.took(opEnrolment)()
-	const doing = "create an enrolment token"
+// CreateEnrollment writes a single-use token; it ends by itself at its expiry.
+func (s *Store) CreateEnrollment(ctx context.Context, r EnrollmentRecord) error {
+	defer s.metrics.took(opEnrollment)()
+	const doing = "create an enrollment token"
 	ttl := r.ExpiresAt.Sub(s.now())
 	if ttl <= 0 {
 		return fmt.Errorf("%s: it has expired already", doing)
@@ -31,7 +31,7 @@ func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
 	if err != nil {
 		return unavailable(ctx, doing, err)
 	}
-	return s.swap(ctx, doing, enrolmentKey(r.Hash), func(cur *keyValue) (proposal, error) {
+	return s.swap(ctx, doing, enrollmentKey(r.Hash), func(cur *keyValue) (proposal, error) {
 		if cur != nil {
 			return proposal{}, fmt.Errorf("%s: %w", doing, ErrExists)
 		}
@@ -39,34 +39,34 @@ func (s *Store) CreateEnrolment(ctx context.Context, r EnrolmentRecord) error {
 	})
 }
 
-// Enrolment returns a token's record and leaves it usable; ErrNotFound when it is
+// Enrollment returns a token's record and leaves it usable; ErrNotFound when it is
 // unknown, expired or used. It reads from the store itself: the mirror holds none.
-func (s *Store) Enrolment(ctx context.Context, hash string) (EnrolmentRecord, error) {
-	defer s.metrics.took(opEnrolment)()
-	const doing = "read an enrolment token"
+func (s *Store) Enrollment(ctx context.Context, hash string) (EnrollmentRecord, error) {
+	defer s.metrics.took(opEnrollment)()
+	const doing = "read an enrollment token"
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	cur, _, err := s.get(ctx, enrolmentKey(hash))
+	cur, _, err := s.get(ctx, enrollmentKey(hash))
 	if err != nil {
-		return EnrolmentRecord{}, unavailable(ctx, doing, err)
+		return EnrollmentRecord{}, unavailable(ctx, doing, err)
 	}
-	var record EnrolmentRecord
+	var record EnrollmentRecord
 	if cur != nil {
 		if err := json.Unmarshal(cur.value, &record); err != nil {
-			return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, err)
+			return EnrollmentRecord{}, fmt.Errorf("%s: %w", doing, err)
 		}
 	}
 	if cur == nil || !s.now().Before(record.ExpiresAt) {
-		return EnrolmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
+		return EnrollmentRecord{}, fmt.Errorf("%s: %w", doing, ErrNotFound)
 	}
 	return record, nil
 }
 
-// TakeEnrolment uses a token up and returns it; ErrNotFound when it is unknown,
+// TakeEnrollment uses a token up and returns it; ErrNotFound when it is unknown,
 // expired or used.
-func (s *Store) TakeEnrolment(ctx context.Context, hash string) (EnrolmentRecord, error) {
-	defer s.metrics.took(opEnrolment)()
-	return takeRecord(ctx, s, "use an enrolment token", enrolmentKey(hash), takenKey(hash), func(r EnrolmentRecord) bool { return s.now().Before(r.ExpiresAt) })
+func (s *Store) TakeEnrollment(ctx context.Context, hash string) (EnrollmentRecord, error) {
+	defer s.metrics.took(opEnrollment)()
+	return takeRecord(ctx, s, "use an enrollment token", enrollmentKey(hash), takenKey(hash), func(r EnrollmentRecord) bool { return s.now().Before(r.ExpiresAt) })
 }
 
 // takeRecord uses a record up and returns it; ErrNotFound when there is none that is

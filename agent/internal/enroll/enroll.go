@@ -1,7 +1,7 @@
-// Package enrol owns how a machine gets its credential: it hands a single-use token
+// Package enroll owns how a machine gets its credential: it hands a single-use token
 // to a relay and keeps what comes back in a file, written whole and once. It never
 // replaces a credential that is there, and never prints or logs a secret.
-package enrol
+package enroll
 
 import (
 	"bytes"
@@ -45,13 +45,13 @@ type Options struct {
 	Proxy    func(*http.Request) (*url.URL, error)
 }
 
-// Enrol gets a credential and writes it into the file. The place for it is made
+// Enroll gets a credential and writes it into the file. The place for it is made
 // first: a token is not spent on what could not be kept.
-func Enrol(ctx context.Context, o Options) (api.Enrolled, error) {
+func Enroll(ctx context.Context, o Options) (api.Enrolled, error) {
 	if err := Vacant(o.File); err != nil {
 		return api.Enrolled{}, err
 	}
-	f, err := os.CreateTemp(filepath.Dir(o.File), ".adit-enrol-") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(o.File), ".adit-enroll-") // mode 0600
 	if err != nil {
 		return api.Enrolled{}, fmt.Errorf("make the credential file: %w", err)
 	}
