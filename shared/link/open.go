@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -153,6 +152,3 @@ func (l *Link) OnIncoming(f func()) {
 	l.mux.onIncoming.Store(&f)
 	f()
 }
-
-// IsClosed says whether an error means that the link is dead.
-func IsClosed(err error) bool { return errors.Is(err, ErrClosed) }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -216,18 +217,11 @@ func (c *Config) Token() (ident.Secret, error) {
 	if c.CredentialFile == "" {
 		return c.Credential, nil
 	}
-	b, err := os.ReadFile(c.CredentialFile)
-	if err != nil {
-		return "", err
-	}
-	s := ident.Secret(strings.TrimSpace(string(b)))
-	switch {
-	case s == "":
-		return "", fmt.Errorf("%s is empty", c.CredentialFile)
-	case !strings.HasPrefix(s.Reveal(), ident.PrefixAgent):
+	s, err := conf.ReadSecretFile(c.CredentialFile)
+	if err == nil && !strings.HasPrefix(s.Reveal(), ident.PrefixAgent) {
 		return "", fmt.Errorf("%s holds no agent credential: those begin with %s", c.CredentialFile, ident.PrefixAgent)
 	}
-	return s, nil
+	return s, err
 }
 
 // TLSConfig returns the TLS settings for the relay: the system's authorities and

@@ -135,9 +135,6 @@ var usual = map[uint16]string{
 	8888: "Jupyter", 9090: "Prometheus", 11434: "Ollama", 27017: "MongoDB",
 }
 
-// Usual names what usually listens on a port, or returns "".
-func Usual(port uint16) string { return usual[port] }
-
 func usually(port uint16) string {
 	if name := usual[port]; name != "" {
 		return " (usually " + name + ")"

@@ -128,27 +128,11 @@ func (t *Terminals) list() []*terminal {
 	return out
 }
 
-// End ends the terminals of a tunnel.
-func (t *Terminals) End(session ident.SessionID, reason string) {
-	for _, x := range t.list() {
-		if x.key.session == session {
-			x.end(reason)
-		}
-	}
-}
-
 // EndAll ends every terminal.
 func (t *Terminals) EndAll(reason string) {
 	for _, x := range t.list() {
 		x.end(reason)
 	}
-}
-
-// Count is the number of terminals that run.
-func (t *Terminals) Count() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.all)
 }
 
 // Serve attaches the other end of a terminal stream whose hello was admitted: it

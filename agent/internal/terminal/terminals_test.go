@@ -354,7 +354,6 @@ func TestTerminalsEnd(t *testing.T) {
 	for name, end := range map[string]func(*world){
 		"the tunnel closes": func(w *world) { w.closed.Store(true) },
 		"a pause":           func(w *world) { w.terms.EndAll("paused") },
-		"the tunnel's end":  func(w *world) { w.terms.End(session, "over") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil)

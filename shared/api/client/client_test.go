@@ -198,13 +198,13 @@ func TestALostConnectionIsTriedAgainWithTheSameKey(t *testing.T) {
 	}
 }
 
-func TestMakingACredentialIsNeverRepeated(t *testing.T) {
+func TestMakingALinkIsNeverRepeated(t *testing.T) {
 	var calls atomic.Int32
 	srv := serve(t, func(http.ResponseWriter, *http.Request) {
 		calls.Add(1)
 		panic(http.ErrAbortHandler)
 	})
-	_, err := newClient(t, srv.URL, nil).CreateCredential(t.Context(), api.CreateCredentialRequest{Kind: api.KindIntegration, Name: "ci"})
+	_, err := newClient(t, srv.URL, nil).CreateLink(t.Context(), "s", api.CreateLinkRequest{Name: "ci"})
 	if err == nil || calls.Load() != 1 {
 		t.Errorf("error %v after %d calls; expected an error after one", err, calls.Load())
 	}
@@ -356,8 +356,6 @@ func TestTheOtherRoutes(t *testing.T) {
 		"POST /api/v1/tunnels/s/extend":               func() error { _, err := c.Extend(ctx, "s", api.ExtendRequest{}); return err },
 		"GET /api/v1/tunnels/s/viewers":               func() error { _, err := c.Viewers(ctx, "s"); return err },
 		"DELETE /api/v1/tunnels/s/viewers/v":          func() error { return c.KickViewer(ctx, "s", "v") },
-		"GET /api/v1/credentials":                     func() error { _, err := c.Credentials(ctx); return err },
-		"DELETE /api/v1/credentials/cred_1":           func() error { return c.RevokeCredential(ctx, "cred_1") },
 	} {
 		if err := do(); err != nil || got != want {
 			t.Errorf("called %q (error %v), expected %q", got, err, want)
