@@ -560,12 +560,12 @@ func (m *matrix) tunnels(t *testing.T) {
 }
 
 // ownPatterns reads which patterns the public listener's mux is given, and those of
-// the pages, which alone come by the way that front leaves open.
+// the pages, which alone come by the way that paths leaves open.
 func ownPatterns(t *testing.T) []string {
 	t.Helper()
 	fset := token.NewFileSet()
 	var out []string
-	for _, glob := range []string{"../*.go", "../internal/front/*.go"} {
+	for _, glob := range []string{"../*.go", "../internal/paths/*.go"} {
 		files, err := filepath.Glob(glob)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("find the relay's sources: %v", err)
@@ -585,7 +585,7 @@ func ownPatterns(t *testing.T) []string {
 					}
 				}
 				callExpr, ok := n.(*ast.CallExpr)
-				if !ok || !strings.Contains(path, "front") || len(callExpr.Args) != 2 {
+				if !ok || !strings.Contains(path, "paths") || len(callExpr.Args) != 2 {
 					return true
 				}
 				if sel, ok := callExpr.Fun.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Handle" || sel.Sel.Name == "HandleFunc") {
