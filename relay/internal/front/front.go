@@ -23,7 +23,6 @@ type Config struct {
 	Exempt          func(net.IP) bool // addresses without that limit: trusted proxies
 	Handler         http.Handler      // required
 	Logger          *slog.Logger      // required
-	ConnState       func(net.Conn, http.ConnState)
 }
 
 // Server is the public listener.
@@ -42,7 +41,6 @@ func New(cfg Config) *Server {
 		IdleTimeout:       3 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
-		ConnState:         cfg.ConnState,
 		TLSConfig:         cfg.TLS,
 	}}
 }

@@ -26,7 +26,7 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 			g.local.Cut(id, t.Reason)
 		}
 	}
-	timer := time.NewTimer(g.wait)
+	timer := time.NewTimer(closeWait)
 	defer timer.Stop()
 	var tried uint64 // the record for which this relay did what it can
 	for {

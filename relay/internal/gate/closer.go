@@ -212,11 +212,11 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 	}
 	now := c.now()
 	mine := c.responsible(rec.Relay, now)
-	p := plan{now: now, skew: c.skew}
+	p := plan{now: now}
 	for id, t := range rec.Tunnels {
 		switch t.State {
 		case store.TunnelWaiting: // its opener takes it back; this is for one that died
-			p.at(t.Expires.Add(c.skew), func() { p.expire = true })
+			p.at(t.Expires.Add(Skew), func() { p.expire = true })
 		case store.TunnelClosing:
 			c.local.Cut(id, t.Reason)
 			p.finish = append(p.finish, id)
@@ -225,7 +225,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 		}
 	}
 	for _, l := range rec.Leases {
-		p.at(l.Expires.Add(c.skew), func() { p.expire = true })
+		p.at(l.Expires.Add(Skew), func() { p.expire = true })
 	}
 	if !mine {
 		if err := c.closeRevoked(ctx, key, rec, &p); err != nil {
@@ -237,7 +237,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 			}
 		}
 		if len(p.finish) > 0 || len(p.close) > 0 || p.expire { // in case its relay dies
-			p.later(now.Add(c.grace))
+			p.later(now.Add(grace))
 		}
 		return p.next
 	}
@@ -254,7 +254,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 // tends, when that one has not: it may be of a version that does not know how.
 func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	for _, e := range p.close {
-		if e.reason != ReasonRevoked || p.now.Before(e.due.Add(c.grace)) {
+		if e.reason != ReasonRevoked || p.now.Before(e.due.Add(grace)) {
 			continue
 		}
 		if _, err := c.begin(ctx, key, rec, e); err != nil {
@@ -267,7 +267,6 @@ func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store
 // plan is what one look at an agent found to do.
 type plan struct {
 	now    time.Time
-	skew   time.Duration
 	next   time.Time
 	finish []ident.SessionID // are cut, to be removed
 	close  []ending
@@ -313,7 +312,7 @@ func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.Age
 	case len(p.finish) > 0:
 		left, err := c.finish(ctx, key, by, p.finish)
 		if err == nil && anyClosing(left, p.finish) { // in case another relay dies
-			p.later(p.now.Add(c.grace))
+			p.later(p.now.Add(grace))
 		}
 		return err
 	case p.expire:

@@ -117,7 +117,7 @@ func (g *Gate) due(key ident.AgentKey, rec store.AgentRecord) func(context.Conte
 	_, here := g.store.Presence(key)
 	now := g.now()
 	by := "relay:" + string(g.relay)
-	s := Step{Record: &rec, Now: now, Skew: g.skew}
+	s := Step{Record: &rec, Now: now, Skew: Skew}
 	switch {
 	case here == rec.Gone.IsZero() && !s.Forgettable(g.limits.AgentRetention), !g.responsible(rec.Relay, now):
 		return nil
@@ -140,7 +140,7 @@ func (g *Gate) due(key ident.AgentKey, rec store.AgentRecord) func(context.Conte
 	return func(ctx context.Context) error {
 		removed := false
 		err := g.store.RemoveAgent(ctx, key, func(now time.Time, r store.AgentRecord) bool {
-			s := Step{Record: &r, Now: now, Skew: g.skew}
+			s := Step{Record: &r, Now: now, Skew: Skew}
 			removed = s.Forgettable(g.limits.AgentRetention)
 			return removed
 		})

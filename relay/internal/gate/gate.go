@@ -100,9 +100,14 @@ const (
 	maxWaitTimeout = time.Hour
 )
 
-// DefaultSkew is how far the clocks of a pool's relays may be apart, with what a
-// cut takes. Relays whose clocks are kept in step (NTP) are within two seconds.
-const DefaultSkew = 3 * time.Second
+// Skew is how far the clocks of a pool's relays may be apart, with what a cut takes.
+// Relays whose clocks are kept in step (NTP) are within two seconds.
+const Skew = 3 * time.Second
+
+const (
+	grace     = 2 * time.Second // beyond its lease, until a relay counts as dead
+	closeWait = time.Second     // how long Close waits for another relay
+)
 
 // Config is what a Gate is made of. Store, Local, Audit, Relay, Limits and Logger are
 // required.
@@ -113,9 +118,6 @@ type Config struct {
 	Relay      ident.RelayID
 	Key        ident.ClusterKey
 	Limits     Limits
-	Skew       time.Duration    // default DefaultSkew
-	Grace      time.Duration    // beyond its lease, until a relay counts as dead; default 2 s
-	CloseWait  time.Duration    // how long Close waits for another relay; default 1 s
 	Now        func() time.Time // wall clock, the store's; default time.Now
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -129,9 +131,6 @@ type Gate struct {
 	relay   ident.RelayID
 	key     ident.ClusterKey
 	limits  Limits
-	skew    time.Duration
-	grace   time.Duration
-	wait    time.Duration
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
@@ -157,21 +156,12 @@ func New(cfg Config) (*Gate, error) {
 	if !limits.valid() {
 		return nil, fmt.Errorf("gate: limits are missing, or more than %d tunnels of an agent are allowed: %+v", closedMemory, limits)
 	}
-	if cfg.Skew == 0 {
-		cfg.Skew = DefaultSkew
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 2 * time.Second
-	}
-	if cfg.CloseWait == 0 {
-		cfg.CloseWait = time.Second
-	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	return &Gate{
 		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
-		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, now: cfg.Now, log: cfg.Logger,
+		now: cfg.Now, log: cfg.Logger,
 		metrics: newMetrics(cfg.Registerer), opens: newThrottle(limits.OpensPerSecond, limits.OpensBurst),
 		book: newBook(), doubts: make(chan doubt, maxDoubts), started: cfg.Now(), missing: make(map[ident.RelayID]time.Time),
 		waiting: make(map[ident.AgentKey]chan struct{}), hearers: make(map[int]func(Notice)),
@@ -203,7 +193,7 @@ func (g *Gate) step(ctx context.Context, key ident.AgentKey, by string, transiti
 func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once *store.Once, transition func(*Step) error) (store.AgentRecord, error) {
 	tries := make(map[uint64]*Step, 1) // by the N they lead to
 	rec, err := g.store.UpdateAgent(ctx, key, func(now time.Time, r *store.AgentRecord) (store.Effects, error) {
-		s := &Step{Record: r, Now: now, Skew: g.skew, Relay: g.relay, Gone: g.gone}
+		s := &Step{Record: r, Now: now, Skew: Skew, Relay: g.relay, Gone: g.gone}
 		n := r.N + 1
 		switch err := transition(s); {
 		case errors.Is(err, errUnchanged):
@@ -276,7 +266,7 @@ func (g *Gate) responsible(holder ident.RelayID, now time.Time) bool {
 		g.missing[holder] = now
 		return false
 	}
-	return now.Sub(since) >= g.grace
+	return now.Sub(since) >= grace
 }
 
 // changed returns a channel that is closed at the next change of an agent's record

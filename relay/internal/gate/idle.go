@@ -61,7 +61,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident.SessionID, st store.TunnelState) {
 	t, ok := c.store.Tunnel(id)
 	if !ok { // the mirror has one but not yet the other; its change will come
-		p.at(st.Expires.Add(c.skew), func() { p.expire = true })
+		p.at(st.Expires.Add(Skew), func() { p.expire = true })
 		return
 	}
 	if since, closed := store.Credentials(c.store.Credential).Closed(t.Credential); closed {

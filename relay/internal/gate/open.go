@@ -159,7 +159,7 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 		// A lease that runs out makes no change in the store that could wake us.
 		wake := o.WaitUntil.Sub(g.now())
 		for _, l := range rec.Leases {
-			wake = min(wake, l.Expires.Add(g.skew).Sub(g.now()))
+			wake = min(wake, l.Expires.Add(Skew).Sub(g.now()))
 		}
 		timer := time.NewTimer(min(max(wake, 20*time.Millisecond), 5*time.Second))
 		select {
@@ -213,7 +213,7 @@ func (g *Gate) again(ctx context.Context, value, bodyHash string) (Opened, error
 	if st, ok := rec.Tunnels[id]; ok && st.State == store.TunnelClosing || !now.Before(t.ExpiresAt) {
 		return Opened{}, sessionClosed()
 	}
-	s := Step{Record: &rec, Now: now, Skew: g.skew}
+	s := Step{Record: &rec, Now: now, Skew: Skew}
 	return Opened{Tunnel: t, Running: s.Running(), Again: true}, nil
 }
 

@@ -68,8 +68,6 @@ type Config struct {
 	Usage      Usage
 	Audit      gate.Auditor
 	Key        ident.ClusterKey
-	Every      time.Duration // between writes of use; default 2 s
-	Skew       time.Duration // after its end until a record is removed; default gate.DefaultSkew
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -107,12 +105,6 @@ type memory struct {
 func New(cfg Config) (*Links, error) {
 	if cfg.Store == nil || cfg.Usage == nil || cfg.Audit == nil || cfg.Logger == nil {
 		return nil, errors.New("namedlinks: Store, Usage, Audit and Logger are required")
-	}
-	if cfg.Every == 0 {
-		cfg.Every = 2 * time.Second
-	}
-	if cfg.Skew == 0 {
-		cfg.Skew = gate.DefaultSkew
 	}
 	return &Links{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), memory: map[ident.LinkID]*memory{}, ended: map[ident.LinkID]ended{}}, nil
 }
