@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -68,8 +67,7 @@ type Config struct {
 	// with an empty id when it may have missed some, until ctx ends. Nil: changes
 	// are found by looking every two seconds, which always happens too.
 	Changes func(ctx context.Context, changed func(ident.CredentialID)) error
-	// ClientAddr names the address a request came from, for limits per address;
-	// nil: the address of the connection.
+	// ClientAddr names the address a request came from, for limits per address. Required.
 	ClientAddr func(*http.Request) string
 	// MaxPerTeam bounds a team's credentials that are neither revoked nor expired;
 	// 0: 1000.
@@ -92,9 +90,6 @@ type Authenticator struct {
 // issuer: that may be down when the relay starts.
 func New(cfg Config) (*Authenticator, error) {
 	cfg.MaxPerTeam = cmp.Or(cfg.MaxPerTeam, 1000)
-	if cfg.ClientAddr == nil {
-		cfg.ClientAddr = connectionAddr
-	}
 	a := &Authenticator{cfg: cfg, log: cfg.Logger, m: newMetrics(cfg.Registerer)}
 	a.misses = newMisses(cfg.Store, a.m)
 	a.lastUse = newLastUse(cfg.Store, cfg.Logger, a.m)
@@ -219,12 +214,4 @@ func (a *Authenticator) session(r *http.Request, secret ident.Secret) (Principal
 		return Principal{}, refused
 	}
 	return Principal{Kind: KindUser, Team: team, User: s.user, Name: "user:" + string(s.user), ExpiresAt: s.expires}, nil
-}
-
-func connectionAddr(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -203,6 +204,9 @@ func newAuth(t testing.TB, cfg creds.Config) *creds.Authenticator {
 	}
 	if cfg.Registerer == nil {
 		cfg.Registerer = prometheus.NewRegistry()
+	}
+	if cfg.ClientAddr == nil {
+		cfg.ClientAddr = func(r *http.Request) string { return caller.Peer(r).String() }
 	}
 	cfg.OIDC.TeamsClaim, cfg.JWT.TeamsClaim = cmp.Or(cfg.OIDC.TeamsClaim, "teams"), cmp.Or(cfg.JWT.TeamsClaim, "teams")
 	a, err := creds.New(cfg)

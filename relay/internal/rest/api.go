@@ -84,7 +84,7 @@ type Heartbeats interface {
 }
 
 // Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links,
-// Terminals, Audit, Grace and Logger are required.
+// Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
@@ -97,11 +97,10 @@ type Config struct {
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has
 	Audit      gate.Auditor
-	// Remote returns the caller's address; nil: that of the connection.
-	Remote     func(r *http.Request) string
-	ProbeWait  time.Duration // how long opening waits for the probe; default 300 ms
-	Grace      time.Duration // how long a lost agent stays in lists
-	Comment    time.Duration // between comments of an event stream; default 15 s
+	Remote     func(r *http.Request) string // the caller's address
+	ProbeWait  time.Duration                // how long opening waits for the probe; default 300 ms
+	Grace      time.Duration                // how long a lost agent stays in lists
+	Comment    time.Duration                // between comments of an event stream; default 15 s
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -127,17 +126,14 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Grace <= 0 || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Grace and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
 	}
 	if cfg.Comment == 0 {
 		cfg.Comment = 15 * time.Second
-	}
-	if cfg.Remote == nil {
-		cfg.Remote = func(r *http.Request) string { return r.RemoteAddr }
 	}
 	spec, err := specification()
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/gate/gatetest"
@@ -212,6 +213,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.api, err = rest.New(rest.Config{
 		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {

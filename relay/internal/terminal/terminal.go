@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -55,8 +54,8 @@ type Auditor interface {
 	Append(ctx context.Context, r audit.Record) error
 }
 
-// Config is what a Terminal needs. All but Stopping, Hold, Remote, FirstMessage
-// and Registerer are required.
+// Config is what a Terminal needs. All but Stopping, Hold, FirstMessage and
+// Registerer are required.
 type Config struct {
 	Page   http.Handler // the page, the same for everybody
 	Origin string       // of the page: the relay's public one, canonical
@@ -71,7 +70,7 @@ type Config struct {
 	Dialer   edge.Dialer
 	Meter    *usage.Meter
 	Audit    Auditor
-	Remote   func(r *http.Request) string // the caller's address; nil: that of the connection
+	Remote   func(r *http.Request) string // the caller's address
 	Hold     time.Duration                // how long a viewer waits for an agent that is away
 	// FirstMessage is how long a viewer may take to send its token; default 10 s.
 	FirstMessage time.Duration
@@ -107,20 +106,11 @@ const crowded = "too many viewers are about to connect; connect again in a momen
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config) (*Terminal, error) {
-	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
-		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Dialer, Meter, Audit and Logger are required")
+	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Logger == nil || cfg.Origin == "" {
+		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Dialer, Meter, Audit, Remote and Logger are required")
 	}
 	if cfg.FirstMessage <= 0 {
 		cfg.FirstMessage = 10 * time.Second
-	}
-	if cfg.Remote == nil {
-		cfg.Remote = func(r *http.Request) string {
-			host, _, err := net.SplitHostPort(r.RemoteAddr)
-			if err != nil {
-				return r.RemoteAddr
-			}
-			return host
-		}
 	}
 	return &Terminal{
 		cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: caller.NewLimits(triesEvery, triesBurst, maxAddresses),

@@ -18,6 +18,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
@@ -65,7 +66,7 @@ func newWorld(t *testing.T, change func(*terminal.Config)) *world {
 	w.open.Store(true)
 	cfg := terminal.Config{
 		Page:   http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "page") }),
-		Origin: origin, Store: w, AdminToken: tokenOf, Why: w.whyOver, Dialer: w, Meter: w.meter, Audit: w, Hold: testkit.Patience, FirstMessage: 5 * time.Second, Logger: testkit.Logger(t),
+		Origin: origin, Store: w, AdminToken: tokenOf, Why: w.whyOver, Dialer: w, Meter: w.meter, Audit: w, Remote: func(r *http.Request) string { return caller.Peer(r).String() }, Hold: testkit.Patience, FirstMessage: 5 * time.Second, Logger: testkit.Logger(t),
 	}
 	if change != nil {
 		change(&cfg)
