@@ -24,11 +24,12 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/config"
 	"github.com/adit-tunnel/adit/agent/internal/desk"
 	"github.com/adit-tunnel/adit/agent/internal/forward"
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/agent/internal/probe"
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/terminal"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -73,8 +74,8 @@ type Agent struct {
 	tunnels  *uplink.Tunnels
 	desk     *desk.Desk
 	uplink   *uplink.Uplink
-	gate     *gate.Gate
-	hooks    *gate.Hooks
+	local    *local.Server
+	hooks    *local.Hooks
 	terms    *terminal.Terminals // nil: terminals are off
 	traces   *traces.Traces      // nil: none
 
@@ -157,16 +158,16 @@ func New(conf Config, opts Options) (*Agent, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read credential: %w", err)
 			}
-			return link.Dial(ctx, link.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy, Config: link.Config{Budget: unread, Logger: log, Hooks: hooks}})
+			return link.Dial(ctx, carrier.DialOptions{URL: relay, Token: token, TLS: tlsConf, Proxy: opts.Proxy}, link.Config{Budget: unread, Logger: log, Hooks: hooks})
 		},
 		Machine: a.board, Desk: a.desk, Probe: prober.Probe, Tunnels: a.tunnels,
 		StopGrace: conf.StopGrace.D(), Kill: opts.Kill, Notify: opts.Notify, Logger: log, Registerer: reg,
 	})
-	a.gate = gate.New(gate.Config{
+	a.local = local.New(local.Config{
 		Agent: ident.AgentID(conf.AgentID), Link: a.uplink, Tunnels: a.tunnels, Board: a.board,
 		Report: a.Report, Pause: a.pause, Metrics: a.metrics(), Diag: a.diag, Logger: log, Registerer: reg,
 	})
-	a.hooks = gate.NewHooks(gate.HooksConfig{
+	a.hooks = local.NewHooks(local.HooksConfig{
 		Opened: conf.Hooks.Opened, Closed: conf.Hooks.Closed, Timeout: conf.Hooks.Timeout.D(),
 		Agent: ident.AgentID(conf.AgentID), Tunnels: a.tunnels, Path: inState("hooks.json"),
 		Report: func(f *wire.HookFailure) { a.board.Update(func(x *wire.Facts) { x.Hooks = f }) },
@@ -267,18 +268,18 @@ func (a *Agent) listen() (serve []func(context.Context) error, closeAll func(), 
 			a.ownPorts = append(a.ownPorts, uint16(t.Port))
 			a.mu.Unlock()
 		}
-		serve = append(serve, func(ctx context.Context) error { return gate.Serve(ctx, l, h) })
+		serve = append(serve, func(ctx context.Context) error { return local.Serve(ctx, l, h) })
 	}
-	l, err := gate.ListenSocket(a.conf.SocketPath())
+	l, err := local.ListenSocket(a.conf.SocketPath())
 	if err != nil {
 		return nil, nil, err
 	}
-	add(l, a.gate.Socket())
+	add(l, a.local.Socket())
 	for _, tcp := range []struct {
 		key, addr string
 		handler   http.Handler
 	}{
-		{"local.listen", a.conf.Local.Listen, a.gate.Loopback()},
+		{"local.listen", a.conf.Local.Listen, a.local.Loopback()},
 		{"metrics.listen", a.conf.Metrics.Listen, a.operator()},
 	} {
 		if tcp.addr == "" {

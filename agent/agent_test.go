@@ -19,7 +19,7 @@ import (
 
 	"github.com/adit-tunnel/adit/agent"
 	"github.com/adit-tunnel/adit/agent/internal/fakerelay"
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) { testkit.LeakCheck(m) }
 type running struct {
 	*agent.Agent
 	conf  agent.Config
-	local *gate.Client
+	local *local.Client
 	stop  func() error
 }
 
@@ -66,7 +66,7 @@ func run(t *testing.T, c agent.Config) *running {
 	case err := <-done:
 		t.Fatalf("the agent does not start: %v", err)
 	}
-	r := &running{Agent: a, conf: c, local: gate.NewClient(c.Local.Socket)}
+	r := &running{Agent: a, conf: c, local: local.NewClient(c.Local.Socket)}
 	stopped := false
 	r.stop = func() error {
 		if stopped {

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 // unreadBudget bounds the memory for data that waits for slow programs, over all
@@ -13,22 +16,11 @@ const unreadBudget = 256 << 20
 // linkHooks measure what the links of this machine carry, and how long frames wait:
 // when that grows while round trips do not, the machine's way out is full.
 func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "adit_agent_link_" + name, Help: help})
-		if reg != nil {
-			reg.MustRegister(c)
-		}
-		return c
-	}
-	wait := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "adit_agent_link_queue_seconds", Help: "How long the oldest frame of each write to a link had waited.",
-		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
-	})
-	if reg != nil {
-		reg.MustRegister(wait, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "adit_agent_link_unread_bytes", Help: "Bytes received on links that wait for slow programs.",
-		}, func() float64 { return float64(unread.Used()) }))
-	}
+	f := metric.In(reg)
+	counter := func(name, help string) prometheus.Counter { return f.Counter("adit_agent_link_"+name, help) }
+	wait := f.Histogram("adit_agent_link_queue_seconds", "How long the oldest frame of each write to a link had waited.", prometheus.ExponentialBuckets(0.0001, 4, 9))
+	rtt := f.Histogram("adit_agent_link_rtt_seconds", "Round trips of the links, queues at both ends included.", []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10})
+	f.Read("adit_agent_link_unread_bytes", "Bytes received on links that wait for slow programs.", func() float64 { return float64(unread.Used()) })
 	sent := counter("sent_bytes_total", "Bytes written to links, frame headers included.")
 	received := counter("received_bytes_total", "Bytes read from links, frame headers included.")
 	frames := counter("frames_total", "Frames written to links.")
@@ -43,6 +35,7 @@ func linkHooks(reg prometheus.Registerer, unread *link.Budget) link.Hooks {
 			writes.Inc()
 			stalled.Add(w.Stalled.Seconds())
 		},
+		Measured: func(d time.Duration) { rtt.Observe(d.Seconds()) },
 		Received: func(n int) { received.Add(float64(n)) },
 		Slowed:   slowed.Inc,
 	}

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
-	"github.com/adit-tunnel/adit/relay/internal/gate"
-	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -20,44 +17,19 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// hubGate is the gate as the hub needs it.
-type hubGate struct{ r *Relay }
-
-func (g hubGate) Connect(ctx context.Context, key ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
-	epoch, rec, err := g.r.p.gate.Connect(ctx, key, gate.Claim{
-		Relay: g.r.id(), Instance: c.Instance, Seen: c.Seen, Live: c.Live, Alone: c.Alone, Capacity: c.Capacity,
-	})
-	if errors.Is(err, gate.ErrSuperseded) {
-		err = fmt.Errorf("%w: %w", hub.ErrSuperseded, err)
-	}
-	return epoch, rec, err
-}
-
-func (g hubGate) Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error {
-	return g.r.p.gate.Declare(ctx, key, epoch, state, unhealthy)
-}
-
-// yieldTime is what other relays are given to end what their users have on a
-// tunnel that closes, with a goodbye. They hear of it when this relay does.
-const yieldTime = 250 * time.Millisecond
-
 // local is what carries tunnels on this relay, as the gate needs it.
 type local struct{ p *parts }
 
-func (l local) Cut(id ident.SessionID, reason string) {
+func (l local) Cut(key ident.AgentKey, id ident.SessionID, reason store.Reason) {
 	// Uses first, so that WebSockets get their goodbye; then what is left of streams.
 	l.p.edge.Drop(id, &usage.Over{Of: usage.ErrClosed, Text: l.p.gate.Because(id, reason).String()})
-	l.p.hub.Refuse(id)
-	if l.p.peers != nil {
-		l.p.peers.Yield(id, yieldTime)
-	}
-	l.p.hub.Cut(id, reason)
+	l.p.fleet.Cut(key, id, string(reason))
 }
 
 func (l local) Opened(key ident.AgentKey, t store.TunnelRecord) { l.p.hub.Opened(key, t) }
 
-func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason string) {
-	l.p.hub.Closed(key, id, reason)
+func (l local) Closed(key ident.AgentKey, id ident.SessionID, reason store.Reason) {
+	l.p.hub.Closed(key, id, string(reason))
 }
 
 func (l local) Changed(key ident.AgentKey, rec store.AgentRecord) { l.p.hub.Changed(key, rec) }
@@ -95,31 +67,15 @@ func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by string, cr
 // the tunnel's record, for every relay and every list.
 type prober struct{ p *parts }
 
-// Probe asks once.
-func (b prober) Probe(ctx context.Context, t store.TunnelRecord, publicHost string) (wire.Probed, error) {
-	found, err := b.p.probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
-	if err != nil {
-		return found, err
-	}
-	if !found.Listening && found.App == "" && len(found.Warnings) == 0 {
-		return found, nil // nothing to keep: it is asked again when somebody comes
-	}
-	_, err = b.p.store.UpdateTunnel(ctx, t.Session, func(r *store.TunnelRecord) error {
-		if r.AskedHost == api.HostAuto || r.AskedHost == "" {
-			r.HostHeader = api.HostHeader(found.HostHeader)
-		}
-		r.App, r.Warnings = found.App, found.Warnings
-		return nil
-	})
-	if errors.Is(err, store.ErrNotFound) { // closed meanwhile
-		return found, nil
-	}
-	return found, err
-}
-
-// ProbeHost is Probe for the edge, which wants only the mode.
+// ProbeHost asks once, for the Host that the app wants.
 func (b prober) ProbeHost(ctx context.Context, t store.TunnelRecord, publicHost string) (api.HostHeader, error) {
-	found, err := b.Probe(ctx, t, publicHost)
+	found, err := b.p.fleet.Probe(ctx, t.Key(), wire.Probe{Port: t.Port, Protocol: string(t.Protocol), PublicHost: publicHost})
+	if err == nil {
+		_, err = b.p.store.UpdateTunnel(ctx, t.Session, func(r *store.TunnelRecord) error { return r.Found(found) })
+	}
+	if errors.Is(err, store.ErrNotFound) { // closed meanwhile
+		err = nil
+	}
 	return api.HostHeader(found.HostHeader), err
 }
 
@@ -148,7 +104,7 @@ func (o operator) ListCredentials(_ context.Context, team ident.TeamID) ([]api.C
 func (o operator) RevokeCredential(ctx context.Context, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
 	rec, ok := o.p.store.Credential(id)
 	if !ok {
-		return api.Revoked{}, api.Problemf(http.StatusNotFound, "credential_not_found", api.HopRelay, "there is no credential %s", id)
+		return api.Revoked{}, api.Problemf(api.CodeCredentialNotFound, "there is no credential %s", id)
 	}
 	return o.p.rights.Revoke(ctx, o.principal().InTeam(rec.Team), rec.Team, id, keepTunnels)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -17,12 +18,14 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/certs"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
-	"github.com/adit-tunnel/adit/relay/internal/enrol"
+	"github.com/adit-tunnel/adit/relay/internal/enroll"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
+	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
@@ -42,12 +45,13 @@ type parts struct {
 	store    *store.Store
 	audit    *audit.Log
 	creds    *creds.Authenticator
-	enrol    *enrol.Enrolment
+	enroll   *enroll.Enrollment
 	meter    *usage.Meter
 	gate     *gate.Gate
 	budget   *link.Budget // of memory for data that waits
 	hub      *hub.Hub
 	peers    *peers.Peers // nil: this relay is alone
+	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
 	resolver *tunnels.Resolver
@@ -69,7 +73,7 @@ func (r *Relay) assemble() (*parts, error) {
 	p := &parts{}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.enrolment, r.pool, r.doors} {
+	for _, step := range []func(*parts, *prometheus.Registry) error{r.state, r.rules, r.enrollment, r.pool, r.doors} {
 		if err := step(p, reg); err != nil {
 			return nil, err
 		}
@@ -98,7 +102,10 @@ func (r *Relay) state(p *parts, reg *prometheus.Registry) (err error) {
 	return err
 }
 
-// rules makes what decides: credentials, usage, the gate, the hub and the API.
+// lostGrace is how long an agent whose link was lost stays in lists.
+const lostGrace = 30 * time.Second
+
+// rules makes what decides: credentials, usage, the gate, the hub, the fleet and the API.
 func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
 	p.creds, err = creds.New(creds.Config{
@@ -110,7 +117,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	p.meter = usage.New(usage.Config{Viewed: r.viewed, Logger: r.log.With("part", "usage"), Registerer: reg})
+	p.meter = usage.New(usage.Config{Viewed: r.viewed, Registerer: reg})
 	p.gate, err = gate.New(gate.Config{
 		Store: gate.Shared{Store: p.store}, Local: local{p}, Audit: p.audit, Relay: r.id(), Key: p.key,
 		Limits: gate.Limits{
@@ -124,15 +131,25 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.budget = link.NewBudget(int64(l.MemoryBytes))
+	var pool hub.Pool
+	if len(r.cfg.Store.Endpoints) > 0 {
+		pool = p.gate
+	}
 	p.hub, err = hub.New(hub.Config{
 		Relay: r.id(), Version: lifecycle.Version(), PublicURL: r.cfg.PublicURL,
-		Gate: hubGate{r}, Pool: r.hubPool(p), Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
-		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Event: r.agentEvent,
+		Gate: p.gate, Pool: pool, Store: p.store, Creds: p.creds, GateHTTP: r.agentAPI, Relays: r.otherRelays,
+		Budget: p.budget, MaxStreams: l.StreamsPerAgent, MaxAgents: l.Agents, AgentsPerTeam: l.AgentsPerTeam, Grace: lostGrace, Event: r.agentEvent,
 		Logger: r.log.With("part", "hub"), Registerer: reg,
 	})
 	if err != nil {
 		return err
 	}
+	if p.traces, err = r.tracing(); err != nil {
+		return err
+	}
+	p.fleet = fleet.New(fleet.Config{
+		Relay: r.id(), Hub: p.hub, Store: p.store, Meter: p.meter, Traces: p.traces, Logger: r.log.With("part", "fleet"),
+	})
 	p.resolver, err = tunnels.New(tunnels.Config{
 		Store: p.store, Key: p.key, PublicURL: r.cfg.Public(), WildcardDomain: r.cfg.WildcardDomain,
 		PathForm: r.cfg.ServesPathForm(), ConsoleURL: r.cfg.Console(),
@@ -148,11 +165,30 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: poolUsage{p}, Links: p.links, Terminals: terminals{p},
-		Prober: poolProber{p}, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote,
+		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err
+}
+
+// pool makes the links to the other relays, if this relay is one of several.
+func (r *Relay) pool(p *parts, reg *prometheus.Registry) (err error) {
+	c := r.cfg.Peer
+	if c.Listen == "" {
+		return nil
+	}
+	p.peers, err = peers.New(peers.Config{
+		Relay: r.id(), Listen: c.Listen, TLS: peers.Files{CA: c.TLS.CAFile, Cert: c.TLS.CertFile, Key: c.TLS.KeyFile},
+		Pool: p.store, Subscribe: func(n int) peers.Changes { return p.store.Subscribe(n) },
+		Open: p.fleet.OpenHere, Answers: p.fleet.Answers(), Budget: p.budget, Leaving: func() { p.edge.Yield(); p.terminal.Yield() },
+		Logger: r.log.With("part", "peers"), Registerer: reg,
+	})
+	if err != nil {
+		return err
+	}
+	p.fleet.SetPeers(p.peers)
+	return nil
 }
 
 // doors makes what listens: the edge, the public listener, metrics and the admin
@@ -162,22 +198,15 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
-	own := front.NewOwn(front.Routes{
-		API: p.api, Link: http.HandlerFunc(r.serveLink), Enrol: p.enrol, Ready: r.ready, More: pages,
+	own := paths.New(paths.Config{
+		API: p.api, Link: http.HandlerFunc(r.serveLink), Enroll: p.enroll, Ready: r.ready, More: pages,
 	})
-	if p.traces, err = r.tracing(); err != nil {
-		return err
-	}
-	var dial edge.Dialer = dialer{p}
-	if p.traces != nil {
-		dial = tracedDialer{dial, p.traces}
-	}
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Dialer: dial, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Next: own, Owns: own.Owns,
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find,
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,
@@ -201,7 +230,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrolments: enrolments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrollments: enrollments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

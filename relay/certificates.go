@@ -18,7 +18,8 @@ import (
 func (r *Relay) certificates(p *parts, reg *prometheus.Registry) (*certs.Certs, error) {
 	t := r.cfg.TLS
 	if t.CertFile == "" && !t.ACME.Enabled {
-		return nil, certs.NoTLS(reg)
+		certs.NoTLS(reg)
+		return nil, nil
 	}
 	cfg := certs.Config{CertFile: t.CertFile, KeyFile: t.KeyFile, Logger: r.log.With("part", "certs"), Registerer: reg}
 	if t.ACME.Enabled {

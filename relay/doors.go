@@ -23,6 +23,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 // serveLink authenticates an agent and gives its request to the hub.
@@ -31,8 +32,7 @@ func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case err != nil:
 	case !r.p.store.Serving(): // said before the upgrade, so that the agent tries another relay at once
-		err = api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"this relay has lost its store and takes no links until it is back").WithRetry(time.Second)
+		err = api.StoreUnavailable("this relay has lost its store and takes no links until it is back", nil).WithRetry(time.Second)
 	default:
 		err = r.p.hub.ServeLink(w, req, p)
 	}
@@ -41,11 +41,11 @@ func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 	}
 	var problem *api.Problem
 	if !errors.As(err, &problem) {
-		problem = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not serve the link").WithCause(err)
+		problem = api.NewProblem(api.CodeInternal, "the relay could not serve the link").WithCause(err)
 	}
 	id := ident.NewRequestID()
 	if problem.Status == http.StatusUnauthorized || problem.Status == http.StatusForbidden {
-		rec := audit.Record{Event: audit.AuthRefused, Detail: "link: " + problem.Code, RequestID: id, RemoteAddr: r.remote(req)}
+		rec := audit.Record{Event: audit.AuthRefused, Detail: "link: " + string(problem.Code), RequestID: id, RemoteAddr: r.remote(req)}
 		if err := r.p.audit.Append(req.Context(), rec); err != nil {
 			r.log.Warn("write audit record", "event", rec.Event, "error", err)
 		}
@@ -61,20 +61,11 @@ func (r *Relay) agentAPI(p creds.Principal) http.Handler {
 
 // agentEvent records what happened to an agent's session.
 func (r *Relay) agentEvent(e hub.Event) {
-	event := audit.AgentConnected
-	switch e.Kind {
-	case hub.EventGone:
-		event = audit.AgentGone
-	case hub.EventSuperseded:
-		event = audit.AgentSuperseded
-	case hub.EventRefused:
-		event, e.Detail = audit.AuthRefused, "link: "+e.Detail
-	}
 	rec := audit.Record{
-		Event: event, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,
+		Event: e.Kind, Actor: e.Principal.Name, Team: e.Key.Team, Agent: e.Key.Agent, Epoch: e.Epoch, Detail: e.Detail, RemoteAddr: e.RemoteAddr,
 	}
 	if err := r.p.audit.Append(context.Background(), rec); err != nil {
-		r.log.Warn("write audit record", "event", event, "error", err)
+		r.log.Warn("write audit record", "event", e.Kind, "error", err)
 	}
 }
 
@@ -116,14 +107,14 @@ func (r *Relay) otherRelays() []string {
 // how much there is and what fills it is for adit-relay status.
 func (r *Relay) ready(context.Context) (note string, _ *api.Problem) {
 	if r.draining.Load() {
-		return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay is stopping")
+		return "", api.NewProblem(api.CodeRelayDraining, "the relay is stopping")
 	}
 	st := r.p.store.Status()
 	switch {
 	case !st.Quorum || st.Stale || !r.p.store.Serving():
-		return "", api.Problemf(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "the store is not available: %s", st.Detail)
+		return "", api.Problemf(api.CodeStoreUnavailable, "the store is not available: %s", st.Detail)
 	case st.Unwritable:
-		return "", api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay, "the store is full (NOSPACE), and nothing can be written; adit-relay status on the relay's host says what to do")
+		return "", api.NewProblem(api.CodeStoreFull, "the store is full (NOSPACE), and nothing can be written; adit-relay status on the relay's host says what to do")
 	case st.Full:
 		return "the store: it is nearly full, and nothing new is made; adit-relay status on the relay's host says what to do", nil
 	}
@@ -152,18 +143,9 @@ func (r *Relay) metricsHandler(reg *prometheus.Registry) http.Handler {
 	if r.cfg.Metrics.Listen == "" {
 		return nil
 	}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "adit_relay_build_info", Help: "Always 1; the label says which build runs.", ConstLabels: prometheus.Labels{"version": lifecycle.Version()},
-	})
-	info.Set(1)
-	reg.MustRegister(info, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "adit_relay_draining", Help: "1 while the relay is stopping.",
-	}, func() float64 {
-		if r.draining.Load() {
-			return 1
-		}
-		return 0
-	}))
+	f := metric.In(reg)
+	f.Gauges("adit_relay_build_info", "Always 1; the label says which build runs.", "version").WithLabelValues(lifecycle.Version()).Set(1)
+	f.Says("adit_relay_draining", "1 while the relay is stopping.", r.draining.Load)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	if r.cfg.Metrics.Pprof {

@@ -31,7 +31,7 @@ func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handl
 	}
 	p.terminal, err = terminal.New(terminal.Config{
 		Page: assets.Page("terminal"), Origin: p.resolver.ConsoleOrigin(), Store: p.store, Key: p.key, AdminToken: p.gate.AdminToken,
-		Dialer: dialer{p}, Meter: p.meter, Audit: p.audit, Remote: r.remote, Hold: r.cfg.Tunnel.Hold.D(), Why: p.why, Stopping: r.draining.Load,
+		Fleet: p.fleet, Meter: p.meter, Audit: p.audit, Remote: r.remote, Hold: r.cfg.Tunnel.Hold.D(), Why: p.why, Stopping: r.draining.Load,
 		Logger: r.log.With("part", "terminal"), Registerer: reg,
 	})
 	if err != nil {

@@ -1,19 +1,16 @@
 package relay
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 
-	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/logs"
 	"github.com/adit-tunnel/adit/shared/traces"
-	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 // tracing makes the traces; nil without an endpoint.
@@ -48,20 +45,4 @@ func (r *Relay) describe(req *http.Request) (string, []attribute.KeyValue, bool)
 		return "api " + req.Method, []attribute.KeyValue{traces.String("url.path", logs.Redact(path))}, true
 	}
 	return "", nil, false
-}
-
-// tracedDialer opens streams under a span that the agent's dial continues.
-type tracedDialer struct {
-	edge.Dialer
-	traces *traces.Traces
-}
-
-// Open is part of edge.Dialer.
-func (d tracedDialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
-	ctx, span := d.traces.Start(ctx, "open stream", traces.String("adit.agent", string(key.Agent)), traces.String("adit.session_id", string(h.Session)),
-		traces.String("adit.request_id", string(h.Request)), traces.Int("server.port", int(h.Port)))
-	h.Trace = traces.ToWire(ctx)
-	st, err := d.Dialer.Open(ctx, key, h)
-	span.End(err)
-	return st, err
 }

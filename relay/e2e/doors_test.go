@@ -21,6 +21,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -87,14 +88,14 @@ func attaches(t *testing.T, r *world.Relay, tun api.Tunnel) error {
 	}
 }
 
-// enrolls hands in a new enrolment token as a machine does.
+// enrolls hands in a new enrollment token as a machine does.
 func enrolls(t *testing.T, r *world.Relay, agent string) error {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.URL+api.EnrollPath, strings.NewReader(`{"agent_id":"`+agent+`"}`))
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Authorization", "Bearer "+enrolToken(r))
+	req.Header.Set("Authorization", "Bearer "+enrollToken(r))
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
@@ -119,13 +120,13 @@ func TestSilentSocketsShutNoDoor(t *testing.T) {
 	hostile := r.Credential("agent", otherTeam, "--name", "hostile")
 	upgrade := "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 	body := "Host: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
-	guess := ident.NewSecret(ident.PrefixEnrol).Reveal()
+	guess := ident.NewSecret(ident.PrefixEnroll).Reveal()
 	for n, door := range []struct{ name, say string }{
 		{"the listener", ""},
 		{"half a header", "GET / HTTP/1.1\r\nHost: x\r\n"},
 		{"a terminal", "GET " + wire.TerminalPath + string(tun.SessionID) + wire.TerminalSocket + " HTTP/1.1\r\n" + upgrade + "\r\n"},
 		{"a link", "GET " + wire.LinkPath + " HTTP/1.1\r\n" + upgrade + "Sec-WebSocket-Protocol: " + wire.Subprotocol + "\r\nAuthorization: Bearer " + hostile + "\r\n\r\n"},
-		{"enrolment", "POST " + api.EnrollPath + " HTTP/1.1\r\n" + body + "Authorization: Bearer " + guess + "\r\n\r\n"},
+		{"enrollment", "POST " + api.EnrollPath + " HTTP/1.1\r\n" + body + "Authorization: Bearer " + guess + "\r\n\r\n"},
 		{"the API", "POST " + api.Base + "/agents/gpu-1/tunnel HTTP/1.1\r\n" + body + "Authorization: Bearer " + ident.NewSecret(ident.PrefixIntegration).Reveal() + "\r\n\r\n"},
 	} {
 		t.Run(door.name, func(t *testing.T) {
@@ -187,7 +188,7 @@ func TestSilentSocketsKeepNoRelayOut(t *testing.T) {
 // knock makes a link with a credential, says who it is, and goes.
 func knock(t *testing.T, r *world.Relay, token, id string) {
 	t.Helper()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

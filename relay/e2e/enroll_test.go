@@ -47,8 +47,8 @@ func (m *machine) enroll(env []string, args ...string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// enrolToken makes one over the admin socket.
-func enrolToken(r *world.Relay, more ...string) string {
+// enrollToken makes one over the admin socket.
+func enrollToken(r *world.Relay, more ...string) string {
 	r.W.T.Helper()
 	args := append([]string{"enroll", "create", "--team", world.Team, "--socket", filepath.Join(r.DataDir, "admin.sock")}, more...)
 	return strings.TrimSpace(r.W.Run(nil, filepath.Join(r.W.Bin, "adit-relay"), args...))
@@ -59,7 +59,7 @@ func TestFromTokenToTunnel(t *testing.T) {
 	w := world.New(t)
 	r := w.Relay()
 	m := newMachine(w, "box")
-	first := enrolToken(r, "--agent", "gpu-7")
+	first := enrollToken(r, "--agent", "gpu-7")
 	if !strings.HasPrefix(first, "en-") {
 		t.Fatalf("enroll create prints the token alone: %q", first)
 	}
@@ -102,7 +102,7 @@ func TestFromTokenToTunnel(t *testing.T) {
 	}
 
 	// Again: safe, with a token, a used one, or none.
-	second := enrolToken(r)
+	second := enrollToken(r)
 	for _, env := range [][]string{nil, {"ADIT_ENROLL_TOKEN=" + first}, {"ADIT_ENROLL_TOKEN=" + second}} {
 		if out, code := m.enroll(env, "--relay-url", url, "--agent-id", "gpu-7"); code != 0 || !strings.Contains(out, "already enrolled") {
 			t.Errorf("again: %d %s", code, out)
@@ -153,11 +153,11 @@ func TestFromTokenToTunnel(t *testing.T) {
 	}
 }
 
-func TestEnrolmentsAreLimited(t *testing.T) {
+func TestEnrollmentsAreLimited(t *testing.T) {
 	t.Parallel()
 	w := world.New(t)
 	r := w.Relay()
-	good := enrolToken(r)
+	good := enrollToken(r)
 	limited := 0
 	for range 40 {
 		a := call(r, http.MethodPost, api.EnrollPath, `{"agent_id":"gpu-1"}`, "Authorization", "Bearer en-"+strings.Repeat("a", 40))
@@ -178,8 +178,8 @@ func TestEnrolmentsAreLimited(t *testing.T) {
 	}
 }
 
-// enrolment asks for a credential with every secret that is no enrolment token.
-func (m *matrix) enrolment(t *testing.T) {
+// enrollment asks for a credential with every secret that is no enrollment token.
+func (m *matrix) enrollment(t *testing.T) {
 	for _, c := range m.callers {
 		want := "401 enrolment_refused"
 		switch {

@@ -19,6 +19,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -100,11 +101,11 @@ func (a *invention) one(ctx context.Context, places chan struct{}) {
 	n := a.next.Add(1)
 	dial, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	l, err := link.Dial(dial, link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", a.relay.Port), Token: a.token})
+	l, err := link.Dial(dial, carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", a.relay.Port), Token: a.token}, link.Config{})
 	if err != nil {
 		what := "no link"
 		if p, ok := errors.AsType[*api.Problem](err); ok {
-			what = p.Code
+			what = string(p.Code)
 		}
 		a.say(what)
 		rest(ctx, 50*time.Millisecond)
@@ -145,6 +146,7 @@ func (a *invention) one(ctx context.Context, places chan struct{}) {
 // live keeps an agent linked.
 func (a *invention) live(ctx context.Context, l *link.Link, n int64, out *wire.Encoder, in *wire.Decoder) {
 	defer context.AfterFunc(ctx, func() { _ = l.Close(nil) })()
+	a.wg.Go(func() { pinging(ctx, out) })
 	if n%10 == 0 {
 		a.wg.Go(func() {
 			for i := n; l.Err() == nil; i++ {
@@ -165,8 +167,6 @@ func (a *invention) live(ctx context.Context, l *link.Link, n int64, out *wire.E
 			return
 		case m.Goodbye != nil:
 			a.say(m.Goodbye.Detail)
-		case m.Type == wire.TypePing:
-			_ = out.Write(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 		}
 	}
 }

@@ -248,7 +248,7 @@ func TestMachineStatesKeepTasksAway(t *testing.T) {
 				succeed(r, sk, http.MethodDelete, "/agents/gpu-1/tasks/"+string(lease.TaskID), map[string]any{"lease_token": lease.LeaseToken}, nil)
 				last = ""
 			} else {
-				last = p.Code
+				last = string(p.Code)
 			}
 			return agent.AgentStatus == status && last == code
 		})

@@ -23,6 +23,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -40,6 +41,22 @@ func together(t *testing.T) {
 	}
 }
 
+// pinging sends a control stream's pings, as an agent does that has nothing to report.
+func pinging(ctx context.Context, out *wire.Encoder) {
+	tick := time.NewTicker(wire.HeartbeatInterval)
+	defer tick.Stop()
+	for id := uint64(1); ; id++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if out.Write(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id}}) != nil {
+				return
+			}
+		}
+	}
+}
+
 // fakeAgent brings up an agent of the test's own, with a real link to a real relay.
 // It serves streams with serve; without it, it accepts none.
 func fakeAgent(r *world.Relay, team, id string, serve func(net.Conn)) *link.Link {
@@ -47,7 +64,7 @@ func fakeAgent(r *world.Relay, team, id string, serve func(net.Conn)) *link.Link
 	t.Helper()
 	token := r.Credential("agent", team, "--agent", id, "--name", "fake-"+id)
 	ctx := t.Context()
-	l, err := link.Dial(ctx, link.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)})
+	l, err := link.Dial(ctx, carrier.DialOptions{URL: fmt.Sprintf("http://127.0.0.1:%d", r.Port), Token: ident.Secret(token)}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,13 +86,12 @@ func fakeAgent(r *world.Relay, team, id string, serve func(net.Conn)) *link.Link
 			switch {
 			case err != nil:
 				return
-			case m.Type == wire.TypePing:
-				_ = out.Write(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 			case m.Probe != nil:
 				_ = out.Write(wire.Message{Type: wire.TypeProbed, Probed: &wire.Probed{ID: m.Probe.ID, Listening: true, Allowed: true, HostHeader: "public"}})
 			}
 		}
 	}()
+	go pinging(ctx, out)
 	if serve == nil {
 		return l
 	}

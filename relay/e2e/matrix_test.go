@@ -63,8 +63,8 @@ var apiRoutes = []apiRoute{
 	{"DELETE", "/agents/{agent_id}/tasks/{task_id}", kindsAgent, "", "", 422, "out_of_range", "agent_not_found"},
 	{"POST", "/credentials", kindsPeople, "", `{"kind":"king","name":"x"}`, 422, "out_of_range", ""},
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
-	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "not_found"},
-	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
+	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -340,7 +340,7 @@ func TestDefaultDeny(t *testing.T) {
 	t.Run("another team's things are not there", func(t *testing.T) { m.invisible(t) })
 	t.Run("listener", func(t *testing.T) { m.listener(t) })
 	t.Run("link", func(t *testing.T) { m.links(t) })
-	t.Run("enrolment", func(t *testing.T) { m.enrolment(t) })
+	t.Run("enrollment", func(t *testing.T) { m.enrollment(t) })
 	t.Run("tunnels", func(t *testing.T) { m.tunnels(t) })
 }
 
@@ -479,7 +479,7 @@ func (m *matrix) listener(t *testing.T) {
 // links asks for an agent's link: only agent credentials get one.
 func (m *matrix) links(t *testing.T) {
 	for _, c := range m.callers {
-		want := "403 wrong_credential_kind"
+		want := "403 forbidden"
 		switch {
 		case c.refuse != "":
 			want = c.refuse
@@ -560,12 +560,12 @@ func (m *matrix) tunnels(t *testing.T) {
 }
 
 // ownPatterns reads which patterns the public listener's mux is given, and those of
-// the pages, which alone come by the way that front leaves open.
+// the pages, which alone come by the way that paths leaves open.
 func ownPatterns(t *testing.T) []string {
 	t.Helper()
 	fset := token.NewFileSet()
 	var out []string
-	for _, glob := range []string{"../*.go", "../internal/front/*.go"} {
+	for _, glob := range []string{"../*.go", "../internal/paths/*.go"} {
 		files, err := filepath.Glob(glob)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("find the relay's sources: %v", err)
@@ -585,7 +585,7 @@ func ownPatterns(t *testing.T) []string {
 					}
 				}
 				callExpr, ok := n.(*ast.CallExpr)
-				if !ok || !strings.Contains(path, "front") || len(callExpr.Args) != 2 {
+				if !ok || !strings.Contains(path, "paths") || len(callExpr.Args) != 2 {
 					return true
 				}
 				if sel, ok := callExpr.Fun.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Handle" || sel.Sel.Name == "HandleFunc") {

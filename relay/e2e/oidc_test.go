@@ -42,7 +42,7 @@ type answer struct {
 func (a answer) code() string {
 	var p api.Problem
 	_ = json.Unmarshal([]byte(a.Body), &p)
-	return p.Code
+	return string(p.Code)
 }
 
 func (a answer) String() string { return fmt.Sprintf("%d %s", a.Status, a.code()) }

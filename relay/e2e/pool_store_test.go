@@ -66,7 +66,7 @@ func TestPoolStoreMove(t *testing.T) {
 // fillStore writes tunnels and credentials into the store inside a stopped relay.
 func fillStore(t *testing.T, dir string, agents, each, credentials int) map[ident.SessionID]bool {
 	t.Helper()
-	s, err := store.New(store.Config{DataDir: dir, Relay: store.RelayRecord{ID: "filler"}, Logger: slog.New(slog.DiscardHandler)})
+	s, err := store.New(store.Config{DataDir: dir, QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "filler"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -376,7 +376,7 @@ func TestTheOperatorClosesTunnelsAndRemovesTeams(t *testing.T) {
 		}
 	}
 	if a := call(r, http.MethodPost, api.EnrollPath, `{"agent_id":"gpu-3"}`, "Authorization", "Bearer "+strings.TrimSpace(token)); a.Status != 401 {
-		t.Errorf("an enrolment token of the team that was removed: %s", a)
+		t.Errorf("an enrollment token of the team that was removed: %s", a)
 	}
 	w.Eventually(10*time.Second, "the agent is told that its credential was revoked", func() bool { return strings.Contains(a2.Log(), "revoked") })
 	if status, _ := r.API(stranger, http.MethodGet, "/agents", nil, nil); status != 200 {
@@ -572,7 +572,7 @@ func peerRequest(t *testing.T, l *link.Link, h wire.Hello, request map[string]an
 
 // verdictOf reads a verdict, byte by byte, from the beginning of a stream.
 func verdictOf(st *link.Stream) error {
-	v, err := wire.ReadVerdict(st)
+	v, err := new(wire.VerdictReader).Read(st)
 	if err == nil && v.Code != wire.CodeOK {
 		err = v
 	}

@@ -233,6 +233,15 @@ type AdmitTaskRequest struct {
 	Detail string       `json:"detail,omitempty"`
 }
 
+// TaskOutcome says how a task ended.
+type TaskOutcome string
+
+// The outcomes.
+const (
+	TaskCompleted TaskOutcome = "completed"
+	TaskFailed    TaskOutcome = "failed"
+)
+
 // TaskLease is the right to run one task.
 type TaskLease struct {
 	TaskID       ident.TaskID `json:"task_id"`

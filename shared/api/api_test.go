@@ -3,7 +3,6 @@ package api_test
 import (
 	"encoding/json"
 	"errors"
-	"net/http"
 	"net/http/httptest"
 	"reflect"
 	"strings"
@@ -53,11 +52,11 @@ func TestDurationJSON(t *testing.T) {
 
 func TestProblem(t *testing.T) {
 	cause := errors.New("etcd says no")
-	p := api.Problemf(http.StatusServiceUnavailable, "no_quorum", api.HopRelay, "the store of %d has no quorum", 3).WithRetry(1200 * time.Millisecond).WithCause(cause)
-	if p.Error() != "no_quorum: the store of 3 has no quorum" || !errors.Is(p, cause) {
+	p := api.Problemf(api.CodeStoreUnavailable, "the store of %d has no quorum", 3).WithRetry(1200 * time.Millisecond).WithCause(cause)
+	if p.Error() != "store_unavailable: the store of 3 has no quorum" || !errors.Is(p, cause) {
 		t.Errorf("a problem is an error with its cause; got %v", p)
 	}
-	if got := api.NewProblem(404, "not_found", "", "").Error(); got != "not_found" {
+	if got := api.NewProblem(api.CodeNotFound, "").Error(); got != "not_found" {
 		t.Errorf("without detail the code is enough; got %q", got)
 	}
 	w := httptest.NewRecorder()
@@ -72,7 +71,7 @@ func TestProblem(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]any{
-		"type": "about:blank", "title": "Service Unavailable", "status": 503.0, "code": "no_quorum",
+		"type": "about:blank", "title": "Service Unavailable", "status": 503.0, "code": "store_unavailable",
 		"detail": "the store of 3 has no quorum", "hop": "relay", "request_id": "req-1", "retry_after": 2.0,
 	}
 	if w.Code != 503 || !reflect.DeepEqual(got, want) {
@@ -81,7 +80,7 @@ func TestProblem(t *testing.T) {
 	if strings.Contains(w.Body.String(), "etcd") {
 		t.Error("the cause is for the log, never for the user")
 	}
-	if p.RequestID != "" || api.NewProblem(400, "x", "", "").WithRetry(time.Second) == nil {
+	if p.RequestID != "" || api.NewProblem(api.CodeInternal, "").WithRetry(time.Second) == nil {
 		t.Error("writing should not change the problem")
 	}
 	bare := &api.Problem{Status: 400, Code: "x"}

@@ -6,20 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/ident"
-)
-
-// Hop names the part of the path that failed.
-type Hop string
-
-// The hops, from the user to the app.
-const (
-	HopRelay Hop = "relay"
-	HopLink  Hop = "link"
-	HopAgent Hop = "agent"
-	HopApp   Hop = "app"
 )
 
 // Problem is an error as the interface reports it (RFC 9457). It is a Go error
@@ -29,7 +19,7 @@ type Problem struct {
 	Title     string          `json:"title"`
 	Status    int             `json:"status"`
 	Detail    string          `json:"detail,omitempty"`
-	Code      string          `json:"code"`
+	Code      Code            `json:"code"`
 	Hop       Hop             `json:"hop,omitempty"`
 	RequestID ident.RequestID `json:"request_id,omitempty"`
 	// RetryAfter is when to try again; it is also sent as the header of that name.
@@ -51,15 +41,43 @@ const StrictPolicy = "default-src 'none'; frame-ancestors 'none'"
 // there because the scheme must not stand alone (RFC 6750, section 3).
 const DefaultChallenge = `Bearer realm="adit"`
 
-// NewProblem makes a problem; its type is "about:blank" and its title the text
-// of the status (RFC 9457, section 4.2.1).
-func NewProblem(status int, code string, hop Hop, detail string) *Problem {
-	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Hop: hop, Detail: detail}
+// NewProblem makes a problem with the status and the hop of its code; its type is
+// "about:blank" and its title the text of the status (RFC 9457, section 4.2.1).
+func NewProblem(code Code, detail string) *Problem {
+	row, ok := table[code]
+	if !ok {
+		row = table[CodeInternal] // no answer is without a status
+	}
+	return (&Problem{Type: "about:blank", Code: code, Hop: row.hop, Detail: detail}).WithStatus(row.status)
 }
 
 // Problemf is NewProblem with a formatted detail.
-func Problemf(status int, code string, hop Hop, format string, args ...any) *Problem {
-	return NewProblem(status, code, hop, fmt.Sprintf(format, args...))
+func Problemf(code Code, format string, args ...any) *Problem {
+	return NewProblem(code, fmt.Sprintf(format, args...))
+}
+
+// NotFound says that there is no such thing, or that it belongs to another team.
+func NotFound(code Code) *Problem {
+	return NewProblem(code, "there is no such "+strings.TrimSuffix(string(code), "_not_found"))
+}
+
+// StoreUnavailable says that the store cannot be asked now, for a reason that may be nil.
+func StoreUnavailable(detail string, cause error) *Problem {
+	return NewProblem(CodeStoreUnavailable, detail).WithRetry(2 * time.Second).WithCause(cause)
+}
+
+// Internal is what the caller is told of an error that is none of the caller's business.
+func Internal(cause error) *Problem {
+	return NewProblem(CodeInternal, "the relay could not do this; its log says why").WithCause(cause)
+}
+
+// WithStatus returns a copy with another status than its code's. A machine that cannot
+// be reached or is paused is a 503 to the users of its tunnels, and a 409 to whoever
+// asks the API for a tunnel or a lease.
+func (p *Problem) WithStatus(status int) *Problem {
+	c := *p
+	c.Status, c.Title = status, http.StatusText(status)
+	return &c
 }
 
 // WithRetry returns a copy with a time to wait.
@@ -79,9 +97,9 @@ func (p *Problem) WithCause(err error) *Problem {
 // Error is "code: detail".
 func (p *Problem) Error() string {
 	if p.Detail == "" {
-		return p.Code
+		return string(p.Code)
 	}
-	return p.Code + ": " + p.Detail
+	return string(p.Code) + ": " + p.Detail
 }
 
 // Unwrap returns the cause.

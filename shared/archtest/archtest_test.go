@@ -105,6 +105,7 @@ func TestRules(t *testing.T) {
 		"adit is no relay":     {"relay/cmd/adit/a.go", "// Command adit.\npackage main\n" + `import _ "github.com/adit-tunnel/adit/relay"`, "shared/ only"},
 		"adit-relay may":       {"relay/cmd/adit-relay/a.go", "// Command adit-relay.\npackage main\n" + `import _ "github.com/adit-tunnel/adit/relay"`, ""},
 		"upwards":              {"relay/internal/store/a.go", doc + `import _ "github.com/adit-tunnel/adit/relay/internal/rest"`, "downwards"},
+		"carrier knows link":   {"shared/carrier/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/link"`, "downwards"},
 		"ident imports wire":   {"shared/ident/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/wire"`, "downwards"},
 		"testing in code":      {"relay/a.go", doc + `import _ "testing"`, "only tests may"},
 		"testkit in code":      {"relay/a.go", doc + `import _ "github.com/adit-tunnel/adit/shared/testkit/wan"`, "only tests may"},

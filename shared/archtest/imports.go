@@ -21,25 +21,26 @@ var userCLI = []string{"relay/cmd/adit", "relay/internal/aditcli"}
 // layers order the packages of a half and of shared: a package imports only from
 // its own rank and lower ones. Packages that are not named have no rank.
 var layers = map[string]int{
-	"shared/ident":     0,
+	"shared/apps": 0, "shared/ident": 0, "shared/metric": 0,
 	"shared/printable": 0,
 	"shared/api":       1, "shared/wire": 1,
-	"shared/diag": 3, "shared/manual": 3, "shared/traces": 3,
-	"shared/api/client": 2, "shared/backoff": 2, "shared/conf": 2, "shared/lifecycle": 2, "shared/link": 2,
+	"shared/checkup": 3, "shared/diag": 3, "shared/manual": 3, "shared/traces": 3,
+	"shared/api/client": 2, "shared/backoff": 2, "shared/carrier": 2, "shared/conf": 2, "shared/lifecycle": 2,
 	"shared/logs": 2, "shared/splice": 2, "shared/wsconn": 2,
+	"shared/link": 3, // above carrier, which knows nothing of frames and streams
 
 	"relay/internal/config": 3, "relay/internal/store": 3, "relay/internal/audit": 3,
 	"relay/internal/zaplog": 2,
 	"relay/internal/caller": 3,
-	"relay/internal/certs":  4, "relay/internal/creds": 4, "relay/internal/gate": 4, "relay/internal/hub": 4, "relay/internal/peers": 4,
+	"relay/internal/certs":  4, "relay/internal/creds": 4, "relay/internal/fleet": 4, "relay/internal/gate": 4, "relay/internal/hub": 4, "relay/internal/peers": 4,
 	"relay/internal/tunnels": 4, "relay/internal/usage": 4, "relay/internal/namedlinks": 4,
-	"relay/internal/admin": 5, "relay/internal/console": 5, "relay/internal/edge": 5, "relay/internal/front": 5, "relay/internal/install": 5,
+	"relay/internal/admin": 5, "relay/internal/console": 5, "relay/internal/edge": 5, "relay/internal/front": 5, "relay/internal/install": 5, "relay/internal/paths": 5,
 	"relay/internal/rest": 5, "relay/internal/terminal": 5, "relay/internal/web": 4,
 	"relay": 6, "relay/internal/cli": 7, "relay/cmd/adit-relay": 8,
 
 	"agent/internal/config":  3,
 	"agent/internal/forward": 4, "agent/internal/probe": 4, "agent/internal/status": 4, "agent/internal/terminal": 4,
-	"agent/internal/desk": 5, "agent/internal/gate": 5, "agent/internal/uplink": 5,
+	"agent/internal/desk": 5, "agent/internal/local": 5, "agent/internal/uplink": 5,
 	"agent": 6, "agent/internal/cli": 7, "agent/cmd/adit-agent": 8,
 }
 

@@ -45,7 +45,7 @@ func TestNext(t *testing.T) {
 	})
 }
 
-// TestOutages measures the promise of the design: how long after the end of an
+// TestOutages measures what the delays promise: how long after the end of an
 // outage the next try comes, on average and at worst.
 func TestOutages(t *testing.T) {
 	for _, c := range []struct {

@@ -12,12 +12,12 @@ import (
 // pointer to one; secrets get none, since a command line is readable by all. A
 // flag's text is checked by Load, together with all other sources.
 func Flags(fs *pflag.FlagSet, defaults any) {
-	for _, k := range keysOf(structOf(defaults)).list {
-		if k.secret() {
+	for _, k := range Keys(defaults) {
+		if k.Secret {
 			continue
 		}
-		value := &flagValue{text: text(k.value), kind: flagKind(k.value.Type())}
-		f := fs.VarPF(value, k.name, "", strings.TrimSpace(k.help+" ["+k.env()+"]"))
+		value := &flagValue{text: k.Default, kind: k.kind}
+		f := fs.VarPF(value, k.Name, "", strings.TrimSpace(k.Help+" ["+k.Env+"]"))
 		if value.kind == "bool" {
 			f.NoOptDefVal = "true"
 		}

@@ -24,13 +24,14 @@ type schema struct {
 	groups map[string]bool // dotted names that hold further keys
 }
 
-// Key describes one configuration key, for documentation and its tests.
+// Key describes one configuration key.
 type Key struct {
 	Name    string // dotted
 	Env     string // its environment variable
 	Help    string
 	Default string // as a flag would show it; empty for a secret
 	Secret  bool   // has no flag
+	kind    string // of its flag
 }
 
 // Keys lists the keys of a configuration struct or a pointer to one, in order.
@@ -39,7 +40,7 @@ func Keys(cfg any) []Key {
 	for _, k := range keysOf(structOf(cfg)).list {
 		d := Key{Name: k.name, Env: k.env(), Help: k.help, Secret: k.secret()}
 		if !d.Secret {
-			d.Default = text(k.value)
+			d.Default, d.kind = text(k.value), flagKind(k.value.Type())
 		}
 		out = append(out, d)
 	}

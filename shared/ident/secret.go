@@ -52,7 +52,7 @@ const (
 	PrefixAgent       = "ak-"  // agent credential
 	PrefixAdmin       = "adm-" // a tunnel's admin token
 	PrefixLease       = "lt-"  // a task lease's token
-	PrefixEnrol       = "en-"  // a single-use enrolment token
+	PrefixEnroll      = "en-"  // a single-use enrollment token
 	PrefixCode        = "tc-"  // a code that enters a terminal once
 	PrefixRight       = "tr-"  // what a terminal's page comes back with
 )

@@ -43,9 +43,9 @@ type Budget struct {
 	mu    sync.Mutex // of the accounts' tree and the links; taken last
 	links map[*mux]struct{}
 
-	relieving sync.Mutex
-	looked    time.Time // when relieve looked last, with relieving held
-	again     int64     // how much is in use when it looks again before lookEvery is over
+	relieving   sync.Mutex // held by who gives streams up, and of what follows
+	surveyedAt  time.Time  // when the last survey was taken
+	surveyAgain int64      // how much is in use when one is taken before surveyEvery is over
 }
 
 // Relief is what was given up of one tunnel to get memory back.
@@ -59,8 +59,8 @@ type Relief struct {
 }
 
 const (
-	// protected is what a stream may always hold: as much as its peer may send before
-	// it is told anything.
+	// protected is what a stream may always hold: as much as its peer may send without
+	// any credit.
 	protected = yamuxWindow
 	// A stream, a tunnel, an agent and a tenant may be promised these parts of what
 	// is free: what one of each takes leaves four fifths, two thirds and a half.
@@ -68,11 +68,11 @@ const (
 	// sparing is the part of that for streams that have not shown that they take what
 	// they get.
 	sparing = 4
-	// stuck is how long nothing is taken from a stream before it is given up while
+	// stallTime is how long nothing is taken from a stream before it is given up while
 	// memory is short.
-	stuck = 5 * time.Second
-	// lookEvery is how often that is looked at.
-	lookEvery = 250 * time.Millisecond
+	stallTime = 5 * time.Second
+	// surveyEvery is how often that is looked at.
+	surveyEvery = 250 * time.Millisecond
 )
 
 // NewBudget returns a budget of so many bytes.
@@ -90,7 +90,8 @@ func (b *Budget) short(used int64) bool { return used > b.limit/8*5 }
 // buffers are larger than what is in them.
 func (b *Budget) full(used int64) bool { return used > b.limit/8*7 }
 
-// account is what the streams of one owner are promised beyond their first windows.
+// account is what the streams of one owner are promised beyond their first windows: a
+// tunnel's, an agent's, a tenant's, and above those that of all.
 type account struct {
 	owner    Owner    // of a tunnel's account
 	up       *account // nil for that of all
@@ -103,8 +104,8 @@ type account struct {
 	shut    bool // a tenant's: it opens no more streams while memory is short
 }
 
-// enter returns the account of an owner, for one more stream.
-func (b *Budget) enter(o Owner) *account {
+// addStream returns the account of an owner, for one more stream.
+func (b *Budget) addStream(o Owner) *account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	a := &b.all
@@ -123,9 +124,9 @@ func (b *Budget) enter(o Owner) *account {
 	return a
 }
 
-// leave takes one stream out of its account. What it was promised is given back
+// removeStream takes one stream out of its account. What it was promised is given back
 // before.
-func (b *Budget) leave(a *account) {
+func (b *Budget) removeStream(a *account) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for ; a.up != nil; a = a.up {
@@ -163,9 +164,9 @@ func (b *Budget) admits(o Owner) bool {
 	return tenant == nil || !tenant.shut
 }
 
-// waits counts n bytes that wait to be taken. It must be called without locks: there
+// add counts n bytes that wait to be taken. It must be called without locks: there
 // may be too many.
-func (b *Budget) waits(n int64) {
+func (b *Budget) add(n int64) {
 	if used := b.used.Add(n); b.short(used) {
 		b.relieve()
 	}
@@ -173,11 +174,11 @@ func (b *Budget) waits(n int64) {
 
 // holding is what a stream holds.
 type holding struct {
-	flow  *flow
-	owner *account
-	held  int64
-	stuck bool // nothing was taken for a while
-	given bool
+	flow    *flow
+	owner   *account
+	held    int64
+	stalled bool // nothing was taken for a while
+	chosen  bool // to be given up
 }
 
 // relieve gives streams up when memory is short. The links' readers call it: it looks
@@ -188,24 +189,24 @@ func (b *Budget) relieve() {
 	}
 	defer b.relieving.Unlock()
 	now := time.Now()
-	if b.used.Load() < b.again && now.Sub(b.looked) < lookEvery {
+	if b.used.Load() < b.surveyAgain && now.Sub(b.surveyedAt) < surveyEvery {
 		return
 	}
-	s := b.look()
-	s.give(b.limit/8*5, func(h *holding) bool { return h.held >= protected && h.stuck })
+	s := b.survey()
+	s.choose(b.limit/8*5, func(h *holding) bool { return h.held >= protected && h.stalled })
 	if b.full(s.used) {
-		s.give(b.limit/4*3, func(h *holding) bool { return h.held >= protected })
+		s.choose(b.limit/4*3, func(h *holding) bool { return h.held >= protected })
 	}
 	if b.full(s.used) { // many small ones from which nothing is taken
-		s.give(b.limit/4*3, func(h *holding) bool { return h.stuck })
+		s.choose(b.limit/4*3, func(h *holding) bool { return h.stalled })
 	}
 	if t := s.tenant(); t != nil && b.full(s.used) {
 		b.mu.Lock()
 		t.shut = true // it holds all of this in streams that are not to be given up
 		b.mu.Unlock()
 	}
-	b.looked, b.again = now, s.used+b.limit/16
-	b.finish(s)
+	b.surveyedAt, b.surveyAgain = now, s.used+b.limit/16
+	b.abort(s)
 }
 
 // survey is what all streams hold, and what their owners do in all.
@@ -215,8 +216,8 @@ type survey struct {
 	held    map[*account]int64
 }
 
-// look takes a survey.
-func (b *Budget) look() *survey {
+// survey finds out what every stream holds.
+func (b *Budget) survey() *survey {
 	s := &survey{held: map[*account]int64{}}
 	b.mu.Lock()
 	links := slices.Collect(maps.Keys(b.links))
@@ -226,9 +227,9 @@ func (b *Budget) look() *survey {
 	b.mu.Unlock()
 	for _, m := range links {
 		now := m.now()
-		m.smu.Lock()
+		m.flowsMu.Lock()
 		for _, f := range m.flows {
-			h := f.holds(now)
+			h := f.holding(now)
 			if h.owner == nil || h.held == 0 {
 				continue
 			}
@@ -237,7 +238,7 @@ func (b *Budget) look() *survey {
 				s.held[a] += h.held
 			}
 		}
-		m.smu.Unlock()
+		m.flowsMu.Unlock()
 	}
 	s.used = b.used.Load()
 	return s
@@ -253,12 +254,12 @@ func (s *survey) tenant() (heaviest *account) {
 	return heaviest
 }
 
-// give chooses streams of those that may be given up, until no more than so much is in
+// choose picks streams of those that may be given up, until no more than so much is in
 // use: always of whoever is the heaviest then.
-func (s *survey) give(until int64, which func(*holding) bool) {
+func (s *survey) choose(until int64, which func(*holding) bool) {
 	queues := map[*account][]*holding{}
 	for _, h := range s.streams {
-		if !h.given && which(h) {
+		if !h.chosen && which(h) {
 			queues[h.owner] = append(queues[h.owner], h)
 		}
 	}
@@ -275,7 +276,7 @@ func (s *survey) give(until int64, which func(*holding) bool) {
 		if queues[tunnel] = q[:len(q)-1]; len(q) == 1 {
 			delete(queues, tunnel)
 		}
-		h.given = true
+		h.chosen = true
 		s.used -= h.held
 		for a := tunnel; a.up != nil; a = a.up {
 			s.held[a] -= h.held
@@ -298,58 +299,58 @@ func (s *survey) tunnel(queues map[*account][]*holding) (heaviest *account) {
 	return heaviest
 }
 
-// finish gives up the streams that were chosen, and tells of it.
-func (b *Budget) finish(s *survey) {
-	told := map[*account]*Relief{}
+// abort gives up the streams that were chosen, and reports them.
+func (b *Budget) abort(s *survey) {
+	relieved := map[*account]*Relief{}
 	for _, h := range s.streams {
-		if !h.given {
+		if !h.chosen {
 			continue
 		}
 		cause := fmt.Errorf("%w: this connection holds the most of whoever has the most", ErrMemory)
-		if h.stuck {
-			cause = fmt.Errorf("%w: nothing was taken from this connection for %s", ErrMemory, stuck)
+		if h.stalled {
+			cause = fmt.Errorf("%w: nothing was taken from this connection for %s", ErrMemory, stallTime)
 		}
-		h.flow.settle(b)
+		h.flow.release(b)
 		if st := h.flow.stream.Load(); st != nil {
 			st.abort(cause)
 		}
-		r := told[h.owner]
+		r := relieved[h.owner]
 		if r == nil {
 			r = &Relief{Owner: h.owner.owner}
-			told[h.owner] = r
+			relieved[h.owner] = r
 		}
-		r.Full = r.Full || !h.stuck
+		r.Full = r.Full || !h.stalled
 		r.Streams++
 		r.Bytes += h.held
 	}
 	if b.Relieved != nil {
-		for _, r := range told {
+		for _, r := range relieved {
 			b.Relieved(*r)
 		}
 	}
 }
 
-// join counts a link's streams; part no longer does.
-func (b *Budget) join(m *mux) {
+// addLink counts a link's streams; removeLink no longer does.
+func (b *Budget) addLink(m *mux) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.links[m] = struct{}{}
 }
 
-func (b *Budget) part(m *mux) {
+func (b *Budget) removeLink(m *mux) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.links, m)
 }
 
-// settleAll takes the link, which has ended, out of the budget, and frees whoever
+// closeFlows takes the link, which has ended, out of the budget, and frees whoever
 // waits at its streams.
-func (m *mux) settleAll() {
-	m.budget.part(m)
-	m.smu.Lock()
-	defer m.smu.Unlock()
-	m.over = true
+func (m *mux) closeFlows() {
+	m.budget.removeLink(m)
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
+	m.dead = true
 	for _, f := range m.flows {
-		f.died(m.budget)
+		f.linkClosed(m.budget)
 	}
 }

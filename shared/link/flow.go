@@ -9,59 +9,64 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/adit-tunnel/adit/shared/wire"
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
-// yamux owns a stream's life: its number, its opening and accepting, its ends. Its
-// data goes past yamux, by flows, in the frames that yamux would use: yamux hands
-// each frame to another goroutine and copies it on both sides, which costs more than
-// all else that a link does.
-
-// flow is a stream's data, from its first frame to its last: what was received and
-// not read, and how much may be sent each way.
+// flow is a stream's data, which goes past yamux: what was received and not read, and the
+// credit in each direction. It lives from the stream's first frame to its last.
 type flow struct {
 	id      uint32
 	stream  atomic.Pointer[Stream] // nil until it is accepted
-	gone    chan struct{}          // closed when the peer reset the stream
-	fin     atomic.Bool            // the peer ended its direction
-	rst     atomic.Bool            // the peer reset the stream
-	unread  atomic.Int64           // bytes announced by the peer and not read
-	sending sync.Mutex             // held while a frame of it is written
+	sending sync.Mutex             // held while data is sent
+
+	// Written with mu held, and read without it where an older value does no harm.
+	resetCh     chan struct{} // closed when the peer reset the stream
+	rstReceived atomic.Bool
+	finReceived atomic.Bool
+	unread      atomic.Int64 // bytes that came, or whose frame's header did, and were not read
 
 	mu       sync.Mutex
-	readable sync.Cond // data or an end came
-	writable sync.Cond // credit or an end came
-	readBy   deadline
-	writeBy  deadline
-	queue    queue
-	room     int64         // bytes the peer may send
-	credit   int64         // bytes that may be sent
-	hand     int64         // buffer of a reader that has not come back for more
-	out      int64         // buffer of a writer that waits for credit
-	window   int64         // what the peer may send and what is unread, together: see window.go
-	promised int64         // of the Budget, for what the window has beyond the first one
-	granted  time.Duration // when the peer was last told to send more
-	owner    *account      // nil: nobody's
-	moves    uint64        // how often a reader came for more, or something could be sent
-	seen     uint64        // of moves, by who looks for streams that are stuck
-	still    time.Duration // when moves last was found changed; 0: not looked at
-	closed   bool          // given up on this side
-	ended    bool          // nothing more is to be sent from this side
-	dead     bool          // the link is
-	settled  bool          // it counts no more in the budget, and takes nothing more
-	left     chan bool     // of a stream that was closed here: see leave
-	spoken   func()        // called when the peer says something: see Stream.Watch
+	linkDead bool
+	closed   bool      // by Stream.Close: nobody reads or writes any more
+	watcher  func()    // called once when the peer sends anything: see Stream.Watch
+	lingers  chan bool // of a stream that was closed here: see linger
+
+	// The receiving half.
+	readable   sync.Cond // data or an end came
+	readBy     deadline
+	queue      queue
+	window     int64         // what the peer may send and what is unread, together: see window.go
+	recvCredit int64         // bytes that the peer may send
+	creditedAt time.Duration // when the peer last got credit
+
+	// The sending half.
+	writable    sync.Cond // credit or an end came
+	writeBy     deadline
+	sendCredit  int64 // bytes that may be sent
+	writeClosed bool  // nothing more is to be sent
+
+	// What counts in the Budget, beside unread.
+	owner        *account      // nil: nobody's
+	promised     int64         // for what the window has beyond the first one
+	readerBuf    int64         // the buffer of a reader who has not come back for more
+	writerBuf    int64         // the buffer of a writer who waits for credit
+	released     bool          // nothing counts any more: what comes is not kept
+	progress     uint64        // how often a reader came for more, or something could be sent
+	progressSeen uint64        // by the last survey
+	stalledSince time.Duration // when a survey last found progress; 0: there was none yet
 }
 
 func newFlow(id uint32, now time.Duration) *flow {
-	f := &flow{id: id, gone: make(chan struct{}), room: yamuxWindow, credit: yamuxWindow, window: yamuxWindow, granted: now}
+	f := &flow{
+		id: id, resetCh: make(chan struct{}), creditedAt: now,
+		window: yamuxWindow, recvCredit: yamuxWindow, sendCredit: yamuxWindow,
+	}
 	f.readable.L = &f.mu
 	f.writable.L = &f.mu
 	return f
 }
 
-// Why a read or write ends where more is not to be had; the stream finds better
-// words.
+// Why a read or write ends; flowError has what the stream's caller gets.
 var (
 	errFlowClosed = errors.New("the stream was closed")
 	errFlowDead   = errors.New("the link is dead")
@@ -70,23 +75,23 @@ var (
 // read waits for data. It returns what it has before any end.
 func (f *flow) read(m *mux, p []byte) (int, error) {
 	f.mu.Lock()
-	back := f.hand // the reader is done with what it had
-	f.hand = 0
-	f.moves++
+	before := f.readerBuf // the reader is done with what it had
+	f.readerBuf = 0
+	f.progress++
 	for f.queue.empty() || f.closed {
-		if back > 0 {
-			m.budget.used.Add(-back)
-			back = 0
+		if before > 0 {
+			m.budget.used.Add(-before)
+			before = 0
 		}
 		var err error
 		switch {
 		case f.closed:
 			err = errFlowClosed
-		case f.fin.Load():
+		case f.finReceived.Load():
 			err = io.EOF // all was received, whatever came after
-		case f.rst.Load():
+		case f.rstReceived.Load():
 			err = ErrReset
-		case f.dead:
+		case f.linkDead:
 			err = errFlowDead
 		case !f.readBy.wait(&f.readable):
 			err = os.ErrDeadlineExceeded
@@ -98,48 +103,48 @@ func (f *flow) read(m *mux, p []byte) (int, error) {
 	}
 	n := f.queue.read(p)
 	f.unread.Add(-int64(n))
-	more := int64(0)
-	if !f.settled {
-		f.hand = buffer(p)
-		m.budget.used.Add(f.hand - back - int64(n))
-		more = f.grant(m)
+	credit := int64(0)
+	if !f.released {
+		f.readerBuf = bufferSize(p)
+		m.budget.used.Add(f.readerBuf - before - int64(n))
+		credit = f.windowUpdate(m)
 	}
 	f.mu.Unlock()
-	if more > 0 {
-		m.post(makeHeader(typeWindow, 0, f.id, uint32(more)))
+	if credit > 0 {
+		m.sendControl(makeHeader(typeWindow, 0, f.id, uint32(credit)))
 	}
 	return n, nil
 }
 
-// buffer is how much memory a reader or writer holds for p: all that p is a part of,
+// bufferSize is how much memory a reader or writer holds for p: all that p is a part of,
 // as far as that can be seen.
-func buffer(p []byte) int64 { return min(int64(cap(p)), bigBuffer) }
+func bufferSize(p []byte) int64 { return min(int64(cap(p)), carrier.BigBuffer) }
 
-// take waits for credit and returns how much of p may be sent.
-func (f *flow) take(m *mux, p []byte) (int, error) {
-	wanted := min(len(p), int(m.frame.Load()))
+// takeCredit waits for credit and returns how much of p may be sent.
+func (f *flow) takeCredit(m *mux, p []byte) (int, error) {
+	wanted := min(len(p), int(m.frameSize.Load()))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.sent(m)
+	defer f.writerDone(m)
 	for {
 		switch {
 		case f.closed:
 			return 0, errFlowClosed
-		case f.rst.Load():
+		case f.rstReceived.Load():
 			return 0, ErrReset
-		case f.dead:
+		case f.linkDead:
 			return 0, errFlowDead
-		case f.ended:
+		case f.writeClosed:
 			return 0, net.ErrClosed
-		case f.credit > 0:
-			n := min(int64(wanted), f.credit)
-			f.credit -= n
-			f.moves++
+		case f.sendCredit > 0:
+			n := min(int64(wanted), f.sendCredit)
+			f.sendCredit -= n
+			f.progress++
 			return int(n), nil
-		case f.out == 0 && !f.settled:
-			f.out = buffer(p)
+		case f.writerBuf == 0 && !f.released:
+			f.writerBuf = bufferSize(p)
 			f.mu.Unlock()
-			m.budget.waits(f.out)
+			m.budget.add(f.writerBuf)
 			f.mu.Lock()
 		case !f.writeBy.wait(&f.writable):
 			return 0, os.ErrDeadlineExceeded
@@ -147,172 +152,174 @@ func (f *flow) take(m *mux, p []byte) (int, error) {
 	}
 }
 
-// sent says that the writer waits no more. The lock is held.
-func (f *flow) sent(m *mux) {
-	if f.out > 0 {
-		m.budget.used.Add(-f.out)
-		f.out = 0
+// writerDone notes that the writer waits no more. The lock is held.
+func (f *flow) writerDone(m *mux) {
+	if f.writerBuf > 0 {
+		m.budget.used.Add(-f.writerBuf)
+		f.writerBuf = 0
 	}
 }
 
-// credited adds to what may be sent.
-func (f *flow) credited(n uint32) {
+// addCredit adds to what may be sent.
+func (f *flow) addCredit(n uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.credit += int64(n)
+	f.sendCredit += int64(n)
 	f.writable.Broadcast()
 }
 
-// endWrites lets nothing more be sent, and waits for a frame that is.
-func (f *flow) endWrites() {
+// closeWrite lets nothing more be sent, and waits for a frame that is being sent.
+func (f *flow) closeWrite() {
 	f.mu.Lock()
-	f.ended = true
+	f.writeClosed = true
 	f.writable.Broadcast()
 	f.mu.Unlock()
 	f.sending.Lock()
 	f.sending.Unlock() //nolint:staticcheck // it was free: that is all
 }
 
-// close frees blocked calls.
+// close frees blocked calls: there will be no reader or writer any more.
 func (f *flow) close(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
-	f.idle(b)
-	f.wake()
+	f.readerPaused(b)
+	f.wakeAll()
 }
 
-// wake frees whoever waits, to look again. The lock is held.
-func (f *flow) wake() {
+// wakeAll frees whoever waits, to look again. The lock is held.
+func (f *flow) wakeAll() {
 	f.readable.Broadcast()
 	f.writable.Broadcast()
 }
 
-// announce counts a frame's body before it arrives; false: the peer was not
-// allowed it. keep is false for data that nobody will read.
-func (f *flow) announce(n int) (allowed, keep bool) {
+// spendCredit counts a frame's body before it arrives; false: the peer had no credit for
+// it. keep is false for data that nobody will read.
+func (f *flow) spendCredit(n int) (allowed, keep bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.settled || f.fin.Load() || f.rst.Load() {
+	if f.released || f.finReceived.Load() || f.rstReceived.Load() {
 		return true, false
 	}
-	if f.room -= int64(n); f.room < 0 {
+	if f.recvCredit -= int64(n); f.recvCredit < 0 {
 		return false, false
 	}
 	f.unread.Add(int64(n))
-	f.tell(true)
+	f.peerActive(true)
 	return true, true
 }
 
-// space returns where the next bytes of a frame of which n are to come belong; nil
-// when nobody will read them. Whoever filled some of it says so with arrived.
-func (f *flow) space(n int) []byte {
+// reserve returns where the next bytes of a frame of which n are to come belong; nil
+// when nobody will read them. Whoever filled some of it says so with commit.
+func (f *flow) reserve(n int) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.settled {
+	if f.released {
 		return nil
 	}
-	return f.queue.space(n)
+	return f.queue.reserve(n)
 }
 
-func (f *flow) arrived(n int) {
+// commit notes that n bytes were put where reserve said.
+func (f *flow) commit(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.queue.arrived(n)
-	if f.settled {
+	f.queue.commit(n)
+	if f.released {
 		f.queue.clear()
 	}
 	f.readable.Signal()
 }
 
-// reset notes that the peer reset the stream.
-func (f *flow) reset() {
+// handleReset notes that the peer reset the stream.
+func (f *flow) handleReset() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.rst.Swap(true) {
-		close(f.gone)
+	if !f.rstReceived.Swap(true) {
+		close(f.resetCh)
 	}
-	f.tell(false)
-	f.wake()
+	f.peerActive(false)
+	f.wakeAll()
 }
 
-// finished notes that the peer ended its direction.
-func (f *flow) finished() {
+// handleFIN notes that the peer ended its direction.
+func (f *flow) handleFIN() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.fin.Store(true)
-	f.tell(false)
+	f.finReceived.Store(true)
+	f.peerActive(false)
 	f.readable.Broadcast()
 }
 
-// died notes that the link did. What was received can still be read.
-func (f *flow) died(b *Budget) {
+// linkClosed notes that the link is dead. What was received can still be read.
+func (f *flow) linkClosed(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.dead = true
-	f.settleLocked(b)
-	f.speak()
-	f.wake()
+	f.linkDead = true
+	f.releaseLocked(b)
+	f.wakeWatcher()
+	f.wakeAll()
 }
 
-// leave says what becomes of a stream that was closed here: true when the peer
-// sends more or had sent what was not read, false when it ends too.
-func (f *flow) leave() <-chan bool {
+// linger says what the peer does with a stream that was closed here: true when it sends
+// more or had sent what was not read, so that it has to be reset; false when it ends too.
+func (f *flow) linger() <-chan bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.left = make(chan bool, 1)
+	f.lingers = make(chan bool, 1)
 	switch {
-	case f.fin.Load() || f.rst.Load():
-		f.left <- false
+	case f.finReceived.Load() || f.rstReceived.Load():
+		f.lingers <- false
 	case f.unread.Load() > 0:
-		f.left <- true
+		f.lingers <- true
 	}
-	return f.left
+	return f.lingers
 }
 
-// talk answers leave from aside, if it was called and has no answer yet.
-func (f *flow) talk() {
+// endLinger has linger answer that the stream is to be reset.
+func (f *flow) endLinger() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.tell(true)
+	f.peerActive(true)
 }
 
-// tell answers leave and who watches. The lock is held.
-func (f *flow) tell(talks bool) {
-	f.speak()
-	if f.left != nil {
+// peerActive answers linger and calls the watcher. sends is false for an end. The lock is
+// held.
+func (f *flow) peerActive(sends bool) {
+	f.wakeWatcher()
+	if f.lingers != nil {
 		select {
-		case f.left <- talks:
+		case f.lingers <- sends:
 		default:
 		}
 	}
 }
 
-// speak calls who watches. The lock is held.
-func (f *flow) speak() {
-	if f.spoken != nil {
-		f.spoken()
-		f.spoken = nil
+// wakeWatcher calls the watcher, if there is one. The lock is held.
+func (f *flow) wakeWatcher() {
+	if f.watcher != nil {
+		f.watcher()
+		f.watcher = nil
 	}
 }
 
-// settle takes the flow out of the budget.
-func (f *flow) settle(b *Budget) {
+// release takes the flow out of the budget.
+func (f *flow) release(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.settleLocked(b)
+	f.releaseLocked(b)
 }
 
-func (f *flow) settleLocked(b *Budget) {
-	if f.settled {
+func (f *flow) releaseLocked(b *Budget) {
+	if f.released {
 		return
 	}
-	f.settled = true
-	b.used.Add(-f.unread.Load() - f.hand - f.out)
-	f.hand, f.out = 0, 0
+	f.released = true
+	b.used.Add(-f.unread.Load() - f.readerBuf - f.writerBuf)
+	f.readerBuf, f.writerBuf = 0, 0
 	if f.owner != nil {
 		f.promised = b.promise(f.owner, f.promised, 0, 0, 1)
-		b.leave(f.owner)
+		b.removeStream(f.owner)
 		f.owner = nil
 	}
 }
@@ -321,39 +328,39 @@ func (f *flow) settleLocked(b *Budget) {
 func (f *flow) bill(b *Budget, a *account) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.settled || f.owner != nil {
-		b.leave(a)
+	if f.released || f.owner != nil {
+		b.removeStream(a)
 		return
 	}
 	f.owner = a
 }
 
-// holds says what the flow has in the budget.
-func (f *flow) holds(now time.Duration) holding {
+// holding says what the flow has in the budget.
+func (f *flow) holding(now time.Duration) holding {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.settled {
+	if f.released {
 		return holding{}
 	}
-	if f.still == 0 || f.moves != f.seen {
-		f.still, f.seen = now, f.moves
+	if f.stalledSince == 0 || f.progress != f.progressSeen {
+		f.stalledSince, f.progressSeen = now, f.progress
 	}
-	return holding{flow: f, owner: f.owner, held: f.unread.Load() + f.hand + f.out, stuck: now-f.still >= stuck}
+	return holding{flow: f, owner: f.owner, held: f.unread.Load() + f.readerBuf + f.writerBuf, stalled: now-f.stalledSince >= stallTime}
 }
 
-// idle says that nobody reads for now. The lock is held.
-func (f *flow) idle(b *Budget) {
-	if !f.settled {
-		b.used.Add(-f.hand)
+// readerPaused notes that nobody reads for now. The lock is held.
+func (f *flow) readerPaused(b *Budget) {
+	if !f.released {
+		b.used.Add(-f.readerBuf)
 	}
-	f.hand = 0
+	f.readerBuf = 0
 }
 
-// forget frees what is held for a reader; there will be none.
-func (f *flow) forget(b *Budget) {
+// drop frees what is held for a reader; there will be none.
+func (f *flow) drop(b *Budget) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.settleLocked(b)
+	f.releaseLocked(b)
 	f.queue.clear()
 }
 
@@ -400,7 +407,7 @@ func (d *deadline) wait(c *sync.Cond) bool {
 	return true
 }
 
-// flowError puts a flow's end into the words of a stream's error.
+// flowError returns a flow's error as a stream's.
 func (s *Stream) flowError(err error) error {
 	switch {
 	case errors.Is(err, errFlowClosed):
@@ -409,12 +416,4 @@ func (s *Stream) flowError(err error) error {
 		return s.link.dead()
 	}
 	return err
-}
-
-// refused says whether the peer refused the hello.
-func (s *Stream) refused() (wire.Verdict, bool) {
-	if v := s.refusal.Load(); v != nil {
-		return *v, true
-	}
-	return wire.Verdict{}, false
 }

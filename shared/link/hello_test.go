@@ -94,6 +94,34 @@ func TestRefusal(t *testing.T) {
 	})
 }
 
+// A stream that is passed on has two verdicts, which may come as one piece: of the peer
+// that passes it on, and of whoever is behind it.
+func TestVerdictBehindAVerdict(t *testing.T) {
+	each(t, func(t *testing.T, client, server *link.Link) {
+		for _, behind := range []wire.Verdict{{}, {Code: wire.CodeAppRefused, Text: "nothing listens on port 8188"}} {
+			h := hello()
+			near, err := link.OpenHello(t.Context(), server, h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			far := accept(t, client, h, wire.Verdict{})
+			mustWrite(t, far, string(wire.AppendVerdict(nil, behind))+"200 OK")
+			if err := near.Verdict(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			near.AwaitVerdict()
+			if behind.Code == wire.CodeOK {
+				mustRead(t, near, "200 OK")
+				continue
+			}
+			var v wire.Verdict
+			if _, err := near.Read(make([]byte, 10)); !errors.As(err, &v) || v != behind {
+				t.Errorf("reading what the one behind refused gives %v; want its verdict", err)
+			}
+		}
+	})
+}
+
 func TestVerdictInPieces(t *testing.T) {
 	client, server := tcpPair(t, link.Config{})
 	h := hello()
@@ -146,6 +174,27 @@ func TestVerdictHasAContext(t *testing.T) {
 		t.Errorf("the late verdict is %v; want nil", err)
 	}
 	mustRead(t, near, "late")
+}
+
+// A stream that is passed on is answered twice.
+func TestSecondVerdict(t *testing.T) {
+	client, server := tcpPair(t, link.Config{})
+	h := hello()
+	near, err := link.OpenHello(t.Context(), server, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := accept(t, client, h, wire.Verdict{})
+	if err := near.Verdict(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	near.AwaitVerdict()
+	no := wire.Verdict{Code: wire.CodePaused, Text: "lunch"}
+	mustWrite(t, far, string(wire.AppendVerdict(nil, no))+"data")
+	var v wire.Verdict
+	if _, err := near.Read(make([]byte, 1)); !errors.As(err, &v) || v != no {
+		t.Errorf("the second verdict reads as %v; want %v", err, no)
+	}
 }
 
 func TestNoVerdictIsAnError(t *testing.T) {

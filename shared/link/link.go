@@ -1,9 +1,3 @@
-// Package link owns the one multiplexed connection between an agent and a relay,
-// or between two relays: streams over a byte pipe, over a WebSocket, or over a
-// plain HTTP upgrade. It batches frames, proves the peer alive, turns every way
-// of dying into an error and gives streams the closing semantics of TCP. It is
-// the only package that imports yamux. It never looks into a stream beyond the
-// hello and the verdict, never reconnects and never decides who may connect.
 package link
 
 import (
@@ -13,11 +7,14 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // ErrClosed is wrapped by every error of a link that is dead, and of its streams.
@@ -27,11 +24,10 @@ var ErrClosed = errors.New("link closed")
 var ErrTooManyStreams = errors.New("too many streams on this link")
 
 // ErrReset is wrapped by the errors of a stream whose peer ended it abruptly: it
-// takes no more data, and what it had to say may be incomplete.
+// takes no more data, and what it sent may be incomplete.
 var ErrReset = errors.New("stream reset by the peer")
 
 var (
-	errPeerClosed  = errors.New("the peer closed the connection")
 	errSilent      = errors.New("nothing heard from the peer")
 	errLocal       = errors.New("closed on this side")
 	errOpenTimeout = errors.New("the link did not take the stream in time")
@@ -55,15 +51,15 @@ type Config struct {
 	// MaxIncoming is how many streams the peer may have open here; those beyond are
 	// reset. Default MaxStreams.
 	MaxIncoming int
-	// Greets leaves the peer one stream, on which it says who it is, until Greeted is
-	// called: a peer that opens a second one before ends the link. What waits on streams
+	// Handshake leaves the peer one stream, on which it says who it is, until HandshakeDone
+	// is called: a peer that opens a second one before ends the link. What waits on streams
 	// that nobody has accepted yet is nobody's, and the Budget cannot have it back.
-	Greets bool
+	Handshake bool
 	// Budget bounds the memory of data that waits to be taken; links may share one.
 	// Default: 256 MiB for this link alone.
 	Budget *Budget
 	// KeepAlive is how long a peer may be silent before it is asked for a sign of life.
-	// Default 5 s.
+	// Default 4 s: an agent doubts its link after 5.5 s.
 	KeepAlive time.Duration
 	// DeadAfter is how long a peer may be silent before the link is closed; both ends
 	// ask, so a living peer is never silent for much more than KeepAlive and a round
@@ -84,6 +80,8 @@ type Hooks struct {
 	Sent func(Written)
 	// Received is called after each read from the connection.
 	Received func(bytes int)
+	// Measured is called with each round trip that was measured: see RTT.
+	Measured func(rtt time.Duration)
 	// Slowed is called when bulk is sent more slowly from now on, because the line lost
 	// too much of it.
 	Slowed func()
@@ -121,7 +119,7 @@ func (c Config) withDefaults() Config {
 		c.Budget = NewBudget(256 << 20)
 	}
 	if c.KeepAlive <= 0 {
-		c.KeepAlive = 5 * time.Second
+		c.KeepAlive = 4 * time.Second
 	}
 	if c.DeadAfter <= 0 {
 		c.DeadAfter = 12 * time.Second
@@ -141,13 +139,12 @@ type Link struct {
 	cfg        Config
 	session    *yamux.Session
 	mux        *mux
-	pulse      *pulse
-	carrier    carrier
+	keepalive  *keepalive
+	conn       carrier.Conn
 	congestion string
 	remote     net.Addr
 
-	opening chan struct{} // bounds calls into yamux that may block
-	out, in atomic.Int32  // streams open, by who opened them
+	out, in atomic.Int32 // streams open, by who opened them
 
 	closeOnce sync.Once
 	done      chan struct{}
@@ -159,36 +156,52 @@ type Link struct {
 	wg      sync.WaitGroup
 }
 
+// Dial makes a link to a relay. ctx bounds the connecting only.
+func Dial(ctx context.Context, opts carrier.DialOptions, cfg Config) (*Link, error) {
+	c, err := carrier.Dial(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(c, cfg, true)
+}
+
+// Accept makes a link of an upgrade request, as carrier.Accept does.
+func Accept(w http.ResponseWriter, r *http.Request, cfg Config) (*Link, error) {
+	c, err := carrier.Accept(w, r)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(c, cfg, false)
+}
+
 // NewClient makes a link on any connection, in the role of the side that dialled.
 // The link owns the connection from then on, also when an error is returned.
 func NewClient(conn net.Conn, cfg Config) (*Link, error) {
-	return newLink(newRaw(conn), cfg, true)
+	return newLink(carrier.New(conn), cfg, true)
 }
 
 // NewServer makes a link on any connection, in the role of the side that accepted.
 // The link owns the connection from then on, also when an error is returned.
 func NewServer(conn net.Conn, cfg Config) (*Link, error) {
-	return newLink(newRaw(conn), cfg, false)
+	return newLink(carrier.New(conn), cfg, false)
 }
 
-func newLink(c carrier, cfg Config, client bool) (*Link, error) {
+func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 	cfg = cfg.withDefaults()
 	l := &Link{
-		cfg:     cfg,
-		carrier: c,
-		remote:  c.conn().RemoteAddr(),
-		opening: make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
-		done:    make(chan struct{}),
+		cfg:    cfg,
+		conn:   c,
+		mux:    newMux(c, &cfg),
+		remote: c.NetConn().RemoteAddr(),
+		done:   make(chan struct{}),
 	}
-	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
-	l.mux.greeting.Store(cfg.Greets)
-	l.congestion, l.mux.line = tune(c.conn())
+	l.congestion, l.mux.line = carrier.Tune(c)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,
-		EnableKeepAlive:   false, // pulse does it, judging by what arrives, not by one ping
+		EnableKeepAlive:   false, // keepalive.go does it, judging by what arrives, not by one ping
 		KeepAliveInterval: cfg.KeepAlive,
 		// A congested link is not a dead one: whether the peer lives is decided by
-		// pulse alone, and its verdict frees whoever waits here.
+		// keepalive.go alone, and what it decides frees whoever waits here.
 		ConnectionWriteTimeout: 24 * time.Hour,
 		MaxStreamWindowSize:    yamuxWindow, // it sees no data: see flow.go
 		StreamOpenTimeout:      0,           // else one stream that is not accepted kills the session
@@ -205,8 +218,8 @@ func newLink(c carrier, cfg Config, client bool) (*Link, error) {
 		return nil, fmt.Errorf("start link: %w", err)
 	}
 	l.session = session
-	cfg.Budget.join(l.mux)
-	l.pulse = startPulse(l, client)
+	cfg.Budget.addLink(l.mux)
+	l.keepalive = startKeepalive(l, client)
 	l.mux.whenClosed(func() { l.spawn(l.finish) })
 	return l, nil
 }
@@ -233,14 +246,14 @@ func (l *Link) finish() {
 	}
 	// A cause that counts as io.EOF would make a dead link look like a clean end.
 	if cause == nil || errors.Is(cause, io.EOF) {
-		cause = errPeerClosed
+		cause = carrier.ErrPeerClosed
 	}
 	l.mu.Lock()
 	l.cause = cause
 	l.err = fmt.Errorf("%w: %w", ErrClosed, cause)
 	l.mu.Unlock()
-	l.mux.settleAll()
-	l.pulse.stop()
+	l.mux.closeFlows()
+	l.keepalive.stop()
 	close(l.done)
 	l.cfg.Logger.Debug("link ended", "remote", l.remote, "cause", cause)
 }
@@ -275,7 +288,7 @@ func (l *Link) dead() error {
 }
 
 // Close ends the link: what was written is flushed, for a second at most, the
-// peer is told if the carrier can, all streams fail with an error that wraps
+// peer gets the cause if the carrier can send it, all streams fail with an error that wraps
 // ErrClosed and cause, and the link's goroutines are waited for.
 func (l *Link) Close(cause error) error {
 	if cause == nil {
@@ -288,7 +301,7 @@ func (l *Link) Close(cause error) error {
 		}
 		l.mu.Unlock()
 		if l.mux.drain(time.Second) {
-			l.carrier.goodbye(cause.Error(), 500*time.Millisecond)
+			l.conn.CloseHandshake(cause.Error(), 500*time.Millisecond)
 		}
 		l.kill(cause)
 	})
@@ -313,10 +326,6 @@ func (l *Link) spawn(f func()) bool {
 	return true
 }
 
-// RTT is the last measured round trip, queues at both ends included; 0 until the
-// first answer.
-func (l *Link) RTT() time.Duration { return time.Duration(l.mux.rtt.Load()) }
-
 // NumStreams is how many streams are open or not yet closed by both ends.
 func (l *Link) NumStreams() int { return l.session.NumStreams() }
 
@@ -329,7 +338,7 @@ func (l *Link) Congestion() string { return l.congestion }
 
 // Carrier says what carries the link: "tcp" (a plain connection or an HTTP
 // upgrade) or "websocket".
-func (l *Link) Carrier() string { return l.carrier.name() }
+func (l *Link) Carrier() string { return l.conn.Name() }
 
 // Stats returns the link's totals.
 func (l *Link) Stats() Stats {

@@ -51,7 +51,3 @@ func (l *load) rate(now time.Duration) int64 {
 
 // Load is how many bytes a second move on the link now, both directions together.
 func (l *Link) Load() int64 { return l.mux.load.rate(l.mux.now()) }
-
-// Silence is how long nothing has come from the peer. A living peer is never silent
-// for much more than the KeepAlive and the line's delay.
-func (l *Link) Silence() time.Duration { return l.mux.silence() }

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
 )
@@ -77,7 +78,7 @@ func relay(t testing.TB, cfg link.Config, secure bool) (*httptest.Server, chan *
 		links <- l
 	}))
 	if secure {
-		srv.Listener = link.Listener(srv.Listener)
+		srv.Listener = carrier.Listener(srv.Listener)
 		srv.StartTLS()
 	} else {
 		srv.Start()
@@ -86,20 +87,14 @@ func relay(t testing.TB, cfg link.Config, secure bool) (*httptest.Server, chan *
 	return srv, links
 }
 
-func dialOptions(srv *httptest.Server, cfg link.Config) link.DialOptions {
-	o := link.DialOptions{URL: srv.URL, Token: "ak-test", Proxy: http.ProxyURL(nil), Config: cfg}
-	if srv.TLS != nil {
-		o.TLS = srv.Client().Transport.(*http.Transport).TLSClientConfig
-	}
-	return o
-}
-
 func dialPair(t testing.TB, cfg link.Config, websocketOnly, secure bool) (*link.Link, *link.Link) {
 	t.Helper()
 	srv, links := relay(t, cfg, secure)
-	opts := dialOptions(srv, cfg)
-	opts.WebSocketOnly = websocketOnly
-	client, err := link.Dial(t.Context(), opts)
+	o := carrier.DialOptions{URL: srv.URL, Token: "ak-test", Proxy: http.ProxyURL(nil), WebSocketOnly: websocketOnly}
+	if srv.TLS != nil {
+		o.TLS = srv.Client().Transport.(*http.Transport).TLSClientConfig
+	}
+	client, err := link.Dial(t.Context(), o, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

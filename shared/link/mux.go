@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // The parts of yamux's frame header that this package reads and writes:
@@ -26,8 +28,11 @@ const (
 )
 
 const (
-	// maxPending is how much may wait to be written; beyond it the writer waits.
+	// maxPending is how much may wait to be written; beyond it whoever has data waits.
 	maxPending = 64 << 10
+	// mostPending is how much may wait when yamux refuses a stream: it does not wait, and a
+	// peer that goes on opening streams and does not read could fill the memory.
+	mostPending = 4 * maxPending
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
@@ -40,15 +45,17 @@ const (
 	mostFrame  = 256 << 10
 	slowFrame  = 4 * time.Millisecond
 	fastFrame  = time.Millisecond
-	// busy is how soon after a batch the next one waits for others to join it.
-	busy = 100 * time.Microsecond
-	// lastWords is how long the carrier is still read when it takes no more: what a
-	// peer said before it hung up, and why, is there to be heard.
-	lastWords = time.Second
+	// coalesce is how soon after a batch the next one lets others run first, to join it.
+	coalesce = 100 * time.Microsecond
+	// lingerTime is how long the connection is still read when it takes no more: what a
+	// peer sent before it closed, and why it did, may lie in it unread.
+	lingerTime = time.Second
 )
 
-// errNoHeader would be a yamux that sends data.
-var errNoHeader = errors.New("a write of yamux is no frame's header")
+var (
+	errNoHeader = errors.New("a write of yamux is no frame's header") // it would be a yamux that sends data
+	errUnread   = errors.New("the peer does not read what it asked for")
+)
 
 type header = [headerSize]byte
 
@@ -60,119 +67,158 @@ func makeHeader(typ byte, flags uint16, stream, length uint32) (h header) {
 	return h
 }
 
-// mux carries frames between the streams, yamux and the carrier. Towards the carrier
-// it combines frames into batches: a header with its body, and whatever else is ready
-// while the socket is busy; nothing waits for a timer. From the carrier it takes what
-// is a stream's data, and leaves yamux what concerns a stream's life. It adds the
-// reset that yamux lacks, and answers pings.
+// mux carries frames between the streams, yamux and the connection. It is the connection
+// that yamux knows: see the package's comment for what of each frame passes where. Towards
+// the connection it combines frames into batches: a header with its body, and whatever
+// else is ready while the socket is busy; nothing waits for a timer.
 type mux struct {
-	c     carrier
-	hooks Hooks
-	base  time.Time // all times are kept as distances from it
+	conn   carrier.Conn
+	hooks  Hooks
+	budget *Budget
+	base   time.Time // all times are kept as distances from it
 
 	bytesIn, bytesOut, framesOut, batches atomic.Uint64
-	queued, lastIn, rtt                   atomic.Int64
+	queued, lastRead, rtt                 atomic.Int64
 	load                                  load
-	frame                                 atomic.Int64  // how long a frame of bulk may be
 	pingSent                              atomic.Int64  // 0: answered
 	pingID                                atomic.Uint32 // of the last ping
+	frameSize                             atomic.Int64  // how long a frame of bulk may be
 
-	mu      sync.Mutex
-	room    sync.Cond
-	pending *[]byte
-	since   time.Duration // when the oldest pending frame came
-	lastOut time.Duration // when the last batch was written
-	frames  int           // in pending
-	writing bool          // somebody writes to the carrier
-	bulk    sync.Mutex    // held by who has bulk to send; never taken with mu held
-	line    line          // nil where nothing is known of it
-	pace    *pacer        // with line, from the first bulk on; for who holds bulk
-	// bulkWaits says that somebody with bulk writes next.
-	bulkWaits bool
-	closed    bool
-	ended     func() // called when closed
-	expired   bool   // drain waited long enough
-	err       error
-	deaf      *time.Timer // the carrier takes no more, and is closed when this fires
-	flush     func()      // flusher as a value, so that starting it allocates nothing
-	wg        sync.WaitGroup
+	// Bulk takes turns.
+	bulk sync.Mutex
+	line carrier.Line // nil where nothing is known of it
+	pace *pacer       // with line, from the first bulk on; guarded by bulk
 
-	smu    sync.Mutex // of the flows there are; never taken with a flow's lock held
-	flows  map[uint32]*flow
-	over   bool // the link has ended
-	budget *Budget
+	mu           sync.Mutex
+	room         sync.Cond // something was written, or went wrong
+	pending      *[]byte   // frames that wait to be written
+	frames       int       // in pending
+	pendingSince time.Duration
+	lastWrite    time.Duration // when the last batch was written
+	writing      bool          // somebody writes to the connection
+	bulkWaits    bool          // somebody with bulk writes next
+	drainExpired bool          // drain waited long enough
+	closed       bool
+	onClosed     func()
+	err          error       // the first that went wrong with the connection
+	lingering    *time.Timer // the connection takes no more, and is closed when this fires
+	writer       func()      // writeLoop as a value, so that starting it allocates nothing
+	wg           sync.WaitGroup
+
+	flowsMu sync.Mutex
+	flows   map[uint32]*flow
+	opened  map[uint32]bool // streams whose SYN was sent and not acknowledged
+	opening chan struct{}   // has an element for each, from before its SYN
+	dead    bool            // the link has ended
 
 	maxWindow int64
 	window    atomic.Int64 // of each stream now: see window.go
 
 	// The reading side belongs to yamux's one reader.
 	head       header
-	have, give int  // bytes of head that were read; that yamux still has to get
-	came       bool // the peer opened a stream, which yamux has been given
-	opened     bool // it has opened one at some time
+	headRead   int    // bytes of head that were read
+	headLeft   int    // bytes of head that yamux still has to get
+	passed     uint16 // the flags of the last head that yamux was given, until it asks for more
+	synSeen    bool   // the peer has opened a stream at some time
 	leastRTT   time.Duration
-	injected   []header
-	hasInject  atomic.Bool
+	handshake  atomic.Bool // the peer may open one stream and no more
 	onIncoming atomic.Pointer[func()]
-	greeting   atomic.Bool // the peer may open one stream and no more
+	injected   []header // guarded by flowsMu
+	hasInject  atomic.Bool
 }
 
-func newMux(c carrier, hooks Hooks, budget *Budget, window uint32) *mux {
-	m := &mux{c: c, hooks: hooks, base: time.Now(), flows: make(map[uint32]*flow), budget: budget, maxWindow: int64(window)}
-	m.frame.Store(firstFrame)
+func newMux(c carrier.Conn, cfg *Config) *mux {
+	m := &mux{
+		conn: c, hooks: cfg.Hooks, budget: cfg.Budget, base: time.Now(), maxWindow: int64(cfg.Window),
+		flows: make(map[uint32]*flow), opened: make(map[uint32]bool), opening: make(chan struct{}, cfg.AcceptBacklog),
+	}
+	m.handshake.Store(cfg.Handshake)
+	m.frameSize.Store(firstFrame)
 	m.window.Store(m.maxWindow) // until the line is known
 	m.room.L = &m.mu
-	m.flush = m.flusher
+	m.writer = m.writeLoop
 	return m
 }
 
 func (m *mux) now() time.Duration { return time.Since(m.base) }
 
-// Write takes yamux's frames, which are a header each.
+// Write takes yamux's frames, which are a header each. It never waits: those who call
+// yamux would wait with it, and some of them not for long.
 func (m *mux) Write(p []byte) (int, error) {
 	if len(p) != headerSize {
 		return 0, errNoHeader
 	}
 	h := header(p)
-	flush := m.outgoing(&h)
+	flushes := m.handleOutgoing(&h)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.makeRoom(); err != nil {
+	if !flushes && len(m.pendingBytes()) > mostPending {
+		m.fail(errUnread)
+	}
+	if m.err != nil {
 		return m.discard(p)
 	}
 	m.add(h[:])
 	m.frames++
-	if flush {
-		m.kick()
+	if !flushes {
+		m.flushLater()
 	}
 	return len(p), nil
 }
 
-// outgoing looks at a header that yamux sends. It returns false for one that needs
-// no flush of its own.
-func (m *mux) outgoing(h *header) bool {
+// handleOutgoing looks at a header that yamux sends, and says whether somebody flushes it:
+// whoever opens, accepts or closes a stream does, when what belongs to it was added.
+func (m *mux) handleOutgoing(h *header) bool {
 	flags, id := binary.BigEndian.Uint16(h[2:]), binary.BigEndian.Uint32(h[4:])
-	switch {
-	case h[1] != typeWindow:
-		return true
-	case flags&flagRST != 0:
-		m.forget(id) // yamux refused a stream that nobody accepted
-		return true
-	case flags&(flagSYN|flagACK) == 0:
-		return true
+	if h[1] != typeWindow {
+		return false
+	}
+	if flags&flagRST != 0 {
+		m.dropFlow(id) // yamux refused a stream that nobody accepted
+		return false
 	}
 	if flags&flagSYN != 0 {
-		m.track(id)
+		m.openFlow(id)
+		m.flowsMu.Lock()
+		m.opened[id] = true
+		m.flowsMu.Unlock()
 	}
 	binary.BigEndian.PutUint32(h[8:], 0) // yamux knows nothing of windows: see window.go
-	// Whoever opens or accepts a stream flushes when it has added what belongs
-	// to it, so that a hello travels with its SYN.
-	return false
+	return true
 }
 
-// send sends one frame of a stream's data. It returns when the data was written, or
+// acknowledged notes that yamux knows of the peer's answer to a SYN, or of a reset: it has
+// room for another one.
+func (m *mux) acknowledged(id uint32) {
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
+	if m.opened[id] {
+		delete(m.opened, id)
+		<-m.opening
+	}
+}
+
+// sendOpening sends what follows a stream's SYN at once: the first credit, and the hello.
+func (m *mux) sendOpening(f *flow, hello []byte) {
+	credit := f.openWindow(m, len(hello))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return
+	}
+	for _, h := range [...]header{makeHeader(typeWindow, 0, f.id, uint32(credit)), makeHeader(typeData, 0, f.id, uint32(len(hello)))} {
+		if binary.BigEndian.Uint32(h[8:]) > 0 {
+			m.add(h[:])
+			m.frames++
+		}
+	}
+	m.add(hello)
+	m.flushLater()
+}
+
+// sendData sends one frame of a stream's data. It returns when the data was written, or
 // waits for its turn in a copy.
-func (m *mux) send(id uint32, body []byte) error {
+func (m *mux) sendData(id uint32, body []byte) error {
 	h := makeHeader(typeData, 0, id, uint32(len(body)))
 	if len(body) >= directMin {
 		return m.sendBulk(h, body)
@@ -186,11 +232,11 @@ func (m *mux) send(id uint32, body []byte) error {
 	m.add(h[:])
 	m.add(body)
 	m.frames++
-	m.kick()
+	m.flush()
 	return nil
 }
 
-// sendBulk is send for a body that is not worth a copy. What is small goes first, and
+// sendBulk is sendData for a body that is not worth a copy. What is small goes first, and
 // bulk takes turns.
 func (m *mux) sendBulk(h header, body []byte) error {
 	m.bulk.Lock()
@@ -220,24 +266,24 @@ func (m *mux) sendBulk(h header, body []byte) error {
 		_, err := m.discard(body)
 		return err
 	}
-	m.kick()
+	m.flush()
 	return nil
 }
 
-// rest lets go of what bulk needed, if there is none any more.
-func (m *mux) rest() {
+// stopPacing lifts the bound of bulk, if there was none for a while.
+func (m *mux) stopPacing() {
 	if !m.bulk.TryLock() {
-		return // there is
+		return // there is some
 	}
 	defer m.bulk.Unlock()
 	if m.pace != nil {
-		m.pace.rest(m.now())
+		m.pace.stop(m.now())
 	}
 }
 
-// breathe waits until not too much is pending, so that a peer that makes this side
-// talk and does not listen cannot go on.
-func (m *mux) breathe() {
+// backpressure waits until not too much is pending, so that a peer that has this side send
+// and does not read cannot go on.
+func (m *mux) backpressure() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_ = m.makeRoom()
@@ -245,7 +291,7 @@ func (m *mux) breathe() {
 
 // makeRoom waits until not too much is pending. The lock is held.
 func (m *mux) makeRoom() error {
-	for m.err == nil && len(m.waiting()) > maxPending {
+	for m.err == nil && len(m.pendingBytes()) > maxPending {
 		if m.writing {
 			m.room.Wait()
 		} else {
@@ -255,7 +301,7 @@ func (m *mux) makeRoom() error {
 	return m.err
 }
 
-func (m *mux) waiting() []byte {
+func (m *mux) pendingBytes() []byte {
 	if m.pending == nil {
 		return nil
 	}
@@ -264,25 +310,17 @@ func (m *mux) waiting() []byte {
 
 func (m *mux) add(p []byte) {
 	if m.pending == nil {
-		m.pending = getBuffer(len(p))
-		m.since = m.now()
+		m.pendingSince = m.now()
 	}
-	b := *m.pending
-	if len(b)+len(p) > cap(b) && cap(b) < bigBuffer {
-		grown := getBuffer(bigBuffer)
-		*grown = append(*grown, b...)
-		putBuffer(m.pending)
-		m.pending = grown
-	}
-	*m.pending = append(*m.pending, p...)
+	m.pending = carrier.AppendBuffer(m.pending, p)
 }
 
-// kick sees to it that what is pending gets written. The lock is held.
-func (m *mux) kick() {
-	if m.writing || m.bulkWaits || m.err != nil || len(m.waiting()) == 0 {
+// flush sees to it that what is pending gets written. The lock is held.
+func (m *mux) flush() {
+	if m.writing || m.bulkWaits || m.err != nil || len(m.pendingBytes()) == 0 {
 		return // whoever is writing, or about to, looks again when it is done
 	}
-	if m.since-m.lastOut < busy && len(m.waiting()) < directMin {
+	if m.pendingSince-m.lastWrite < coalesce && len(m.pendingBytes()) < directMin {
 		// Others are about to send something, too: let them go first, and join.
 		m.writing = true
 		m.mu.Unlock()
@@ -292,38 +330,38 @@ func (m *mux) kick() {
 	m.writeOut()
 }
 
-// kickLater has another goroutine write, once the present one paused.
-func (m *mux) kickLater() {
-	if m.writing || m.bulkWaits || m.closed || m.err != nil || len(m.waiting()) == 0 {
+// flushLater is flush by another goroutine, once the present one paused.
+func (m *mux) flushLater() {
+	if m.writing || m.bulkWaits || m.closed || m.err != nil || len(m.pendingBytes()) == 0 {
 		return
 	}
 	m.writing = true
 	m.wg.Add(1)
-	go m.flush()
+	go m.writer()
 }
 
-// flusher writes until nothing is pending.
-func (m *mux) flusher() {
+// writeLoop writes until nothing is pending.
+func (m *mux) writeLoop() {
 	defer m.wg.Done()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.writeOut()
 }
 
-// nudge writes what was deferred.
-func (m *mux) nudge(later bool) {
+// flushDeferred writes what was queued to go with other frames.
+func (m *mux) flushDeferred(later bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if later {
-		m.kickLater()
+		m.flushLater()
 	} else {
-		m.kick()
+		m.flush()
 	}
 }
 
 // writeOut writes until nothing is pending. The lock is held, but not while writing.
 func (m *mux) writeOut() {
-	for m.err == nil && len(m.waiting()) > 0 {
+	for m.err == nil && len(m.pendingBytes()) > 0 {
 		m.writeOnce(nil)
 		if m.bulkWaits {
 			break // it takes along what is pending
@@ -333,22 +371,22 @@ func (m *mux) writeOut() {
 	m.room.Broadcast()
 }
 
-// fit has the next frames be as long as the line can take in time.
-func (m *mux) fit(n int, took time.Duration) {
-	switch frame := m.frame.Load(); {
-	case n < int(frame):
-	case took > slowFrame && frame > leastFrame:
-		m.frame.Store(frame / 2)
-	case took < fastFrame && frame < mostFrame:
-		m.frame.Store(frame * 2)
+// adaptFrameSize has the next frames be as long as the line can take in time.
+func (m *mux) adaptFrameSize(n int, took time.Duration) {
+	switch size := m.frameSize.Load(); {
+	case n < int(size):
+	case took > slowFrame && size > leastFrame:
+		m.frameSize.Store(size / 2)
+	case took < fastFrame && size < mostFrame:
+		m.frameSize.Store(size * 2)
 	}
 }
 
 // writeOnce writes what is pending, and body behind it.
 func (m *mux) writeOnce(body []byte) {
-	batch, frames, since := m.pending, m.frames, m.since
+	batch, frames, since := m.pending, m.frames, m.pendingSince
 	began := m.now()
-	m.lastOut = began
+	m.lastWrite = began
 	m.pending, m.frames = nil, 0
 	m.writing = true
 	m.mu.Unlock()
@@ -357,11 +395,11 @@ func (m *mux) writeOnce(body []byte) {
 		first = *batch
 	}
 	n := len(first) + len(body)
-	err := m.c.write(first, body)
+	err := m.conn.Writev(first, body)
 	if err == nil {
 		now := m.now()
 		queued := now - since
-		m.fit(len(body), now-began)
+		m.adaptFrameSize(len(body), now-began)
 		m.bytesOut.Add(uint64(n))
 		m.load.add(now, n)
 		m.framesOut.Add(uint64(frames))
@@ -372,50 +410,40 @@ func (m *mux) writeOnce(body []byte) {
 		}
 	}
 	if batch != nil {
-		putBuffer(batch)
+		carrier.PutBuffer(batch)
 	}
 	m.mu.Lock()
 	m.writing = false
 	if err != nil {
 		m.fail(err)
-		if m.deaf == nil && !m.closed {
-			m.deaf = time.AfterFunc(lastWords, func() { _ = m.c.Close() }) // then yamux's reader learns of it
+		if m.lingering == nil && !m.closed {
+			m.lingering = time.AfterFunc(lingerTime, func() { _ = m.conn.Close() }) // then yamux's reader learns of it
 		}
 	}
 	m.room.Broadcast()
 }
 
-// post sends a frame of this package's own.
-func (m *mux) post(h header) {
+// sendControl sends a frame of this package's own, without a body.
+func (m *mux) sendControl(h header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.postLocked(h)
+	m.sendControlLocked(h)
 }
 
-func (m *mux) postLocked(h header) {
+func (m *mux) sendControlLocked(h header) {
 	if m.err == nil {
 		m.add(h[:])
 		m.frames++
-		m.kickLater()
+		m.flushLater()
 	}
 }
 
-// enqueue adds a frame to those that somebody is about to flush.
-func (m *mux) enqueue(h header) {
+// sendReply is sendControl for what the peer asked for: one that asks and does not read
+// gets no answer.
+func (m *mux) sendReply(h header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.err == nil {
-		m.add(h[:])
-		m.frames++
-	}
-}
-
-// reply is post for what the peer asked for: one that asks and does not listen gets
-// no answer.
-func (m *mux) reply(h header) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.waiting()) <= 2*maxPending {
-		m.postLocked(h)
+	if len(m.pendingBytes()) <= 2*maxPending {
+		m.sendControlLocked(h)
 	}
 }

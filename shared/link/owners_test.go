@@ -31,7 +31,7 @@ func TestPromisesAddUpAndAreShared(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"open": func(t *rapid.T) {
 				name := func(what string) string { return fmt.Sprint(rapid.IntRange(0, 2).Draw(t, what)) }
-				flows = append(flows, &ownedFlow{account: b.enter(Owner{name("tenant"), name("agent"), name("tunnel")})})
+				flows = append(flows, &ownedFlow{account: b.addStream(Owner{name("tenant"), name("agent"), name("tunnel")})})
 			},
 			"grow": func(t *rapid.T) {
 				if len(flows) == 0 {
@@ -56,7 +56,7 @@ func TestPromisesAddUpAndAreShared(t *testing.T) {
 				i := rapid.IntRange(0, len(flows)-1).Draw(t, "stream")
 				f := flows[i]
 				f.promised = b.promise(f.account, f.promised, 0, 0, 1)
-				b.leave(f.account)
+				b.removeStream(f.account)
 				flows = append(flows[:i], flows[i+1:]...)
 			},
 			"": func(t *rapid.T) {
@@ -79,7 +79,7 @@ func TestWhoTakesAllLeavesHalf(t *testing.T) {
 	b := NewBudget(1 << 30)
 	greedy := func(o Owner) (sum int64) {
 		for range 1000 {
-			sum += b.promise(b.enter(o), 0, 0, 8<<20, 1)
+			sum += b.promise(b.addStream(o), 0, 0, 8<<20, 1)
 		}
 		return sum
 	}
@@ -93,7 +93,7 @@ func TestWhoTakesAllLeavesHalf(t *testing.T) {
 	if all := b.all.promised.Load(); all > b.limit/2+8<<20 {
 		t.Errorf("one tenant is promised %d MiB; want half and a stream at most", all>>20)
 	}
-	if n := b.promise(b.enter(Owner{"other", "gpu-1", "1"}), 0, 0, 8<<20, 1); n != 8<<20 {
+	if n := b.promise(b.addStream(Owner{"other", "gpu-1", "1"}), 0, 0, 8<<20, 1); n != 8<<20 {
 		t.Errorf("another tenant's stream is promised %d bytes of 8 MiB", n)
 	}
 }
@@ -108,8 +108,8 @@ func TestTheHeaviestIsChosen(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "streams") {
 			name := func(what string) string { return fmt.Sprint(rapid.IntRange(0, 2).Draw(t, what)) }
 			h := &holding{
-				owner: b.enter(Owner{name("tenant"), name("agent"), name("tunnel")}),
-				held:  rapid.Int64Range(1, 2<<20).Draw(t, "held"), stuck: rapid.Bool().Draw(t, "stuck"),
+				owner: b.addStream(Owner{name("tenant"), name("agent"), name("tunnel")}),
+				held:  rapid.Int64Range(1, 2<<20).Draw(t, "held"), stalled: rapid.Bool().Draw(t, "stuck"),
 			}
 			s.streams = append(s.streams, h)
 			s.used += h.held
@@ -120,19 +120,19 @@ func TestTheHeaviestIsChosen(t *testing.T) {
 		before := s.used
 		until := rapid.Int64Range(0, before).Draw(t, "until")
 		stuckOnly := rapid.Bool().Draw(t, "stuck only")
-		eligible := func(h *holding) bool { return h.held >= protected && (h.stuck || !stuckOnly) }
-		s.give(until, eligible)
+		eligible := func(h *holding) bool { return h.held >= protected && (h.stalled || !stuckOnly) }
+		s.choose(until, eligible)
 		given := int64(0)
 		for _, h := range s.streams {
-			if !h.given {
+			if !h.chosen {
 				continue
 			}
 			given += h.held
 			if !eligible(h) {
-				t.Fatalf("a stream of %d bytes was given up, stuck: %v", h.held, h.stuck)
+				t.Fatalf("a stream of %d bytes was given up, stalled: %v", h.held, h.stalled)
 			}
 			for _, other := range s.streams { // of the same tunnel, the heaviest go first
-				if other.owner == h.owner && !other.given && eligible(other) && other.held > h.held {
+				if other.owner == h.owner && !other.chosen && eligible(other) && other.held > h.held {
 					t.Fatalf("%d bytes were given up, and %d of the same tunnel were not", h.held, other.held)
 				}
 			}
@@ -150,7 +150,7 @@ func TestTheHeaviestIsChosen(t *testing.T) {
 		}
 		if s.used > until {
 			for _, h := range s.streams {
-				if !h.given && eligible(h) && h.owner.up.up == s.tenant() {
+				if !h.chosen && eligible(h) && h.owner.up.up == s.tenant() {
 					t.Fatalf("%d are in use, more than %d, and the heaviest tenant has a stream to give", s.used, until)
 				}
 			}
@@ -160,7 +160,7 @@ func TestTheHeaviestIsChosen(t *testing.T) {
 
 func heaviestGiven(s *survey, tenant *account) (most int64) {
 	for _, h := range s.streams {
-		if h.given && h.owner.up.up == tenant {
+		if h.chosen && h.owner.up.up == tenant {
 			most = max(most, h.held)
 		}
 	}

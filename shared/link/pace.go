@@ -1,6 +1,10 @@
 package link
 
-import "time"
+import (
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
+)
 
 // BBR, as kernels have it (version 1), leaves two things to be desired on a link. It
 // does not slow down for loss: several links that share a line with a short queue go on
@@ -34,36 +38,19 @@ const (
 	leastPart  = 16
 )
 
-// vitals are what the kernel tells of a link's socket.
-type vitals struct {
-	sent, resent uint64        // bytes since the connection began; sent counts those again
-	bandwidth    uint64        // what BBR takes the line for, in bytes a second
-	rtt          time.Duration // as the sender's TCP sees it
-}
-
-// line is the sender's side of a link's socket.
-type line interface {
-	vitals() (vitals, bool)
-	// restart has BBR forget what it takes the line for and look anew, as at the
-	// beginning of a connection, where that is permitted.
-	restart()
-	// limit bounds the rate of sending, in bytes a second; 0: no bound.
-	limit(rate uint64)
-}
-
 // pacer watches a link's line for whoever sends bulk. It is for one caller at a time.
 type pacer struct {
-	line   line
+	line   carrier.Line
 	slowed func()        // called for each slowing down; may be nil
 	last   time.Duration // when bulk was sent last, or was about to be
 	looked time.Duration
-	then   vitals // at that time
-	best   uint64 // the most that the line was taken for
-	limit  uint64 // 0: none
-	step   uint64 // of its growth
-	cuts   int    // not made up for, times two
-	lost   uint64 // of a thousand, before the first of them
-	noise  uint64 // what the line loses anyway, of a thousand
+	then   carrier.Sample // at that time
+	best   uint64         // the most that the line was taken for
+	limit  uint64         // 0: none
+	step   uint64         // of its growth
+	cuts   int            // not made up for, times two
+	lost   uint64         // of a thousand, before the first of them
+	noise  uint64         // what the line loses anyway, of a thousand
 }
 
 // bulk is called before bulk is sent, at now.
@@ -71,17 +58,17 @@ func (p *pacer) bulk(now time.Duration) {
 	begins := p.last == 0 || now-p.last >= paceQuiet
 	p.last = now
 	since := now - p.looked
-	if !begins && since < max(paceEvery, paceRounds*p.then.rtt) {
+	if !begins && since < max(paceEvery, paceRounds*p.then.RTT) {
 		return
 	}
-	v, ok := p.line.vitals()
+	v, ok := p.line.Sample()
 	switch {
 	case !ok:
 		p.looked = now // and there is nothing to see
 		return
 	case begins:
 		p.begin(v)
-	case v.sent-p.then.sent < paceBytes:
+	case v.Sent-p.then.Sent < paceBytes:
 		return
 	default:
 		p.judge(v)
@@ -92,8 +79,8 @@ func (p *pacer) bulk(now time.Duration) {
 // sent is called when bulk was sent: the line may have taken it slowly.
 func (p *pacer) sent(now time.Duration) { p.last = now }
 
-// rest lifts the limit when there is no bulk: it is not meant for what else is sent.
-func (p *pacer) rest(now time.Duration) {
+// stop lifts the limit when there is no bulk: it is not meant for what else is sent.
+func (p *pacer) stop(now time.Duration) {
 	if p.limit > 0 && now-p.last >= paceQuiet {
 		p.bound(0)
 		p.best = 0
@@ -101,22 +88,22 @@ func (p *pacer) rest(now time.Duration) {
 }
 
 // begin forgets what was found while others shared the line, and what cannot be trusted.
-func (p *pacer) begin(v vitals) {
+func (p *pacer) begin(v carrier.Sample) {
 	if p.limit > 0 {
 		p.bound(0)
 		p.best = 0
 	}
-	if p.best == 0 || v.bandwidth <= p.best/2 {
-		p.line.restart()
+	if p.best == 0 || v.Bandwidth <= p.best/2 {
+		p.line.Restart()
 	}
 	p.cuts = 0
-	p.best = max(p.best-p.best/8, v.bandwidth) // a line may have become slower for good
+	p.best = max(p.best-p.best/8, v.Bandwidth) // a line may have become slower for good
 }
 
 // judge sends slower when the line is overfilled, and then faster again by and by.
-func (p *pacer) judge(v vitals) {
-	p.best = max(p.best, v.bandwidth)
-	lost := (v.resent - p.then.resent) * 1000 / (v.sent - p.then.sent)
+func (p *pacer) judge(v carrier.Sample) {
+	p.best = max(p.best, v.Bandwidth)
+	lost := (v.Retransmitted - p.then.Retransmitted) * 1000 / (v.Sent - p.then.Sent)
 	switch {
 	case lost <= p.noise+paceLoss:
 		p.cuts = max(p.cuts-1, 0)
@@ -131,7 +118,7 @@ func (p *pacer) judge(v vitals) {
 		return
 	}
 	p.cuts += 2
-	from := v.bandwidth
+	from := v.Bandwidth
 	if p.limit > 0 {
 		from = min(from, p.limit)
 	}
@@ -156,5 +143,5 @@ func (p *pacer) grow() {
 
 func (p *pacer) bound(rate uint64) {
 	p.limit = rate
-	p.line.limit(rate)
+	p.line.Limit(rate)
 }

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
 
 // fakeLine is a line of so many bytes a second. What is sent faster is lost, and BBR's
@@ -13,15 +15,15 @@ type fakeLine struct {
 	push     float64 // how much of it the sender tries to use
 	noise    float64 // the part that is lost anyway
 	stuck    bool    // an estimate that is far too low, until restarted
-	v        vitals
+	v        carrier.Sample
 	bound    uint64
 	restarts int
 	chance   *rand.Rand
 }
 
-func (w *fakeLine) vitals() (vitals, bool) { return w.v, true }
-func (w *fakeLine) restart()               { w.restarts++; w.stuck = false }
-func (w *fakeLine) limit(rate uint64)      { w.bound = rate }
+func (w *fakeLine) Sample() (carrier.Sample, bool) { return w.v, true }
+func (w *fakeLine) Restart()                       { w.restarts++; w.stuck = false }
+func (w *fakeLine) Limit(rate uint64)              { w.bound = rate }
 
 // packet is how many bytes are lost together.
 const packet = 1448
@@ -35,23 +37,23 @@ func (w *fakeLine) send(d time.Duration) {
 	if w.bound > 0 {
 		rate = min(rate, float64(w.bound))
 	}
-	w.v.sent += uint64(rate * d.Seconds())
-	w.v.resent += uint64(max(0, rate-w.capacity) * d.Seconds())
+	w.v.Sent += uint64(rate * d.Seconds())
+	w.v.Retransmitted += uint64(max(0, rate-w.capacity) * d.Seconds())
 	for range int(rate * d.Seconds() / packet) {
 		if w.noise > 0 && w.chance.Float64() < w.noise {
-			w.v.resent += packet
+			w.v.Retransmitted += packet
 		}
 	}
-	w.v.bandwidth = uint64(min(rate, w.capacity*1.1))
+	w.v.Bandwidth = uint64(min(rate, w.capacity*1.1))
 }
 
 // transfer sends for d, and returns what became of it: bytes a second, and the part of
 // them that was lost, of the second half.
 func transfer(p *pacer, w *fakeLine, now *time.Duration, d time.Duration) (rate, lost float64) {
 	const step = 10 * time.Millisecond
-	var half vitals
+	var half carrier.Sample
 	for t := time.Duration(0); t < d; t += step {
-		if t >= d/2 && half.sent == 0 {
+		if t >= d/2 && half.Sent == 0 {
 			half = w.v
 		}
 		p.bulk(*now)
@@ -59,13 +61,13 @@ func transfer(p *pacer, w *fakeLine, now *time.Duration, d time.Duration) (rate,
 		*now += step
 		p.sent(*now)
 	}
-	sent, resent := float64(w.v.sent-half.sent), float64(w.v.resent-half.resent)
+	sent, resent := float64(w.v.Sent-half.Sent), float64(w.v.Retransmitted-half.Retransmitted)
 	return sent / (d / 2).Seconds(), resent / sent
 }
 
 func TestBulkLeavesAnOverfilledLine(t *testing.T) {
 	w := &fakeLine{capacity: 20e6, push: 1.2}
-	w.v.rtt = 80 * time.Millisecond
+	w.v.RTT = 80 * time.Millisecond
 	slowed := 0
 	p := &pacer{line: w, slowed: func() { slowed++ }}
 	now := time.Second
@@ -96,7 +98,7 @@ func TestLossOfTheLineIsNoReason(t *testing.T) {
 	for _, noise := range []float64{0.01, 0.032, 0.05, 0.1, 0.3} {
 		for _, capacity := range []float64{2e6, 30e6} {
 			w := &fakeLine{capacity: capacity, push: 1.2, noise: noise, chance: rand.New(rand.NewPCG(1, uint64(capacity)))}
-			w.v.rtt = 80 * time.Millisecond
+			w.v.RTT = 80 * time.Millisecond
 			now := time.Second
 			p := &pacer{line: w}
 			transfer(p, w, &now, 2*time.Second) // it begins with too much
@@ -122,10 +124,10 @@ func TestNoLimitAtRest(t *testing.T) {
 	for w.bound == 0 {
 		transfer(p, w, &now, paceEvery)
 	}
-	if p.rest(now); w.bound == 0 {
+	if p.stop(now); w.bound == 0 {
 		t.Error("the limit went while there was bulk")
 	}
-	if p.rest(now + 2*paceQuiet); w.bound != 0 {
+	if p.stop(now + 2*paceQuiet); w.bound != 0 {
 		t.Errorf("long after the bulk, the limit is %d", w.bound)
 	}
 }

@@ -1,12 +1,14 @@
 package link
 
+import "github.com/adit-tunnel/adit/shared/carrier"
+
 // queue holds received data until it is read, in pooled pieces. One fills it and one
-// reads it, each under the same lock; only the space that was given out is written
+// reads it, each under the same lock; only the room that was given out is written
 // to without it.
 type queue struct {
 	pieces  []piece // the first unread at begin
 	begin   int
-	filling bool // the last piece's space was given out
+	filling bool // the last piece's room was given out
 }
 
 type piece struct {
@@ -18,22 +20,22 @@ func (q *queue) empty() bool {
 	return q.begin == len(q.pieces) || q.pieces[q.begin].r == q.pieces[q.begin].w
 }
 
-// space returns room for some of the n bytes that are to come, at least one.
-func (q *queue) space(n int) []byte {
+// reserve returns room for some of the n bytes that are to come, at least one.
+func (q *queue) reserve(n int) []byte {
 	q.filling = true
 	if i := len(q.pieces) - 1; i >= q.begin {
 		last := &q.pieces[i]
-		if size := cap(*last.box); size-last.w >= min(n, directRead) {
+		if size := cap(*last.box); size-last.w >= min(n, carrier.DirectRead) {
 			return (*last.box)[last.w:min(size, last.w+n)]
 		}
 	}
-	box := getBuffer(n)
+	box := carrier.GetBuffer(n)
 	q.pieces = append(q.pieces, piece{box: box})
 	return (*box)[:min(cap(*box), n)]
 }
 
-// arrived says how much of the space was filled.
-func (q *queue) arrived(n int) {
+// commit notes how much of that room was filled.
+func (q *queue) commit(n int) {
 	q.filling = false
 	q.pieces[len(q.pieces)-1].w += n
 }
@@ -47,7 +49,7 @@ func (q *queue) clear() {
 
 // drop gives the first piece back.
 func (q *queue) drop() {
-	putBuffer(q.pieces[q.begin].box)
+	carrier.PutBuffer(q.pieces[q.begin].box)
 	q.pieces[q.begin] = piece{}
 	q.begin++
 	if n := len(q.pieces); q.begin == n || q.begin >= 16 && q.begin > n/2 {

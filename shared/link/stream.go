@@ -1,7 +1,6 @@
 package link
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,11 +15,9 @@ import (
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-const (
-	// finWait is how long a stream that was closed here waits for the peer to
-	// finish too, as TCP does, before it is reset.
-	finWait = 60 * time.Second
-)
+// finWaitTime is how long a stream that was closed here waits for the peer to finish too,
+// as TCP does, before it is reset.
+const finWaitTime = 60 * time.Second
 
 // Stream is one byte pipe in a link. It is a net.Conn with the semantics of TCP:
 // CloseWrite ends one direction; Close gives up both, and a peer that goes on
@@ -28,21 +25,21 @@ const (
 // wraps ErrClosed, never with io.EOF. A write deadline bounds waiting for the
 // peer's window, not for the link itself.
 type Stream struct {
-	link    *Link
-	ys      *yamux.Stream
-	flow    *flow
-	opened  bool // by this side
-	closed  atomic.Bool
-	aborted atomic.Bool
-	wrote   atomic.Bool // CloseWrite was called
-	cause   atomic.Pointer[error]
-	givenUp atomic.Pointer[func(error)] // to be called when the link gives the stream up
+	link        *Link
+	ys          *yamux.Stream
+	flow        *flow
+	opened      bool // by this side
+	closed      atomic.Bool
+	writeClosed atomic.Bool // CloseWrite was called
+	resetting   atomic.Bool
+	cause       atomic.Pointer[error]
+	givenUp     atomic.Pointer[func(error)] // to be called when the link gives the stream up
 
 	// Of a stream opened with a hello: the verdict is read before the first data.
-	waits   atomic.Bool // for the verdict
-	vmu     sync.Mutex  // held while reading it
-	vbuf    []byte      // what came of it so far
-	refusal atomic.Pointer[wire.Verdict]
+	awaiting  atomic.Bool // the verdict
+	verdictMu sync.Mutex  // held while reading it
+	verdicts  wire.VerdictReader
+	refusal   atomic.Pointer[wire.Verdict]
 }
 
 var _ interface {
@@ -52,7 +49,7 @@ var _ interface {
 
 // newStream wraps a stream of yamux and counts it.
 func (l *Link) newStream(ys *yamux.Stream, opened bool) *Stream {
-	s := &Stream{link: l, ys: ys, flow: l.mux.track(ys.StreamID()), opened: opened}
+	s := &Stream{link: l, ys: ys, flow: l.mux.openFlow(ys.StreamID()), opened: opened}
 	s.flow.stream.Store(s)
 	return s
 }
@@ -62,13 +59,13 @@ func (s *Stream) Read(p []byte) (int, error) {
 	if s.closed.Load() {
 		return 0, fmt.Errorf("read stream: %w", s.closeCause())
 	}
-	if s.waits.Load() {
+	if s.awaiting.Load() {
 		if err := s.verdict(); err != nil {
 			return 0, err
 		}
 	}
-	if v := s.refusal.Load(); v != nil {
-		return 0, *v
+	if v, ok := s.refused(); ok {
+		return 0, v
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -93,11 +90,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 	defer s.flow.sending.Unlock()
 	total := 0
 	for len(p) > 0 {
-		n, err := s.flow.take(s.link.mux, p)
+		n, err := s.flow.takeCredit(s.link.mux, p)
 		if err != nil {
 			return total, s.writeError(err)
 		}
-		if err := s.link.mux.send(s.flow.id, p[:n]); err != nil {
+		if err := s.link.mux.sendData(s.flow.id, p[:n]); err != nil {
 			return total, s.writeError(errFlowDead)
 		}
 		total += n
@@ -109,7 +106,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 func (s *Stream) writeError(err error) error {
 	// A peer that refuses may reset before its verdict was asked for; it has arrived
 	// then, and says more.
-	if errors.Is(err, ErrReset) && s.waits.Load() {
+	if errors.Is(err, ErrReset) && s.awaiting.Load() {
 		if verr := s.verdict(); errors.As(verr, new(wire.Verdict)) {
 			return verr
 		}
@@ -125,15 +122,16 @@ func (s *Stream) CloseWrite() error {
 	switch {
 	case s.closed.Load():
 		return s.writeError(errFlowClosed)
-	case s.flow.rst.Load():
+	case s.flow.rstReceived.Load():
 		return s.writeError(ErrReset)
-	case s.wrote.Swap(true):
+	case s.writeClosed.Swap(true):
 		return nil
 	}
-	s.flow.endWrites()
+	s.flow.closeWrite()
 	if err := s.ys.Close(); err != nil {
 		return s.writeError(err)
 	}
+	s.link.mux.flushDeferred(false)
 	if s.link.session.IsClosed() {
 		return s.writeError(errFlowDead)
 	}
@@ -148,8 +146,8 @@ func (s *Stream) Close() error {
 		return nil
 	}
 	s.flow.close(s.link.mux.budget)
-	if !s.link.spawn(s.depart) {
-		s.forget()
+	if !s.link.spawn(s.finWait) {
+		s.release()
 	}
 	return nil
 }
@@ -157,9 +155,9 @@ func (s *Stream) Close() error {
 // Reset gives the stream up abruptly: the peer's reads end in ErrReset after what
 // it received, and its writes fail.
 func (s *Stream) Reset() error {
-	s.aborted.Store(true)
+	s.resetting.Store(true)
 	if s.closed.Load() {
-		s.flow.talk() // Close waits for the peer's end: no longer
+		s.flow.endLinger() // Close waits for the peer's end: no longer
 	}
 	return s.Close()
 }
@@ -168,7 +166,7 @@ func (s *Stream) Reset() error {
 // billed to nobody keeps its first window and is never given up.
 func (s *Stream) Bill(o Owner) {
 	if o != (Owner{}) {
-		s.flow.bill(s.link.mux.budget, s.link.mux.budget.enter(o))
+		s.flow.bill(s.link.mux.budget, s.link.mux.budget.addStream(o))
 	}
 }
 
@@ -202,35 +200,37 @@ func (s *Stream) closeCause() error {
 	return net.ErrClosed
 }
 
-// depart is the life of a stream after Close. There is at most one.
-func (s *Stream) depart() {
-	defer s.forget()
-	if s.aborted.Load() {
-		s.link.mux.reset(s.ys.StreamID())
+// finWait is the life of a stream after Close: it waits for the peer to finish too, and
+// resets the stream where it does not. There is at most one.
+func (s *Stream) finWait() {
+	defer s.release()
+	if s.resetting.Load() {
+		s.link.mux.resetStream(s.ys.StreamID())
 		return
 	}
-	s.flow.endWrites()
+	s.flow.closeWrite()
 	_ = s.ys.Close()
-	timer := time.NewTimer(finWait)
+	s.link.mux.flushDeferred(false)
+	timer := time.NewTimer(finWaitTime)
 	defer timer.Stop()
-	left := s.flow.leave()
-	talks := s.aborted.Load()
-	if !talks {
+	lingers := s.flow.linger()
+	reset := s.resetting.Load()
+	if !reset {
 		select {
-		case talks = <-left:
+		case reset = <-lingers:
 		case <-timer.C:
-			talks = true
+			reset = true
 		case <-s.link.done:
 		}
 	}
-	if talks {
-		s.link.mux.reset(s.ys.StreamID())
+	if reset {
+		s.link.mux.resetStream(s.ys.StreamID())
 	}
 }
 
-// forget frees what the link keeps for the stream.
-func (s *Stream) forget() {
-	s.link.mux.forget(s.ys.StreamID())
+// release frees what the link keeps for the stream.
+func (s *Stream) release() {
+	s.link.mux.dropFlow(s.ys.StreamID())
 	if s.opened {
 		s.link.out.Add(-1)
 	} else {
@@ -238,9 +238,34 @@ func (s *Stream) forget() {
 	}
 }
 
+// Watch has f called once, in a goroutine that the link's Close waits for, when the
+// peer says anything on the stream: data, an end, or nothing any more because the
+// link died. Nobody may read meanwhile. It costs nothing while the peer is silent,
+// unlike a reader that waits.
+func (s *Stream) Watch(f func()) {
+	w := s.flow
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.readerPaused(s.link.mux.budget)
+	w.watcher = func() { s.link.spawn(f) }
+	if w.unread.Load() > 0 || w.released || w.finReceived.Load() || w.rstReceived.Load() {
+		w.wakeWatcher()
+	}
+}
+
+// Unwatch takes Watch back and says whether the peer has been silent since.
+func (s *Stream) Unwatch() bool {
+	w := s.flow
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	silent := w.watcher != nil
+	w.watcher = nil
+	return silent
+}
+
 // Done is closed when the peer has reset the stream, and so takes no more data.
 // It says nothing about an orderly end, nor about the link.
-func (s *Stream) Done() <-chan struct{} { return s.flow.gone }
+func (s *Stream) Done() <-chan struct{} { return s.flow.resetCh }
 
 // SetDeadline implements net.Conn.
 func (s *Stream) SetDeadline(t time.Time) error {
@@ -266,7 +291,7 @@ func (s *Stream) SetWriteDeadline(t time.Time) error {
 }
 
 // LocalAddr implements net.Conn: the link's own.
-func (s *Stream) LocalAddr() net.Addr { return s.link.carrier.conn().LocalAddr() }
+func (s *Stream) LocalAddr() net.Addr { return s.link.conn.NetConn().LocalAddr() }
 
 // RemoteAddr implements net.Conn: the link's own.
 func (s *Stream) RemoteAddr() net.Addr { return s.link.remote }
@@ -278,11 +303,8 @@ func (s *Stream) Link() *Link { return s.link }
 // a wire.Verdict, or another error when there was none. Reading does the same by
 // the way; this is for those who must know before.
 func (s *Stream) Verdict(ctx context.Context) error {
-	if !s.waits.Load() {
-		if v := s.refusal.Load(); v != nil {
-			return *v
-		}
-		return nil
+	if !s.awaiting.Load() {
+		return s.verdict()
 	}
 	result := make(chan error, 1)
 	if !s.link.spawn(func() { result <- s.verdict() }) {
@@ -296,41 +318,47 @@ func (s *Stream) Verdict(ctx context.Context) error {
 	}
 }
 
+// AwaitVerdict has the stream read another verdict before any more data: on a stream that
+// is passed on, whoever passes it on answers first, and then the one whom it is for. The
+// verdict before must have been read.
+func (s *Stream) AwaitVerdict() {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	s.verdicts = wire.VerdictReader{}
+	s.awaiting.Store(true)
+}
+
 // verdict reads the verdict, unless another call has. A call that a deadline
 // interrupted leaves the rest to the next.
 func (s *Stream) verdict() error {
-	s.vmu.Lock()
-	defer s.vmu.Unlock()
-	for s.waits.Load() {
-		v, err := wire.ReadVerdict(bytes.NewReader(s.vbuf))
-		if err == nil {
-			if v.Code != wire.CodeOK {
-				s.refusal.Store(&v)
-			}
-			s.vbuf = nil
-			s.waits.Store(false)
-			break
-		}
-		if !errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("read stream: %w", err)
-		}
-		// Not a byte more than the verdict: first its fixed part, then the rest.
-		need := 4
-		if n := len(s.vbuf); n >= 4 {
-			need = 4 + int(s.vbuf[2])<<8 + int(s.vbuf[3])
-		}
-		chunk := make([]byte, need-len(s.vbuf))
-		n, err := s.read(chunk)
-		s.vbuf = append(s.vbuf, chunk[:n]...)
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	if s.awaiting.Load() {
+		v, err := s.verdicts.Read((*unjudged)(s))
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = fmt.Errorf("read verdict: %w", io.ErrUnexpectedEOF)
-			}
 			return err
 		}
+		if v.Code != wire.CodeOK {
+			s.refusal.Store(&v)
+		}
+		s.awaiting.Store(false)
 	}
-	if v := s.refusal.Load(); v != nil {
-		return *v
+	if v, ok := s.refused(); ok {
+		return v
 	}
 	return nil
+}
+
+// unjudged reads a stream's bytes from the verdict on.
+type unjudged Stream
+
+// Read implements io.Reader.
+func (s *unjudged) Read(p []byte) (int, error) { return (*Stream)(s).read(p) }
+
+// refused says whether the peer refused the hello.
+func (s *Stream) refused() (wire.Verdict, bool) {
+	if v := s.refusal.Load(); v != nil {
+		return *v, true
+	}
+	return wire.Verdict{}, false
 }

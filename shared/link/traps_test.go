@@ -410,7 +410,7 @@ func TestAPeerThatWasNotGreetedOpensOneStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		budget := link.NewBudget(1 << 30)
-		server, err := link.NewServer(s, link.Config{Greets: true, Budget: budget})
+		server, err := link.NewServer(s, link.Config{Handshake: true, Budget: budget})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -432,7 +432,7 @@ func TestAPeerThatWasNotGreetedOpensOneStream(t *testing.T) {
 	t.Run("greeted", func(t *testing.T) {
 		client, server, _ := greets()
 		streams(t, client, server)
-		server.Greeted()
+		server.HandshakeDone()
 		streams(t, client, server)
 	})
 }
@@ -468,4 +468,18 @@ func TestPeerOpensTooManyStreams(t *testing.T) {
 	}
 	_ = server.Close(errTest)
 	wg.Wait()
+}
+
+// A stream that is given up before it was accepted gives its place in the backlog back.
+func TestResetGivesThePlaceInTheBacklogBack(t *testing.T) {
+	_, server := tcpPair(t, link.Config{AcceptBacklog: 2})
+	for range 20 {
+		for range 2 {
+			s, err := server.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Reset()
+		}
+	}
 }

@@ -30,10 +30,13 @@ const (
 	step = 4
 )
 
-// measured takes a round trip. Queues make them longer, so the least one counts.
+// handleRTT takes a round trip. Queues make them longer, so the least one counts.
 // It is for the reading side.
-func (m *mux) measured(rtt time.Duration) {
+func (m *mux) handleRTT(rtt time.Duration) {
 	m.rtt.Store(int64(rtt))
+	if m.hooks.Measured != nil {
+		m.hooks.Measured(rtt)
+	}
 	if m.leastRTT == 0 || rtt < m.leastRTT {
 		m.leastRTT = rtt
 	} else {
@@ -43,48 +46,49 @@ func (m *mux) measured(rtt time.Duration) {
 	m.window.Store(min(max(fits, leastWindow), m.maxWindow))
 }
 
-// start is the window that a flow begins with beyond what every stream has. It returns
-// what the peer is to be told.
-func (f *flow) start(m *mux) int64 {
+// openWindow gives a flow more window at its begin than every stream has, and returns the
+// credit for the peer. The hello takes of that which the peer gives to every stream.
+func (f *flow) openWindow(m *mux, hello int) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.sendCredit -= int64(hello)
 	if f.owner == nil {
 		return 0
 	}
 	f.promised = m.budget.promise(f.owner, 0, 0, min(m.window.Load(), startWindow)-yamuxWindow, sparing)
 	f.window += f.promised
-	f.room += f.promised
+	f.recvCredit += f.promised
 	return f.promised
 }
 
-// grant says how much more the peer may send now, and notes it. A small part of a
+// windowUpdate returns the credit that the peer gets now, and notes it. A small part of a
 // window is not worth a frame; a large part would have the peer wait for it. The lock
 // is held.
-func (f *flow) grant(m *mux) int64 {
-	open := f.room + f.unread.Load()
+func (f *flow) windowUpdate(m *mux) int64 {
+	open := f.recvCredit + f.unread.Load()
 	if f.window-open < max(f.window/4, min(f.window/2, leastWindow/2)) {
 		return 0
 	}
 	if f.owner != nil {
-		f.resize(m, open)
+		f.autoTune(m, open)
 	}
 	n := max(f.window-open, 0)
-	f.room += n
+	f.recvCredit += n
 	return n
 }
 
-// resize gives the flow the window that its reader can use, or what there is of that.
-// As much as is open cannot be taken back. The lock is held.
-func (f *flow) resize(m *mux, open int64) {
+// autoTune gives the flow the window that its reader can use, or what the Budget has of
+// that. Credit that the peer has cannot be taken back. The lock is held.
+func (f *flow) autoTune(m *mux, open int64) {
 	now := m.now()
 	wanted := f.window
-	switch since := now - f.granted; {
+	switch since := now - f.creditedAt; {
 	case since < max(soon, roundTrips*time.Duration(m.rtt.Load())):
 		wanted *= step
 	case since > seldom:
 		wanted /= step
 	}
-	f.granted = now
+	f.creditedAt = now
 	wanted = min(wanted, m.window.Load())
 	f.promised = m.budget.promise(f.owner, f.promised, max(open-yamuxWindow, 0), max(wanted-yamuxWindow, 0), 1)
 	f.window = yamuxWindow + f.promised

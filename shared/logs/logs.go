@@ -67,9 +67,6 @@ func TakeOver(l *slog.Logger) (restore func()) {
 	}
 }
 
-// Discard returns a logger that writes nothing.
-func Discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
 // SetLevel sets a level by its name; empty is info. It serves a reload too.
 func SetLevel(v *slog.LevelVar, name string) error {
 	switch strings.ToLower(name) {

@@ -88,7 +88,7 @@ const (
 var prefixes = []string{
 	strings.TrimSuffix(ident.PrefixIntegration, "-"), strings.TrimSuffix(ident.PrefixDevice, "-"),
 	strings.TrimSuffix(ident.PrefixAgent, "-"), strings.TrimSuffix(ident.PrefixAdmin, "-"),
-	strings.TrimSuffix(ident.PrefixLease, "-"), strings.TrimSuffix(ident.PrefixEnrol, "-"),
+	strings.TrimSuffix(ident.PrefixLease, "-"), strings.TrimSuffix(ident.PrefixEnroll, "-"),
 	strings.TrimSuffix(ident.PrefixCode, "-"), strings.TrimSuffix(ident.PrefixRight, "-"),
 }
 

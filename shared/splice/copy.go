@@ -16,22 +16,10 @@ var (
 	bigBuffers   = sync.Pool{New: func() any { b := make([]byte, bigBuffer); return &b }}
 )
 
-func getBuffer(size int) *[]byte {
-	switch size {
-	case smallBuffer:
-		return smallBuffers.Get().(*[]byte)
-	case bigBuffer:
-		return bigBuffers.Get().(*[]byte)
-	}
-	b := make([]byte, size)
-	return &b
-}
-
 func putBuffer(b *[]byte) {
-	switch len(*b) {
-	case smallBuffer:
+	if len(*b) == smallBuffer {
 		smallBuffers.Put(b)
-	case bigBuffer:
+	} else {
 		bigBuffers.Put(b)
 	}
 }
@@ -44,9 +32,8 @@ func putBuffer(b *[]byte) {
 // only, and one side here is always a stream of a link or a WebSocket; it would
 // also tell neither the progress nor which side failed. The generic ReadFrom and
 // WriteTo are this same loop without the counting.
-func copyTo(d *direction, src io.Reader, dst io.Writer, count func(int), size int) (rerr, werr error) {
-	small := min(size, smallBuffer)
-	buf := getBuffer(small)
+func copyTo(d *direction, src io.Reader, dst io.Writer, count func(int)) (rerr, werr error) {
+	buf := smallBuffers.Get().(*[]byte)
 	defer func() { putBuffer(buf) }()
 	for {
 		n, err := src.Read(*buf)
@@ -72,12 +59,12 @@ func copyTo(d *direction, src io.Reader, dst io.Writer, count func(int), size in
 			return err, nil
 		}
 		switch {
-		case n == len(*buf) && n < size:
+		case n == smallBuffer && len(*buf) == smallBuffer:
 			putBuffer(buf)
-			buf = getBuffer(size)
-		case n < small/2 && len(*buf) > small:
+			buf = bigBuffers.Get().(*[]byte)
+		case n < smallBuffer/2 && len(*buf) == bigBuffer:
 			putBuffer(buf)
-			buf = getBuffer(small)
+			buf = smallBuffers.Get().(*[]byte)
 		}
 	}
 }

@@ -40,8 +40,6 @@ type Options struct {
 	// Linger is how long a direction may go on without moving a byte once the
 	// other one broke. Default DefaultLinger.
 	Linger time.Duration
-	// BufferSize is the size of a bulk transfer's buffer. Default 64 KiB.
-	BufferSize int
 }
 
 // Result says how many bytes were carried.
@@ -69,9 +67,6 @@ func Both(ctx context.Context, a, b Conn, opts Options) (Result, error) {
 	if opts.Linger <= 0 {
 		opts.Linger = DefaultLinger
 	}
-	if opts.BufferSize <= 0 {
-		opts.BufferSize = bigBuffer
-	}
 	p := &pair{a: a, b: b, broken: make(chan struct{})}
 	if err := ctx.Err(); err != nil {
 		p.giveUp()
@@ -82,8 +77,8 @@ func Both(ctx context.Context, a, b Conn, opts Options) (Result, error) {
 
 	var ended sync.WaitGroup
 	all := make(chan struct{})
-	ended.Go(func() { p.run(&p.ab, a, b, opts.AtoB, opts.BufferSize) })
-	ended.Go(func() { p.run(&p.ba, b, a, opts.BtoA, opts.BufferSize) })
+	ended.Go(func() { p.run(&p.ab, a, b, opts.AtoB) })
+	ended.Go(func() { p.run(&p.ba, b, a, opts.BtoA) })
 	var watch sync.WaitGroup
 	watch.Go(func() { p.watch(all, opts.Linger) })
 	ended.Wait()
@@ -116,8 +111,8 @@ type direction struct {
 }
 
 // run carries one direction to its end.
-func (p *pair) run(d *direction, src, dst Conn, count func(int), size int) {
-	rerr, werr := copyTo(d, src, dst, count, size)
+func (p *pair) run(d *direction, src, dst Conn, count func(int)) {
+	rerr, werr := copyTo(d, src, dst, count)
 	switch {
 	case werr != nil:
 		p.fail(fmt.Errorf("write: %w", werr))

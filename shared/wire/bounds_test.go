@@ -31,7 +31,7 @@ func TestWhatAnAgentSaysIsBounded(t *testing.T) {
 			Agent: "gpu-1", Instance: long, Version: long, Platform: long, Labels: labels, TaskCapacity: math.MaxInt,
 			Capabilities: strings.Split(strings.Repeat(long[:200]+"|", 3000), "|"), Facts: facts, State: state,
 		},
-		Facts: &facts, State: &state, Goodbye: &wire.Goodbye{Reason: long, Detail: long},
+		Facts: &facts, State: &state, Goodbye: &wire.Goodbye{Reason: wire.GoodbyeReason(long), Detail: long},
 		Probed: &wire.Probed{App: long, HostHeader: long, Warnings: []string{long, long}, Detail: long},
 	}
 	m.Bound()

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -146,7 +147,7 @@ func TestKindNames(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	for _, v := range []wire.Verdict{{}, {Code: wire.CodeAppRefused, Text: "nothing listens on port 8188"}, {Code: wire.CodeUnknownTunnel, Text: strings.Repeat("x", wire.MaxVerdictText)}} {
 		r := bytes.NewReader(append(wire.AppendVerdict(nil, v), "data"...))
-		got, err := wire.ReadVerdict(iotest.OneByteReader(r))
+		got, err := new(wire.VerdictReader).Read(iotest.OneByteReader(r))
 		if err != nil || got != v {
 			t.Errorf("the verdict should arrive as it was sent; got %+v, %v", got, err)
 		}
@@ -155,25 +156,25 @@ func TestVerdict(t *testing.T) {
 		}
 	}
 	for _, text := range []string{strings.Repeat("é", 5000), "x" + strings.Repeat("é", 5000), strings.Repeat("\U0001F6AA", 5000)} {
-		got, err := wire.ReadVerdict(bytes.NewReader(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeInternal, Text: text})))
+		got, err := new(wire.VerdictReader).Read(bytes.NewReader(wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeInternal, Text: text})))
 		if err != nil || !utf8.ValidString(got.Text) || len(got.Text) < wire.MaxVerdictText-utf8.UTFMax || !strings.HasPrefix(text, got.Text) {
 			t.Errorf("a long text is cut between two characters: %d bytes, %v", len(got.Text), err)
 		}
 	}
 	long := wire.AppendVerdict(nil, wire.Verdict{Code: wire.CodeInternal, Text: strings.Repeat("x", 5000)})
-	if got, err := wire.ReadVerdict(bytes.NewReader(long)); err != nil || len(got.Text) != wire.MaxVerdictText {
+	if got, err := new(wire.VerdictReader).Read(bytes.NewReader(long)); err != nil || len(got.Text) != wire.MaxVerdictText {
 		t.Errorf("a long text should be cut; got %d, %v", len(got.Text), err)
 	}
-	if got, err := wire.ReadVerdict(bytes.NewReader([]byte{1, 99, 0, 1, 'x'})); err != nil || got.Code != wire.CodeInternal || got.Text != "x" {
+	if got, err := new(wire.VerdictReader).Read(bytes.NewReader([]byte{1, 99, 0, 1, 'x'})); err != nil || got.Code != wire.CodeInternal || got.Text != "x" {
 		t.Errorf("a newer peer's code should count as internal, with its text; got %+v, %v", got, err)
 	}
 	for name, b := range map[string][]byte{"version": {2, 0, 0, 0}, "length": {1, 0, 0xff, 0xff}} {
-		if _, err := wire.ReadVerdict(bytes.NewReader(b)); !errors.Is(err, wire.ErrMalformed) {
+		if _, err := new(wire.VerdictReader).Read(bytes.NewReader(b)); !errors.Is(err, wire.ErrMalformed) {
 			t.Errorf("%s: a malformed verdict should be refused; got %v", name, err)
 		}
 	}
 	for _, b := range [][]byte{{}, {1}, {1, 0, 0, 2, 'x'}} {
-		if _, err := wire.ReadVerdict(bytes.NewReader(b)); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := new(wire.VerdictReader).Read(bytes.NewReader(b)); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("a stream that ends before its verdict is broken; got %v", err)
 		}
 	}
@@ -210,16 +211,51 @@ func FuzzHello(f *testing.F) {
 	})
 }
 
+// interrupted returns a byte, and then an error, in turn.
+type interrupted struct {
+	b    []byte
+	stop bool
+}
+
+func (r *interrupted) Read(p []byte) (int, error) {
+	if r.stop = !r.stop; r.stop || len(r.b) == 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n := copy(p[:1], r.b)
+	r.b = r.b[n:]
+	return n, nil
+}
+
+func TestVerdictReaderGoesOn(t *testing.T) {
+	for _, want := range []wire.Verdict{{}, {Code: wire.CodePaused, Text: "lunch"}} {
+		r := &interrupted{b: append(wire.AppendVerdict(nil, want), "data"...)}
+		var v wire.VerdictReader
+		for {
+			got, err := v.Read(r)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				continue
+			}
+			if err != nil || got != want {
+				t.Errorf("in pieces the verdict arrives as %+v, %v; want %+v", got, err, want)
+			}
+			break
+		}
+		if string(r.b) != "data" {
+			t.Errorf("behind the verdict %q is left; want what was sent", r.b)
+		}
+	}
+}
+
 func FuzzVerdict(f *testing.F) {
 	for _, b := range [][]byte{nil, {1, 0, 0, 0}, {1, 3, 0, 2, 'n', 'o'}, {1, 255, 4, 0}, {2, 0, 0, 0}} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		v, err := wire.ReadVerdict(bytes.NewReader(b))
+		v, err := new(wire.VerdictReader).Read(bytes.NewReader(b))
 		if err != nil {
 			return
 		}
-		if back, err := wire.ReadVerdict(bytes.NewReader(wire.AppendVerdict(nil, v))); err != nil || back != v {
+		if back, err := new(wire.VerdictReader).Read(bytes.NewReader(wire.AppendVerdict(nil, v))); err != nil || back != v {
 			t.Errorf("what was read should pass unchanged; got %+v, %v, want %+v", back, err, v)
 		}
 	})

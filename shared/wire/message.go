@@ -52,7 +52,7 @@ const (
 	TypeProbed       = "probed"        // agent to relay, answers probe
 )
 
-// HeartbeatInterval is how often an agent sends its facts.
+// HeartbeatInterval is how often an agent sends its facts, and a ping with them.
 const HeartbeatInterval = 15 * time.Second
 
 // AgentHello introduces an agent.
@@ -100,19 +100,22 @@ type Welcome struct {
 
 // Goodbye ends a link on purpose. Retry says how soon the agent may come back.
 type Goodbye struct {
-	Reason string   `json:"reason"` // one of the Goodbye… constants; others count as GoodbyeError
-	Detail string   `json:"detail,omitempty"`
-	MoveTo []string `json:"move_to,omitempty"`
+	Reason GoodbyeReason `json:"reason"` // of a later release, what is not known counts as GoodbyeError
+	Detail string        `json:"detail,omitempty"`
+	MoveTo []string      `json:"move_to,omitempty"`
 }
 
-// Reasons of a goodbye.
+// GoodbyeReason says why a link ends.
+type GoodbyeReason string
+
+// The reasons.
 const (
-	GoodbyeSuperseded = "superseded" // a newer process with this agent's name took over
-	GoodbyeDrain      = "drain"      // the relay is stopping: go elsewhere or come back at once
-	GoodbyeRevoked    = "revoked"    // the credential was revoked
-	GoodbyeShutdown   = "shutdown"   // the agent is stopping
-	GoodbyeFenced     = "fenced"     // the relay lost its lease in the store
-	GoodbyeError      = "error"      // the other side broke the protocol; the detail says how
+	GoodbyeSuperseded GoodbyeReason = "superseded" // a newer process with this agent's name took over
+	GoodbyeDrain      GoodbyeReason = "drain"      // the relay is stopping: go elsewhere or come back at once
+	GoodbyeRevoked    GoodbyeReason = "revoked"    // the credential was revoked
+	GoodbyeShutdown   GoodbyeReason = "shutdown"   // the agent is stopping
+	GoodbyeFenced     GoodbyeReason = "fenced"     // the relay lost its lease in the store
+	GoodbyeError      GoodbyeReason = "error"      // the other side broke the protocol; the detail says how
 )
 
 // Facts are what an agent observed of its machine. What is not known is absent.
@@ -156,7 +159,9 @@ type State struct {
 	Paused      bool     `json:"paused,omitempty"`
 }
 
-// Ping measures the round trip and proves life; the pong repeats its fields.
+// Ping asks whether the other side still reads the control stream; the pong repeats its
+// fields. That the link lives, and its round trip, are found out below. Agents of the last
+// release ping every 5 s, and relays every 4 s, as their heartbeat.
 type Ping struct {
 	ID   uint64 `json:"id"`
 	Sent int64  `json:"sent"` // the sender's clock, nanoseconds; meaningless to the other side

@@ -53,23 +53,50 @@ func AppendVerdict(b []byte, v Verdict) []byte {
 	return append(b, v.Text...)
 }
 
-// ReadVerdict reads one verdict and not a byte more.
-func ReadVerdict(r io.Reader) (Verdict, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return Verdict{}, fmt.Errorf("read verdict: %w", unexpected(err))
+// VerdictReader reads one verdict in pieces: what a deadline interrupts goes on with the
+// next call. The zero value begins.
+type VerdictReader struct {
+	head [verdictHead]byte
+	text []byte
+	n    int // how much of both has come
+}
+
+// verdictHead is the length of a verdict without its text.
+const verdictHead = 4
+
+// Read returns the verdict when it is complete, and takes not a byte more from r. After
+// an error of r it may be called again.
+func (v *VerdictReader) Read(r io.Reader) (Verdict, error) {
+	for v.n < verdictHead {
+		if err := v.fill(r, v.head[v.n:]); err != nil {
+			return Verdict{}, err
+		}
 	}
-	n := int(binary.BigEndian.Uint16(head[2:]))
-	if head[0] != helloVersion || n > MaxVerdictText {
+	length := int(binary.BigEndian.Uint16(v.head[2:]))
+	if v.head[0] != helloVersion || length > MaxVerdictText {
 		return Verdict{}, fmt.Errorf("%w: verdict", ErrMalformed)
 	}
-	text := make([]byte, n)
-	if _, err := io.ReadFull(r, text); err != nil {
-		return Verdict{}, fmt.Errorf("read verdict: %w", unexpected(err))
+	if v.text == nil && length > 0 {
+		v.text = make([]byte, length)
 	}
-	code := Code(head[1])
+	for v.n < verdictHead+length {
+		if err := v.fill(r, v.text[v.n-verdictHead:]); err != nil {
+			return Verdict{}, err
+		}
+	}
+	code := Code(v.head[1])
 	if code > CodeNoTerminal {
 		code = CodeInternal
 	}
-	return Verdict{Code: code, Text: string(text)}, nil
+	return Verdict{Code: code, Text: string(v.text)}, nil
+}
+
+// fill takes what comes next. An error counts when nothing came with it: it comes again.
+func (v *VerdictReader) fill(r io.Reader, p []byte) error {
+	n, err := r.Read(p)
+	v.n += n
+	if n == 0 && err != nil {
+		return fmt.Errorf("read verdict: %w", unexpected(err))
+	}
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/adit-tunnel/adit/agent"
 	"github.com/adit-tunnel/adit/agent/internal/config"
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
@@ -93,7 +93,7 @@ func hintFor(err error) string {
 	if h, ok := errors.AsType[*hinted](err); ok {
 		return h.hint
 	}
-	if errors.Is(err, gate.ErrNoAgent) {
+	if errors.Is(err, local.ErrNoAgent) {
 		return "is the agent running? `adit-agent run`, or `systemctl status adit-agent`; --socket names its socket, which only its user and group may use"
 	}
 	if p, ok := errors.AsType[*api.Problem](err); ok && p.Hop == api.HopLink {
@@ -176,17 +176,17 @@ func configFlags(cmd *cobra.Command) func() (agent.Config, error) {
 }
 
 // socketFlag adds --socket and returns the client of the agent that it names.
-func socketFlag(cmd *cobra.Command) func() *gate.Client {
+func socketFlag(cmd *cobra.Command) func() *local.Client {
 	var socket string
 	cmd.Flags().StringVar(&socket, "socket", "", "the agent's socket, or host:port of its local.listen [ADIT_LOCAL_SOCKET] (default: /run/adit-agent/agent.sock, then the state directory's)")
-	return func() *gate.Client {
+	return func() *local.Client {
 		if socket == "" {
 			socket = os.Getenv("ADIT_LOCAL_SOCKET")
 		}
 		if socket != "" {
-			return gate.NewClient(socket)
+			return local.NewClient(socket)
 		}
-		return gate.NewClient(config.ClientSockets()...)
+		return local.NewClient(config.ClientSockets()...)
 	}
 }
 

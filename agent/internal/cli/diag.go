@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/adit-tunnel/adit/agent"
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 )
@@ -34,7 +34,7 @@ not run gives what can be seen from outside; --config names its file.`,
 			name = args[0]
 		}
 		body, err := client().Diag(cmd.Context())
-		if errors.Is(err, gate.ErrNoAgent) {
+		if errors.Is(err, local.ErrNoAgent) {
 			show(cmd.ErrOrStderr(), "warning: %v; the bundle has what can be seen without it", err)
 			body = outside(load, err)
 		} else if err != nil {

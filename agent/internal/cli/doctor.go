@@ -1,61 +1,44 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/adit-tunnel/adit/agent"
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
+	"github.com/adit-tunnel/adit/shared/carrier"
+	"github.com/adit-tunnel/adit/shared/checkup"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/printable"
 )
 
-const (
-	stepTime  = 10 * time.Second
-	maxSkew   = 30 * time.Second // leases and expiries are told by clocks
-	certSoon  = 14 * 24 * time.Hour
-	stepOK    = "ok"
-	stepWarn  = "warn"
-	stepFail  = "fail"
-	stepSkip  = "skip"
-	userAgent = "adit-agent (doctor)"
-)
+// stepTime bounds each thing that is looked at.
+const stepTime = 10 * time.Second
 
-// step is one thing that doctor looked at.
-type step struct {
-	Relay  string  `json:"relay,omitempty"`
-	Name   string  `json:"name"`
-	Result string  `json:"result"` // ok, warn, fail or skip
-	Millis float64 `json:"ms"`
-	Detail string  `json:"detail"`
-	Remedy string  `json:"remedy,omitempty"`
-}
+// words are what the agent's owner can change.
+var words = checkup.Words{Address: "relay_url", Authority: "tls.ca_file", Resolver: "this machine's resolver"}
 
 func newDoctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "look at each hop to the relay and say what is broken and how to mend it",
-		Long: `Look at the configuration, the credential, and each hop to each relay: name, proxy, TCP,
-TLS, HTTP, clock, WebSocket, link; and at the agent that runs here. Each with its time and,
+		Long: `Look at the configuration, the credential, and each hop to each relay: name, TCP, TLS,
+the relay, clock, WebSocket, link; and at the agent that runs here. Each with its time and,
 where something is wrong, the remedy. Nothing is changed, and a running agent is not
 disturbed. The exit code is 1 when something is broken.`,
 		Example: `  adit-agent doctor --config /etc/adit/agent.yaml
   adit-agent doctor --relay_url https://gateway.example.com --credential_file ./credential
-  adit-agent doctor --json | jq '.[] | select(.result != "ok")'`,
+  adit-agent doctor --json | jq '.checks[] | select(.state != "ok")'`,
 	}
 	load := configFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "print JSON")
@@ -64,19 +47,18 @@ disturbed. The exit code is 1 when something is broken.`,
 		if err != nil {
 			return err
 		}
-		d := &doctor{conf: c, out: cmd.OutOrStdout(), quiet: *asJSON, colour: isTerminalWriter(cmd.OutOrStdout()), proxy: http.ProxyFromEnvironment}
+		d := &doctor{conf: c, out: cmd.OutOrStdout(), quiet: *asJSON, colour: isTerminal(cmd.OutOrStdout()), proxy: http.ProxyFromEnvironment}
 		d.all(cmd.Context())
+		found := checkup.NewDocument(d.checks)
 		if *asJSON {
 			enc := printable.Encoder(cmd.OutOrStdout())
 			enc.SetIndent("", "  ")
-			if err := enc.Encode(d.steps); err != nil {
+			if err := enc.Encode(found); err != nil {
 				return err
 			}
 		}
-		for _, s := range d.steps {
-			if s.Result == stepFail {
-				return &exitError{code: exitFailed}
-			}
+		if !found.Healthy {
+			return &exitError{code: exitFailed}
 		}
 		return nil
 	}
@@ -90,45 +72,34 @@ type doctor struct {
 	colour bool
 	proxy  func(*http.Request) (*url.URL, error)
 	relay  string
-	steps  []step
+	checks []checkup.Check
 }
 
-// verdict is what a look found; an error makes it a failure.
+// verdict is what a look found, OK without a state; an error makes it a failure.
 type verdict struct {
-	result, detail, remedy string
+	state          checkup.State
+	detail, remedy string
 }
 
-// look runs one step, times it and prints it.
-func (d *doctor) look(ctx context.Context, name string, f func(context.Context) (verdict, error)) bool {
+// look does one thing, times it and reports it.
+func (d *doctor) look(ctx context.Context, name string, f func(context.Context) (verdict, error)) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	start := time.Now()
 	v, err := f(ctx)
-	s := step{Relay: d.relay, Name: name, Result: v.result, Detail: v.detail, Remedy: v.remedy, Millis: float64(time.Since(start).Microseconds()) / 1000}
 	if err != nil {
-		s.Result, s.Detail = stepFail, err.Error()
-		if s.Remedy == "" {
-			s.Remedy = remedyFor(err)
-		}
-	} else if s.Result == "" {
-		s.Result = stepOK
-	}
-	d.steps = append(d.steps, s)
-	d.print(s)
-	return s.Result != stepFail
-}
-
-func (d *doctor) print(s step) {
-	if d.quiet {
+		d.report(checkup.Failure(name, time.Since(start), err, cmp.Or(v.remedy, words.Remedy(err))))
 		return
 	}
-	mark := s.Result
-	if d.colour {
-		mark = map[string]string{stepOK: "\x1b[32m", stepWarn: "\x1b[33m", stepFail: "\x1b[31m", stepSkip: "\x1b[2m"}[s.Result] + s.Result + "\x1b[0m" + strings.Repeat(" ", 4-len(s.Result))
-	}
-	fmt.Fprintf(d.out, "%-4s  %-10s  %8.1f ms  %s\n", mark, s.Name, s.Millis, printable.Text(s.Detail))
-	if s.Remedy != "" {
-		fmt.Fprintf(d.out, "%18s%s\n", "-> ", printable.Text(s.Remedy))
+	d.report(checkup.Check{Check: name, State: cmp.Or(v.state, checkup.OK), Millis: checkup.Millis(time.Since(start)), Detail: v.detail, Remedy: v.remedy})
+}
+
+// report takes a check and, for people, shows it at once.
+func (d *doctor) report(c checkup.Check) {
+	c.Relay = d.relay
+	d.checks = append(d.checks, c)
+	if !d.quiet {
+		_, _ = io.WriteString(d.out, c.Text(d.colour))
 	}
 }
 
@@ -155,7 +126,7 @@ func (d *doctor) lookConfig(context.Context) (verdict, error) {
 		return verdict{remedy: "`adit-agent check` lists each fault"}, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	if w := d.conf.Warnings(); len(w) > 0 {
-		return verdict{result: stepWarn, detail: strings.Join(w, "; ")}, nil
+		return verdict{state: checkup.Warn, detail: strings.Join(w, "; ")}, nil
 	}
 	return verdict{detail: "agent_id " + d.conf.AgentID}, nil
 }
@@ -171,56 +142,29 @@ func (d *doctor) lookCredential(context.Context) (verdict, error) {
 	return verdict{detail: "begins with " + token.DisplayPrefix()}, nil
 }
 
-// oneRelay goes from hop to hop; behind a broken one nothing can be seen.
+// oneRelay goes from hop to hop; behind a broken one nothing can be seen. A relay that
+// does not answer as one, or not yet, may have a proxy before it that passes links on.
 func (d *doctor) oneRelay(ctx context.Context, u *url.URL) {
 	tlsConf, err := d.conf.TLSConfig()
 	if err != nil {
 		return // said above
 	}
-	secure := u.Scheme == "https" || u.Scheme == "wss"
-	web := &url.URL{Scheme: "http", Host: u.Host, Path: "/healthz"}
-	if secure {
+	web := &url.URL{Scheme: "http", Host: u.Host}
+	if u.Scheme == "https" || u.Scheme == "wss" {
 		web.Scheme = "https"
 	}
-	var via *url.URL
-	if !d.look(ctx, "proxy", func(context.Context) (verdict, error) {
-		via, err = d.proxy(&http.Request{URL: web})
-		switch {
-		case err != nil:
-			return verdict{remedy: "mend HTTPS_PROXY or HTTP_PROXY in the agent's environment"}, err
-		case via == nil:
-			return verdict{detail: "none for this relay"}, nil
+	transport := &http.Transport{Proxy: d.proxy, TLSClientConfig: tlsConf, DisableKeepAlives: true}
+	way := checkup.Way{Transport: transport, UserAgent: "adit-agent (doctor)", Timeout: stepTime, Words: words}
+	answered := false
+	way.Relay(ctx, web, func(c checkup.Check) {
+		if answered = answered || c.Check == "relay"; c.Check == "relay" && c.State == checkup.Failed {
+			c.State = checkup.Warn
 		}
-		return verdict{detail: via.Redacted()}, nil
-	}) {
+		d.report(c)
+	})
+	if !answered {
 		return
 	}
-	first := web // what this machine itself connects to
-	if via != nil {
-		first = via
-	}
-	if !d.look(ctx, "dns", func(ctx context.Context) (verdict, error) { return lookDNS(ctx, first.Hostname()) }) {
-		return
-	}
-	addr := net.JoinHostPort(first.Hostname(), portOf(first))
-	if !d.look(ctx, "tcp", func(ctx context.Context) (verdict, error) { return lookTCP(ctx, addr) }) {
-		return
-	}
-	if secure && via == nil && !d.look(ctx, "tls", func(ctx context.Context) (verdict, error) { return lookTLS(ctx, addr, u.Hostname(), tlsConf) }) {
-		return
-	}
-	var date time.Time
-	client := &http.Client{
-		Transport:     &http.Transport{Proxy: d.proxy, TLSClientConfig: tlsConf, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	if !d.look(ctx, "http", func(ctx context.Context) (v verdict, err error) {
-		v, date, err = lookHTTP(ctx, client, web.String())
-		return v, err
-	}) {
-		return
-	}
-	d.look(ctx, "clock", func(context.Context) (verdict, error) { return lookClock(date, time.Now()) })
 	for _, only := range []bool{true, false} {
 		name := "link"
 		if only {
@@ -230,87 +174,15 @@ func (d *doctor) oneRelay(ctx context.Context, u *url.URL) {
 	}
 }
 
-func lookDNS(ctx context.Context, host string) (verdict, error) {
-	if net.ParseIP(host) != nil {
-		return verdict{result: stepSkip, detail: host + " is an address"}, nil
-	}
-	addrs, err := net.DefaultResolver.LookupHost(ctx, host)
-	if err != nil {
-		return verdict{remedy: "check the name in relay_url and this machine's DNS (`getent hosts " + host + "`)"}, err
-	}
-	return verdict{detail: host + " is " + strings.Join(addrs, ", ")}, nil
-}
-
-func lookTCP(ctx context.Context, addr string) (verdict, error) {
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return verdict{}, err
-	}
-	defer func() { _ = c.Close() }() // nothing was sent
-	return verdict{detail: "connected to " + c.RemoteAddr().String()}, nil
-}
-
-func lookTLS(ctx context.Context, addr, host string, conf *tls.Config) (verdict, error) {
-	conf = conf.Clone()
-	conf.ServerName, conf.NextProtos = host, []string{"http/1.1"}
-	dialer := tls.Dialer{Config: conf}
-	c, err := dialer.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return verdict{}, err
-	}
-	defer func() { _ = c.Close() }() // nothing was sent
-	state := c.(*tls.Conn).ConnectionState()
-	cert := state.PeerCertificates[0]
-	v := verdict{detail: fmt.Sprintf("%s, certificate of %s by %s, valid until %s", tls.VersionName(state.Version),
-		host, cert.Issuer.CommonName, cert.NotAfter.UTC().Format(time.DateOnly))}
-	if left := time.Until(cert.NotAfter); left < certSoon {
-		v.result, v.remedy = stepWarn, fmt.Sprintf("the relay's certificate ends in %s: its operator must renew it", left.Round(time.Hour))
-	}
-	return v, nil
-}
-
-func lookHTTP(ctx context.Context, client *http.Client, target string) (verdict, time.Time, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-	if err != nil {
-		return verdict{}, time.Time{}, err
-	}
-	req.Header.Set("User-Agent", userAgent)
-	resp, err := client.Do(req)
-	if err != nil {
-		return verdict{}, time.Time{}, err
-	}
-	defer resp.Body.Close()
-	date, _ := http.ParseTime(resp.Header.Get("Date")) // zero: not known
-	v := verdict{detail: fmt.Sprintf("GET %s: %s", req.URL.Path, resp.Status)}
-	if resp.StatusCode != http.StatusOK {
-		v.result, v.remedy = stepWarn, "this may not be a relay, or something before it answers: check relay_url"
-	}
-	return v, date, nil
-}
-
-func lookClock(theirs, ours time.Time) (verdict, error) {
-	if theirs.IsZero() {
-		return verdict{result: stepSkip, detail: "the relay did not say its time"}, nil
-	}
-	skew := ours.Sub(theirs).Round(time.Second)
-	v := verdict{detail: fmt.Sprintf("this machine is %s off the relay", skew.Abs())}
-	if skew.Abs() > maxSkew {
-		v.result, v.remedy = stepFail, "set this machine's clock: `timedatectl set-ntp true`"
-		return v, nil
-	}
-	return v, nil
-}
-
 // lookLink makes a link with the credential and closes it before any hello, so
 // that an agent which runs under this name is not disturbed.
 func (d *doctor) lookLink(ctx context.Context, target string, tlsConf *tls.Config, webSocketOnly bool) (verdict, error) {
 	token, err := d.conf.Token()
 	if err != nil || token == "" {
-		return verdict{result: stepSkip, detail: "no credential"}, nil
+		return verdict{state: checkup.Skipped, detail: "no credential"}, nil
 	}
-	l, err := link.Dial(ctx, link.DialOptions{URL: target, Token: token, TLS: tlsConf, Proxy: d.proxy, WebSocketOnly: webSocketOnly})
-	if refused, ok := errors.AsType[*link.RefusedError](err); ok {
+	l, err := link.Dial(ctx, carrier.DialOptions{URL: target, Token: token, TLS: tlsConf, Proxy: d.proxy, WebSocketOnly: webSocketOnly}, link.Config{})
+	if refused, ok := errors.AsType[*carrier.RefusedError](err); ok {
 		return verdict{remedy: refusedRemedy(refused.Status)}, err
 	}
 	if err != nil {
@@ -342,68 +214,20 @@ func refusedRemedy(status int) string {
 
 func (d *doctor) lookAgent(ctx context.Context) (verdict, error) {
 	sockets := d.conf.Sockets()
-	r, err := gate.NewClient(sockets...).Report(ctx)
+	r, err := local.NewClient(sockets...).Report(ctx)
 	switch {
-	case errors.Is(err, gate.ErrNoAgent):
-		return verdict{result: stepWarn, detail: "no agent runs here, or its socket is another: " + strings.Join(sockets, ", "), remedy: "`adit-agent run`, or `systemctl start adit-agent`"}, nil
+	case errors.Is(err, local.ErrNoAgent):
+		return verdict{state: checkup.Warn, detail: "no agent runs here, or its socket is another: " + strings.Join(sockets, ", "), remedy: "`adit-agent run`, or `systemctl start adit-agent`"}, nil
 	case err != nil:
 		return verdict{}, err
 	case string(r.AgentID) != d.conf.AgentID:
-		return verdict{result: stepWarn, detail: fmt.Sprintf("the agent that runs here is %s, not %s", r.AgentID, d.conf.AgentID), remedy: "name the configuration that it runs with (--config), or restart it with this one"}, nil
+		return verdict{state: checkup.Warn, detail: fmt.Sprintf("the agent that runs here is %s, not %s", r.AgentID, d.conf.AgentID), remedy: "name the configuration that it runs with (--config), or restart it with this one"}, nil
 	case r.Links.Superseded != "":
 		return verdict{remedy: "give one of the two machines another agent_id"}, errors.New(r.Links.Superseded)
 	case len(r.Links.Up) == 0:
 		return verdict{remedy: "the steps above say why; the agent keeps trying"}, errors.New("running, without a link: " + r.Links.LastError)
 	case r.State.Paused:
-		return verdict{result: stepWarn, detail: "running and linked, but paused", remedy: "`adit-agent resume`"}, nil
+		return verdict{state: checkup.Warn, detail: "running and linked, but paused", remedy: "`adit-agent resume`"}, nil
 	}
 	return verdict{detail: fmt.Sprintf("running, linked to %s, round trip %.1f ms", r.Links.Up[0].Relay, r.Links.Up[0].RTTMillis)}, nil
-}
-
-// remedyFor knows what people do about an error of the network.
-func remedyFor(err error) string {
-	var (
-		unknownCA x509.UnknownAuthorityError
-		invalid   x509.CertificateInvalidError
-		wrongName x509.HostnameError
-		record    tls.RecordHeaderError
-		dns       *net.DNSError
-	)
-	switch {
-	case errors.As(err, &unknownCA):
-		return "name the authority that signed the relay's certificate in tls.ca_file"
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "the relay's certificate is not valid now: check this machine's clock first, then have it renewed"
-	case errors.As(err, &wrongName):
-		return "relay_url must use a name that the relay's certificate is for"
-	case errors.As(err, &record):
-		return "this port does not speak TLS: use http:// or another port in relay_url"
-	case errors.As(err, &dns):
-		return "check the name in relay_url and this machine's DNS"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "nothing listens there: check host and port in relay_url, and whether the relay runs"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		return "no answer: a firewall may drop it; where only a proxy may go out, set HTTPS_PROXY for the agent"
-	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		return "this machine has no route there: check its network"
-	}
-	return ""
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	switch u.Scheme {
-	case "https", "wss":
-		return "443"
-	case "socks5", "socks5h":
-		return "1080"
-	}
-	return "80"
-}
-
-func isTerminalWriter(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/adit-tunnel/adit/agent"
-	"github.com/adit-tunnel/adit/agent/internal/enrol"
+	"github.com/adit-tunnel/adit/agent/internal/enroll"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -27,7 +27,8 @@ import (
 
 const (
 	enrollTokenEnv = "ADIT_ENROLL_TOKEN"
-	serviceUser    = "adit-agent" // of the unit, where the package made it
+	enrolTokenEnv  = "ADIT_ENROL_TOKEN" // as earlier versions spelled it
+	serviceUser    = "adit-agent"       // of the unit, where the package made it
 	maxTokenFile   = 4 << 10
 )
 
@@ -39,7 +40,7 @@ func newEnroll() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "enroll",
 		Short: "get this machine's credential from a relay, with a single-use token",
-		Long: `Hand in an enrolment token (en-…, from 'adit-relay enroll create'), write the credential
+		Long: `Hand in an enrollment token (en-…, from 'adit-relay enroll create'), write the credential
 that the relay gives for it into credential_file, readable by the agent only, and write the
 configuration file if there is none, or complete the package's own. The token comes from --token-file (- for standard
 input), from ADIT_ENROLL_TOKEN, or is asked for; never from the command line, which every
@@ -55,7 +56,7 @@ user of the machine can read. A machine that is enrolled already stays as it is.
 	conf.Flags(f, agent.DefaultConfig())
 	f.StringVar(&path, "config", cmp.Or(os.Getenv("ADIT_CONFIG"), defaultConfigFile()), "configuration file, written if it is not there [ADIT_CONFIG]")
 	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return enroll(cmd, path, tokenFile) }
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return runEnroll(cmd, path, tokenFile) }
 	return cmd
 }
 
@@ -70,7 +71,7 @@ func defaultConfigFile() string {
 	return filepath.Join(dir, "adit", "agent.yaml")
 }
 
-func enroll(cmd *cobra.Command, path, tokenFile string) error {
+func runEnroll(cmd *cobra.Command, path, tokenFile string) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -101,9 +102,9 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 	if c.CredentialFile, err = filepath.Abs(c.CredentialFile); err != nil {
 		return err
 	}
-	err = enrol.Vacant(c.CredentialFile)
+	err = enroll.Vacant(c.CredentialFile)
 	switch {
-	case errors.Is(err, enrol.ErrEnrolled):
+	case errors.Is(err, enroll.ErrEnrolled):
 		show(cmd.OutOrStdout(), "%v", err)
 		if len(c.RelayURL) == 0 {
 			return nil // nothing to complete
@@ -129,7 +130,7 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 	if err := os.MkdirAll(filepath.Dir(c.CredentialFile), 0o755); err != nil {
 		return fmt.Errorf("make the directory of the credential: %w", err)
 	}
-	got, err := enrol.Enrol(cmd.Context(), enrol.Options{
+	got, err := enroll.Enroll(cmd.Context(), enroll.Options{
 		RelayURL: c.RelayURL[0], Agent: ident.AgentID(c.AgentID), Token: token, File: c.CredentialFile, Owner: serviceOwner(),
 		TLS: tlsConf, Proxy: http.ProxyFromEnvironment,
 	})
@@ -145,9 +146,9 @@ func enroll(cmd *cobra.Command, path, tokenFile string) error {
 func explain(err error) error {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		switch p.Code {
-		case "enrolment_refused":
+		case api.CodeEnrollmentRefused:
 			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team UUID"}
-		case "too_many_credentials":
+		case api.CodeTooManyCredentials:
 			return &hinted{err, "on the relay's host: adit-relay credential list, and revoke what is not needed"}
 		}
 		if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
@@ -155,7 +156,7 @@ func explain(err error) error {
 		}
 		return err
 	}
-	if errors.Is(err, enrol.ErrUnanswered) {
+	if errors.Is(err, enroll.ErrUnanswered) {
 		return &hinted{err, "mend the way to the relay (`adit-agent doctor`) and run this again; if the token counts as used then, ask for a new one"}
 	}
 	return err
@@ -179,12 +180,14 @@ func enrollToken(cmd *cobra.Command, file string) (ident.Secret, error) {
 		text = string(b)
 	case os.Getenv(enrollTokenEnv) != "":
 		text = os.Getenv(enrollTokenEnv)
+	case os.Getenv(enrolTokenEnv) != "":
+		text = os.Getenv(enrolTokenEnv)
 	default:
 		in, ok := cmd.InOrStdin().(*os.File)
 		if !ok || !term.IsTerminal(int(in.Fd())) {
-			return "", &exitError{exitUsage, &hinted{errors.New("no enrolment token"), "name a file with --token-file, or set " + enrollTokenEnv}}
+			return "", &exitError{exitUsage, &hinted{errors.New("no enrollment token"), "name a file with --token-file, or set " + enrollTokenEnv}}
 		}
-		fmt.Fprint(cmd.ErrOrStderr(), "enrolment token (en-…): ")
+		fmt.Fprint(cmd.ErrOrStderr(), "enrollment token (en-…): ")
 		b, err := term.ReadPassword(int(in.Fd()))
 		fmt.Fprintln(cmd.ErrOrStderr())
 		if err != nil {
@@ -193,8 +196,8 @@ func enrollToken(cmd *cobra.Command, file string) (ident.Secret, error) {
 		text = string(b)
 	}
 	text = strings.TrimSpace(text)
-	if !strings.HasPrefix(text, ident.PrefixEnrol) || strings.ContainsAny(text, " \t\r\n") {
-		return "", fmt.Errorf("this is no enrolment token: those begin with %s", ident.PrefixEnrol)
+	if !strings.HasPrefix(text, ident.PrefixEnroll) || strings.ContainsAny(text, " \t\r\n") {
+		return "", fmt.Errorf("this is no enrollment token: those begin with %s", ident.PrefixEnroll)
 	}
 	return ident.Secret(text), nil
 }

@@ -2,7 +2,6 @@ package cli_test
 
 import (
 	"bytes"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,7 +56,7 @@ func TestARelayDoesNotSteerTheTerminal(t *testing.T) {
 	if got := run("status", "--json"); !strings.Contains(got, `lab\u001b]0;owned\u0007\u009b2J\u202eel`) {
 		t.Errorf("the document says the label, escaped: %q", got)
 	}
-	relay.Refuse(func() *api.Problem { return api.NewProblem(http.StatusForbidden, "no", api.HopRelay, title) })
+	relay.Refuse(func() *api.Problem { return api.NewProblem(api.CodeForbidden, title) })
 	if got := run("doctor"); !strings.Contains(got, "lab?]0;owned??2J?el") {
 		t.Errorf("doctor shows the relay's refusal, but for what steers: %q", got)
 	}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 )
 
 func newState() *cobra.Command {
@@ -26,7 +26,7 @@ the machine reboots.`,
 	cmd.Flags().StringVar(&detail, "detail", "", "what exactly, for people")
 	cmd.Flags().Float64Var(&percent, "percent", 0, "how far, 0 to 100")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		q := gate.StateRequest{Phase: args[0], Detail: detail}
+		q := local.StateRequest{Phase: args[0], Detail: detail}
 		if cmd.Flags().Changed("percent") {
 			if !(percent >= 0 && percent <= 100) {
 				return usage(cmd, errors.New("--percent is 0 to 100"))

@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -86,7 +86,7 @@ could not be started, 75 when the lease was refused.`,
 			}
 		}
 		t := &task{
-			taskOptions: o, gate: client(), argv: args,
+			taskOptions: o, local: client(), argv: args,
 			stdin: cmd.InOrStdin(), stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr(),
 		}
 		return t.run(cmd.Context())
@@ -103,7 +103,7 @@ func (durationFlag) Type() string         { return "duration" }
 // task is one run of `adit-agent task`.
 type task struct {
 	taskOptions
-	gate           *gate.Client
+	local          *local.Client
 	argv           []string
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -132,13 +132,13 @@ func (t *task) run(ctx context.Context) error {
 	if err := t.acquire(ctx, signals); err != nil {
 		return err
 	}
-	outcome := "failed"
+	outcome := api.TaskFailed
 	defer func() { t.release(outcome) }()
 
 	cmd := exec.Command(path, t.argv[1:]...) //nolint:noctx // ends by the signals passed on, and supervise
 	cmd.Args[0] = t.argv[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = t.stdin, t.stdout, t.stderr
-	cmd.Env = append(gate.ChildEnv(os.Environ()),
+	cmd.Env = append(local.ChildEnv(os.Environ()),
 		"ADIT_TASK_ID="+string(t.lease.TaskID),
 		"ADIT_FENCING_TOKEN="+strconv.FormatUint(t.lease.FencingToken, 10))
 	if err := cmd.Start(); err != nil {
@@ -147,7 +147,7 @@ func (t *task) run(ctx context.Context) error {
 	lost := t.supervise(ctx, cmd, signals)
 	code := exitCode(cmd.ProcessState)
 	if code == 0 {
-		outcome = "completed"
+		outcome = api.TaskCompleted
 	}
 	if lost {
 		return &exitError{exitTryAgain, errors.New("the command was ended because its lease was lost")}
@@ -218,7 +218,7 @@ func (t *task) admit(ctx context.Context) error {
 	defer cancel()
 	ttl := api.Duration(t.ttl)
 	asked := time.Now()
-	lease, err := t.gate.Admit(ctx, api.AdmitTaskRequest{TaskID: ident.TaskID(t.id), TTL: &ttl, Detail: t.detail})
+	lease, err := t.local.Admit(ctx, api.AdmitTaskRequest{TaskID: ident.TaskID(t.id), TTL: &ttl, Detail: t.detail})
 	if err != nil {
 		return err
 	}
@@ -240,8 +240,8 @@ func reasonText(err error) string {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return p.Error()
 	}
-	if errors.Is(err, gate.ErrNoAgent) {
-		return gate.ErrNoAgent.Error() + " on this machine"
+	if errors.Is(err, local.ErrNoAgent) {
+		return local.ErrNoAgent.Error() + " on this machine"
 	}
 	return err.Error()
 }
@@ -345,7 +345,7 @@ func (t *task) renew(ctx context.Context) error {
 	defer cancel()
 	ttl := api.Duration(t.ttl)
 	asked := time.Now()
-	lease, err := t.gate.Renew(ctx, t.lease.TaskID, api.RenewTaskRequest{LeaseToken: t.lease.LeaseToken, TTL: &ttl})
+	lease, err := t.local.Renew(ctx, t.lease.TaskID, api.RenewTaskRequest{LeaseToken: t.lease.LeaseToken, TTL: &ttl})
 	if err != nil {
 		return err
 	}
@@ -363,15 +363,16 @@ func gone(err error) bool {
 }
 
 // release gives the lease back. When that does not work it ends by itself.
-func (t *task) release(outcome string) {
+func (t *task) release(outcome api.TaskOutcome) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
-	if err := t.gate.Release(ctx, t.lease.TaskID, t.lease.LeaseToken, outcome); err != nil && !gone(err) {
+	if err := t.local.Release(ctx, t.lease.TaskID, t.lease.LeaseToken, outcome); err != nil && !gone(err) {
 		t.say("lease not given back, it ends by itself in %s: %s", max(0, time.Until(t.until)).Round(time.Second), reasonText(err))
 	}
 }
 
-func isTerminal(r io.Reader) bool {
-	f, ok := r.(*os.File)
+// isTerminal says whether a stream of the process is a terminal.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/adit-tunnel/adit/agent/internal/gate"
+	"github.com/adit-tunnel/adit/agent/internal/local"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/testkit"
 )
@@ -55,13 +55,13 @@ func startAPI(t *testing.T, answer func(string) *api.Problem) *localAPI {
 		t.Fatal(err)
 	}
 	a := &localAPI{socket: filepath.Join(dir, "s"), answer: answer}
-	l, err := gate.ListenSocket(a.socket)
+	l, err := local.ListenSocket(a.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = gate.Serve(ctx, l, a) }()
+	go func() { defer close(done); _ = local.Serve(ctx, l, a) }()
 	t.Cleanup(func() { cancel(); <-done; _ = os.RemoveAll(dir) })
 	return a
 }
@@ -84,7 +84,7 @@ func (a *localAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if r.Method != http.MethodPost && q.LeaseToken != "lt-secret" {
-		api.NewProblem(http.StatusForbidden, "lease_token_invalid", api.HopRelay, "wrong token").Write(w, "")
+		api.NewProblem(api.CodeLeaseTokenInvalid, "wrong token").Write(w, "")
 		return
 	}
 	id := q.TaskID
@@ -137,9 +137,7 @@ func (r *taskRun) wait(t *testing.T) int {
 	return r.cmd.ProcessState.ExitCode()
 }
 
-func refusal(status int, code string) *api.Problem {
-	return api.NewProblem(status, code, api.HopRelay, "because")
-}
+func refusal(code api.Code) *api.Problem { return api.NewProblem(code, "because") }
 
 func TestTaskHoldsALease(t *testing.T) {
 	a := startAPI(t, nil)
@@ -181,7 +179,7 @@ func TestTaskExitCodes(t *testing.T) {
 
 func TestTaskRefused(t *testing.T) {
 	t.Parallel()
-	a := startAPI(t, func(string) *api.Problem { return refusal(409, "agent_in_tunnel") })
+	a := startAPI(t, func(string) *api.Problem { return refusal(api.CodeAgentInTunnel) })
 	r := task(t, a, "--", "touch", filepath.Join(t.TempDir(), "started"))
 	if code := r.wait(t); code != 75 {
 		t.Errorf("exit code %d, expected 75", code)
@@ -189,11 +187,11 @@ func TestTaskRefused(t *testing.T) {
 	if s := r.stderr.String(); !strings.Contains(s, "task refused: agent_in_tunnel: because") {
 		t.Errorf("stderr has %q", s)
 	}
-	a.set(func(string) *api.Problem { return refusal(422, "out_of_range") })
+	a.set(func(string) *api.Problem { return refusal(api.CodeOutOfRange) })
 	if code := task(t, a, "--", "true").wait(t); code != 1 {
 		t.Errorf("a request that can never work gives exit code %d, expected 1", code)
 	}
-	a.set(func(string) *api.Problem { return refusal(409, "agent_busy") })
+	a.set(func(string) *api.Problem { return refusal(api.CodeAgentBusy) })
 	start := time.Now()
 	if code := task(t, a, "--wait", "--wait-limit", "300ms", "--", "true").wait(t); code != 75 {
 		t.Errorf("after the limit the exit code is %d", code)
@@ -209,7 +207,7 @@ func TestTaskWaits(t *testing.T) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if n++; n <= 2 {
-			return refusal(409, "agent_busy").WithRetry(time.Second)
+			return refusal(api.CodeAgentBusy).WithRetry(time.Second)
 		}
 		return nil
 	})
@@ -238,7 +236,7 @@ func TestTaskPassesSignals(t *testing.T) {
 }
 
 func TestTaskSignalWhileWaiting(t *testing.T) {
-	a := startAPI(t, func(string) *api.Problem { return refusal(409, "agent_busy") })
+	a := startAPI(t, func(string) *api.Problem { return refusal(api.CodeAgentBusy) })
 	r := task(t, a, "--wait", "--", "true")
 	testkit.Eventually(t, "it waits", func() bool { return strings.Contains(r.stderr.String(), "waiting") })
 	_ = r.cmd.Process.Signal(syscall.SIGINT)
@@ -271,7 +269,7 @@ func TestTaskGoesOnWhenTheLeaseIsLost(t *testing.T) {
 		defer a.mu.Unlock()
 		if strings.HasPrefix(call, "PUT") && lost {
 			lost = false
-			return refusal(410, "lease_expired")
+			return refusal(api.CodeLeaseExpired)
 		}
 		return nil
 	})
@@ -293,7 +291,7 @@ func TestTaskStopsWhenTheLeaseIsLost(t *testing.T) {
 	t.Parallel()
 	a := startAPI(t, func(call string) *api.Problem {
 		if strings.HasPrefix(call, "PUT") {
-			return refusal(410, "lease_expired")
+			return refusal(api.CodeLeaseExpired)
 		}
 		return nil
 	})
@@ -312,7 +310,7 @@ func TestTaskOutlivesAnOutageShorterThanItsLease(t *testing.T) {
 		defer a.mu.Unlock()
 		if strings.HasPrefix(call, "PUT") {
 			if n++; n <= 3 {
-				return refusal(503, "agent_offline")
+				return refusal(api.CodeAgentOffline)
 			}
 		}
 		return nil

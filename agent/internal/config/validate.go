@@ -2,7 +2,6 @@ package config
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -216,41 +217,16 @@ func (c *Config) Token() (ident.Secret, error) {
 	if c.CredentialFile == "" {
 		return c.Credential, nil
 	}
-	b, err := os.ReadFile(c.CredentialFile)
-	if err != nil {
-		return "", err
-	}
-	s := ident.Secret(strings.TrimSpace(string(b)))
-	switch {
-	case s == "":
-		return "", fmt.Errorf("%s is empty", c.CredentialFile)
-	case !strings.HasPrefix(s.Reveal(), ident.PrefixAgent):
+	s, err := conf.ReadSecretFile(c.CredentialFile)
+	if err == nil && !strings.HasPrefix(s.Reveal(), ident.PrefixAgent) {
 		return "", fmt.Errorf("%s holds no agent credential: those begin with %s", c.CredentialFile, ident.PrefixAgent)
 	}
-	return s, nil
+	return s, err
 }
 
 // TLSConfig returns the TLS settings for the relay: the system's authorities and
 // those of tls.ca_file.
-func (c *Config) TLSConfig() (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.TLS.CAFile == "" {
-		return conf, nil
-	}
-	pem, err := os.ReadFile(c.TLS.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool() // a machine without a store still has the file's
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM form", c.TLS.CAFile)
-	}
-	conf.RootCAs = pool
-	return conf, nil
-}
+func (c *Config) TLSConfig() (*tls.Config, error) { return client.TLSConfig(c.TLS.CAFile) }
 
 func checkRelayURL(raw string) error {
 	u, err := url.Parse(raw)

@@ -235,7 +235,7 @@ func TestGarbageInsteadOfHello(t *testing.T) {
 	if _, err := s.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	v, err := wire.ReadVerdict(s)
+	v, err := new(wire.VerdictReader).Read(s)
 	if err != nil || v.Code != wire.CodeBadHello {
 		t.Fatalf("garbage is answered by %v, %v", v, err)
 	}

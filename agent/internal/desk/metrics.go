@@ -3,6 +3,7 @@ package desk
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/shared/metric"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -13,26 +14,14 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_agent_bytes_total",
-		Help: "Bytes copied between the link and local ports: in is from users to the app.",
-	}, []string{"direction"})
-	m := &metrics{
-		active: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_agent_streams_active",
-			Help: "Streams from relays that live now.",
-		}),
-		streams: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_agent_streams_total",
-			Help: "Streams from relays that ended, by kind and outcome.",
-		}, []string{"kind", "outcome"}),
+	f := metric.In(r)
+	bytes := f.Counters("adit_agent_bytes_total", "Bytes copied between the link and local ports: in is from users to the app.", "direction")
+	return &metrics{
+		active:   f.Gauge("adit_agent_streams_active", "Streams from relays that live now."),
+		streams:  f.Counters("adit_agent_streams_total", "Streams from relays that ended, by kind and outcome.", "kind", "outcome"),
 		bytesIn:  bytes.WithLabelValues("in"),
 		bytesOut: bytes.WithLabelValues("out"),
 	}
-	if r != nil {
-		r.MustRegister(m.active, m.streams, bytes)
-	}
-	return m
 }
 
 // Labels of streams_total; the list is closed.

@@ -144,7 +144,7 @@ func (r *Relay) serve(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	if q.Header.Get("Authorization") != "Bearer "+Token.Reveal() {
-		api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "bad credential").Write(w, "")
+		api.NewProblem(api.CodeUnauthenticated, "bad credential").Write(w, "")
 		return
 	}
 	if refuse != nil {
@@ -301,7 +301,7 @@ func (c *Conn) Send(m wire.Message) {
 func (c *Conn) Raw(b []byte) { _, _ = c.control.Write(b) }
 
 // Goodbye ends the link on purpose.
-func (c *Conn) Goodbye(reason, detail string, moveTo ...string) {
+func (c *Conn) Goodbye(reason wire.GoodbyeReason, detail string, moveTo ...string) {
 	c.Send(wire.Message{Type: wire.TypeGoodbye, Goodbye: &wire.Goodbye{Reason: reason, Detail: detail, MoveTo: moveTo}})
 }
 

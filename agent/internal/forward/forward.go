@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -37,9 +38,9 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Verdict is the refusal as the other end reads it.
 func (e *Error) Verdict() wire.Verdict {
-	text := fmt.Sprintf("nothing listens on port %d of this machine%s: start it, or open the tunnel for another port", e.Port, usually(e.Port))
+	text := fmt.Sprintf("nothing listens on port %d of this machine%s: start it, or open the tunnel for another port", e.Port, apps.Usually(e.Port))
 	if e.Code == wire.CodeAppTimeout {
-		text = fmt.Sprintf("port %d of this machine%s took no connection within %s: the app is hung, or overloaded", e.Port, usually(e.Port), DialTimeout)
+		text = fmt.Sprintf("port %d of this machine%s took no connection within %s: the app is hung, or overloaded", e.Port, apps.Usually(e.Port), DialTimeout)
 	}
 	return wire.Verdict{Code: e.Code, Text: text}
 }
@@ -125,22 +126,4 @@ func classify(port uint16, errs []error) *Error {
 		}
 	}
 	return e
-}
-
-// usual names what people run on a port.
-var usual = map[uint16]string{
-	22: "ssh", 80: "a web server", 443: "a web server", 3000: "Grafana or a Node app", 3306: "MySQL", 5173: "vite",
-	5432: "PostgreSQL", 5900: "VNC", 6006: "TensorBoard", 6080: "noVNC", 6379: "Redis", 7860: "Gradio or Stable Diffusion WebUI",
-	8000: "vLLM", 8080: "code-server", 8188: "ComfyUI", 8265: "the Ray dashboard", 8443: "code-server", 8501: "Streamlit", 8787: "RStudio or Dask",
-	8888: "Jupyter", 9090: "Prometheus", 11434: "Ollama", 27017: "MongoDB",
-}
-
-// Usual names what usually listens on a port, or returns "".
-func Usual(port uint16) string { return usual[port] }
-
-func usually(port uint16) string {
-	if name := usual[port]; name != "" {
-		return " (usually " + name + ")"
-	}
-	return ""
 }

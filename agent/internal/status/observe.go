@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/shared/metric"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -65,13 +66,7 @@ func NewObserver(conf ObserverConfig) *Observer {
 			Transport:     &http.Transport{Proxy: nil, DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: askTimeout}).DialContext},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		healthy: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_agent_healthy",
-			Help: "1 when all health checks pass, or none is configured; else 0.",
-		}),
-	}
-	if conf.Registerer != nil {
-		conf.Registerer.MustRegister(o.healthy)
+		healthy: metric.In(conf.Registerer).Gauge("adit_agent_healthy", "1 when all health checks pass, or none is configured; else 0."),
 	}
 	if len(conf.Health) > 0 {
 		o.setHealth("the health checks have not answered yet")

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/metric"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -76,17 +77,11 @@ func New(cfg Config) (*Terminals, error) {
 	if cfg.Every <= 0 {
 		cfg.Every = time.Second
 	}
+	f := metric.In(cfg.Registerer)
 	t := &Terminals{
 		cfg: cfg, all: map[key]*terminal{},
-		active: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_agent_terminals_active", Help: "Terminals that run now.",
-		}),
-		started: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_agent_terminals_started_total", Help: "Terminals that were started.",
-		}),
-	}
-	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(t.active, t.started)
+		active:  f.Gauge("adit_agent_terminals_active", "Terminals that run now."),
+		started: f.Counter("adit_agent_terminals_started_total", "Terminals that were started."),
 	}
 	return t, nil
 }
@@ -133,27 +128,11 @@ func (t *Terminals) list() []*terminal {
 	return out
 }
 
-// End ends the terminals of a tunnel.
-func (t *Terminals) End(session ident.SessionID, reason string) {
-	for _, x := range t.list() {
-		if x.key.session == session {
-			x.end(reason)
-		}
-	}
-}
-
 // EndAll ends every terminal.
 func (t *Terminals) EndAll(reason string) {
 	for _, x := range t.list() {
 		x.end(reason)
 	}
-}
-
-// Count is the number of terminals that run.
-func (t *Terminals) Count() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.all)
 }
 
 // Serve attaches the other end of a terminal stream whose hello was admitted: it

@@ -105,7 +105,7 @@ func (w *world) sit(o wire.TerminalOpen, acks bool) *seat {
 		s.served <- w.terms.Serve(context.Background(), far, wire.Hello{Kind: wire.KindTerminal, Session: session, Payload: payload})
 	}()
 	w.Cleanup(func() { s.leave() })
-	if s.verdict, err = wire.ReadVerdict(near); err != nil {
+	if s.verdict, err = new(wire.VerdictReader).Read(near); err != nil {
 		w.Fatal(err)
 	}
 	go s.read()
@@ -354,7 +354,6 @@ func TestTerminalsEnd(t *testing.T) {
 	for name, end := range map[string]func(*world){
 		"the tunnel closes": func(w *world) { w.closed.Store(true) },
 		"a pause":           func(w *world) { w.terms.EndAll("paused") },
-		"the tunnel's end":  func(w *world) { w.terms.End(session, "over") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/backoff"
-	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -78,7 +78,7 @@ func goodbye(g *wire.Goodbye) *ending {
 // tells more than one that did not.
 func dialEnding(err error) *ending {
 	e := &ending{reason: reasonDial, err: err}
-	if refused, ok := errors.AsType[*link.RefusedError](err); ok {
+	if refused, ok := errors.AsType[*carrier.RefusedError](err); ok {
 		e.reason = reasonRefused
 		switch refused.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:

@@ -1,38 +1,25 @@
 package uplink
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	up, extra  prometheus.Gauge
 	reconnects *prometheus.CounterVec
-	rtt        prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
+	f := metric.In(r)
 	m := &metrics{
-		up: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_agent_link_up",
-			Help: "Links to relays that are up, without the extra ones.",
-		}),
-		extra: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_agent_extra_links",
-			Help: "Extra links that are up: they go beside the others while a tunnel is open.",
-		}),
-		reconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_agent_reconnects_total",
-			Help: "Links that ended and attempts that came to nothing, by reason.",
-		}, []string{"reason"}),
-		rtt: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "adit_agent_link_rtt_seconds",
-			Help:    "Round trips of the control stream, queues at both ends included.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}),
+		up:         f.Gauge("adit_agent_link_up", "Links to relays that are up, without the extra ones."),
+		extra:      f.Gauge("adit_agent_extra_links", "Extra links that are up: they go beside the others while a tunnel is open."),
+		reconnects: f.Counters("adit_agent_reconnects_total", "Links that ended and attempts that came to nothing, by reason.", "reason"),
 	}
 	for _, why := range reasons {
 		m.reconnects.WithLabelValues(string(why)) // alerts need the zero before the first
-	}
-	if r != nil {
-		r.MustRegister(m.up, m.extra, m.reconnects, m.rtt)
 	}
 	return m
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -52,7 +53,7 @@ func TestWaitsBetweenTries(t *testing.T) {
 }
 
 func TestWaitsByReason(t *testing.T) {
-	bye := func(reason string) *wire.Goodbye { return &wire.Goodbye{Reason: reason, Detail: "x"} }
+	bye := func(reason wire.GoodbyeReason) *wire.Goodbye { return &wire.Goodbye{Reason: reason, Detail: "x"} }
 	tests := []struct {
 		name     string
 		end      uplink.End
@@ -65,10 +66,10 @@ func TestWaitsByReason(t *testing.T) {
 		{"refused as superseded stays away", uplink.End{Goodbye: bye(wire.GoodbyeSuperseded)}, 7, 30 * time.Second, 30 * time.Second},
 		{"superseded by our own next link does not", uplink.End{Goodbye: bye(wire.GoodbyeSuperseded), Generation: 7, Lived: time.Minute}, 8, 0, time.Second},
 		{"revoked tries slowly", uplink.End{Goodbye: bye(wire.GoodbyeRevoked), Generation: 1, Lived: time.Minute}, 1, 30 * time.Second, 33 * time.Second},
-		{"401 tries slowly", uplink.End{Err: &link.RefusedError{Status: 401}}, 0, 30 * time.Second, 33 * time.Second},
-		{"429 waits as told", uplink.End{Err: &link.RefusedError{Status: 429, RetryAfter: 17 * time.Second}}, 0, 17 * time.Second, 17 * time.Second},
-		{"429 is believed within reason", uplink.End{Err: &link.RefusedError{Status: 429, RetryAfter: time.Hour}}, 0, time.Minute, time.Minute},
-		{"503 is tried again soon", uplink.End{Err: &link.RefusedError{Status: 503, RetryAfter: 17 * time.Second}}, 0, 0, time.Second},
+		{"401 tries slowly", uplink.End{Err: &carrier.RefusedError{Status: 401}}, 0, 30 * time.Second, 33 * time.Second},
+		{"429 waits as told", uplink.End{Err: &carrier.RefusedError{Status: 429, RetryAfter: 17 * time.Second}}, 0, 17 * time.Second, 17 * time.Second},
+		{"429 is believed within reason", uplink.End{Err: &carrier.RefusedError{Status: 429, RetryAfter: time.Hour}}, 0, time.Minute, time.Minute},
+		{"503 is tried again soon", uplink.End{Err: &carrier.RefusedError{Status: 503, RetryAfter: 17 * time.Second}}, 0, 0, time.Second},
 		{"a fenced relay is tried again soon", uplink.End{Goodbye: bye(wire.GoodbyeFenced), Generation: 1, Lived: time.Minute}, 1, 0, time.Second},
 		{"an unknown reason counts as error", uplink.End{Goodbye: bye("whim"), Generation: 1, Lived: time.Minute}, 1, 0, time.Second},
 	}

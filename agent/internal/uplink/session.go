@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	greetTime    = 10 * time.Second // for the relay's welcome
-	pingInterval = 5 * time.Second
-	// doubtAfter is how long a link may be silent before it is doubted. Relays ping on
-	// each control stream every 4 s, this side every 5 s.
+	greetTime = 10 * time.Second // for the relay's welcome
+	// doubtAfter is how long a link may be silent before it is doubted. Either end of it
+	// asks the other after 4 s of silence.
 	doubtAfter = 5500 * time.Millisecond
 	doubtGrace = 1500 * time.Millisecond // for the answer to a last question
 	// mute is how long pongs may be missing on a link that is alive below: more
@@ -43,7 +42,6 @@ type session struct {
 	in      *wire.Decoder
 	control *link.Stream
 	queue   chan wire.Message
-	rtt     atomic.Int64
 	ponged  atomic.Int64 // when the last pong came, since begun
 	begun   time.Time
 	hello   wire.AgentHello              // what the relay was told at first
@@ -129,7 +127,7 @@ func (u *Uplink) converse(ctx context.Context, s *session) *ending {
 	live, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { s.write(live) })
-	wg.Go(func() { s.pace(live) })
+	wg.Go(func() { s.report(live) })
 	wg.Go(func() { s.listen(live, &wg) })
 	wg.Go(func() {
 		err := u.conf.Desk.Serve(live, s.link)
@@ -205,23 +203,17 @@ func (s *session) write(ctx context.Context) {
 	}
 }
 
-// pace sends pings, facts and state, and watches whether the link lives.
-func (s *session) pace(ctx context.Context) {
+// report sends facts and state, asks with them for a pong, and watches whether the link
+// lives.
+func (s *session) report(ctx context.Context) {
 	changed, cancel := s.up.conf.Machine.Subscribe()
 	defer cancel()
-	ping := time.NewTicker(pingInterval)
-	defer ping.Stop()
 	facts := time.NewTicker(wire.HeartbeatInterval)
 	defer facts.Stop()
 	look := time.NewTicker(lookAtLink)
 	defer look.Stop()
 	var id uint64
 	s.ponged.Store(int64(time.Since(s.begun)))
-	sendPing := func() {
-		id++
-		s.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: int64(time.Since(s.begun))}})
-	}
-	sendPing()
 	lastState := s.hello.State
 	tell := func() {
 		if state := s.up.conf.Machine.State(); !sameState(state, lastState) {
@@ -233,25 +225,31 @@ func (s *session) pace(ctx context.Context) {
 	if s.outdated() { // by what changed before the subscription
 		tell()
 	}
-	w := watcher{stats: s.link.Stats().BytesIn, heard: time.Now()}
+	var asked time.Time // when the relay was asked because of its silence
+	doubted := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ping.C:
-			sendPing()
 		case <-facts.C:
 			s.sendFacts()
+			id++
+			s.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id}})
 		case <-changed:
 			tell()
 		case now := <-look.C:
-			switch w.look(now, s.link.Stats().BytesIn) {
-			case askAgain:
-				sendPing()
-			case nowSilent:
-				offer(s.doubt)
-			case nowAlive:
+			switch silent := s.link.Silence() >= doubtAfter; {
+			case !silent && doubted:
 				offer(s.relief)
+				fallthrough
+			case !silent:
+				asked, doubted = time.Time{}, false
+			case asked.IsZero():
+				asked = now
+				s.link.Ping()
+			case !doubted && now.Sub(asked) >= doubtGrace:
+				doubted = true
+				offer(s.doubt)
 			}
 			if since := time.Since(s.begun) - time.Duration(s.ponged.Load()); since > mute {
 				s.end(&ending{reason: reasonLost, err: fmt.Errorf("the relay answered no ping for %s", since.Round(time.Second))})
@@ -286,11 +284,7 @@ func (s *session) facts() wire.Facts {
 }
 
 func (s *session) rttMillis() float64 {
-	rtt := time.Duration(s.rtt.Load())
-	if rtt == 0 {
-		rtt = s.link.RTT()
-	}
-	return float64(rtt.Microseconds()) / 1000
+	return float64(s.link.RTT().Microseconds()) / 1000
 }
 
 // listen reads what the relay says until the control stream ends.
@@ -322,12 +316,7 @@ func (s *session) listen(ctx context.Context, wg *sync.WaitGroup) {
 		case m.Type == wire.TypePing && m.Ping != nil:
 			s.send(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 		case m.Type == wire.TypePong && m.Ping != nil:
-			now := time.Since(s.begun)
-			s.ponged.Store(int64(now))
-			if d := now - time.Duration(m.Ping.Sent); d >= 0 && d < now {
-				s.rtt.Store(max(1, int64(d)))
-				s.up.metrics.rtt.Observe(d.Seconds())
-			}
+			s.ponged.Store(int64(time.Since(s.begun)))
 		case m.TunnelOpened != nil:
 			if s.up.current(s) {
 				s.up.conf.Tunnels.opened(*m.TunnelOpened)
@@ -379,41 +368,4 @@ func sameState(a, b wire.State) bool {
 		return *p
 	}
 	return a.SyncPhase == b.SyncPhase && a.SyncDetail == b.SyncDetail && a.Paused == b.Paused && percent(a.SyncPercent) == percent(b.SyncPercent)
-}
-
-// watcher judges by the bytes that arrive on a link whether it lives.
-type watcher struct {
-	stats uint64    // bytes that had arrived
-	heard time.Time // when the last of them came
-	asked bool      // a question was sent because of the silence
-	doubt bool
-}
-
-// What a look finds.
-const (
-	nothingNew = iota
-	askAgain   // silent for long: ask
-	nowSilent  // silent in spite of the question
-	nowAlive   // was silent, speaks again
-)
-
-func (w *watcher) look(now time.Time, bytesIn uint64) int {
-	if bytesIn != w.stats {
-		doubted := w.doubt
-		w.stats, w.heard, w.asked, w.doubt = bytesIn, now, false, false
-		if doubted {
-			return nowAlive
-		}
-		return nothingNew
-	}
-	silent := now.Sub(w.heard)
-	switch {
-	case !w.asked && silent >= doubtAfter:
-		w.asked = true
-		return askAgain
-	case w.asked && !w.doubt && silent >= doubtAfter+doubtGrace:
-		w.doubt = true
-		return nowSilent
-	}
-	return nothingNew
 }

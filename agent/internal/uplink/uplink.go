@@ -26,7 +26,7 @@ import (
 // ErrOffline is wrapped by errors of calls that need a link while there is none.
 var ErrOffline = errors.New("no link to a relay")
 
-// Dialer makes one attempt to link to a relay. Its errors wrap *link.RefusedError
+// Dialer makes one attempt to link to a relay. Its errors wrap *carrier.RefusedError
 // when the relay answered.
 type Dialer func(ctx context.Context, url string) (*link.Link, error)
 
@@ -88,9 +88,6 @@ type Uplink struct {
 
 // New returns an Uplink; Run starts it.
 func New(conf Config) *Uplink {
-	if conf.Links == 0 {
-		conf.Links = 1
-	}
 	if conf.StopQuiet == 0 {
 		conf.StopQuiet = time.Second
 	}

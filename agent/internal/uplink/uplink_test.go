@@ -24,6 +24,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -57,7 +58,7 @@ func start(t *testing.T, change func(*uplink.Config), urls ...string) *world {
 		RelayURLs: urls, Links: 1, Agent: "box", Version: "v1", Platform: "linux/amd64",
 		Labels: map[string]string{"rack": "7"}, Capabilities: []string{wire.CapProbe}, TaskCapacity: 2,
 		Dial: func(ctx context.Context, url string) (*link.Link, error) {
-			return link.Dial(ctx, link.DialOptions{URL: url, Token: fakerelay.Token, Config: link.Config{KeepAlive: time.Second}})
+			return link.Dial(ctx, carrier.DialOptions{URL: url, Token: fakerelay.Token}, link.Config{KeepAlive: time.Second})
 		},
 		Machine: w.board, Desk: w.desk, Tunnels: w.tunnels, Logger: testkit.Logger(t), Registerer: w.reg,
 		Probe: func(_ context.Context, q wire.Probe) wire.Probed {
@@ -90,7 +91,7 @@ func TestIntroducesItself(t *testing.T) {
 		t.Errorf("the hello is %+v", h)
 	}
 	testkit.Eventually(t, "the uplink is online with the relay's generation", func() bool { return w.up.Online() && w.up.Epoch() == c.Generation })
-	c.Expect(wire.TypePing, nil)
+	// Relays of the last release ask on the control stream.
 	c.Send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: 77, Sent: 5}})
 	c.Expect(wire.TypePong, func(m wire.Message) bool { return m.Ping.ID == 77 && m.Ping.Sent == 5 })
 	testkit.Eventually(t, "the round trip is measured", func() bool { return len(w.up.Status().Up) == 1 && w.up.Status().Up[0].RTTMillis > 0 })
@@ -100,7 +101,7 @@ func TestChangesAreSentAtOnce(t *testing.T) {
 	r := fakerelay.Start(t)
 	w := start(t, nil, r.URL)
 	c := r.Next()
-	c.Expect(wire.TypePing, nil)
+	testkit.Eventually(t, "the agent is online", w.up.Online)
 	if err := w.board.Declare("syncing", "models", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestTunnelNotices(t *testing.T) {
 	// The link goes, the knowledge stays; the next welcome puts it right.
 	r.SetTunnels()
 	r.Refuse(func() *api.Problem {
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "not yet")
+		return api.NewProblem(api.CodeRelayDraining, "not yet")
 	})
 	_ = c.Link.Close(errors.New("lost"))
 	testkit.Eventually(t, "the agent is offline", func() bool { return !w.up.Online() })
@@ -219,7 +220,7 @@ func mustCollector(t *testing.T, reg *prometheus.Registry, reason string) promet
 func TestRevokedAndUnauthorized(t *testing.T) {
 	r := fakerelay.Start(t)
 	r.Refuse(func() *api.Problem {
-		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "revoked")
+		return api.NewProblem(api.CodeUnauthenticated, "revoked")
 	})
 	w := start(t, nil, r.URL)
 	testkit.Eventually(t, "the status says what the relay answered", func() bool { return strings.Contains(w.up.Status().LastError, "revoked") })
@@ -309,7 +310,7 @@ func TestThroughHTTPProxy(t *testing.T) {
 	proxy := connectProxy(t)
 	w := start(t, func(c *uplink.Config) {
 		c.Dial = func(ctx context.Context, url string) (*link.Link, error) {
-			return link.Dial(ctx, link.DialOptions{URL: url, Token: fakerelay.Token, Proxy: proxy.find})
+			return link.Dial(ctx, carrier.DialOptions{URL: url, Token: fakerelay.Token, Proxy: proxy.find}, link.Config{})
 		}
 	}, r.URL)
 	r.Next()

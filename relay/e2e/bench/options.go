@@ -24,7 +24,7 @@ Builds everything and measures it beside what it is compared with, as processes 
 their own: a direct connection, nginx as a plain reverse proxy, and ssh -R. Users and
 the relay are near, the agent and the app far. The loads take turns over all of them,
 round by round, so that what else the machine does falls on all alike. Prints a table
-of medians with ratios, and for each bar of the design whether it is met.
+of medians with ratios, and for each bar whether it is met.
 
 Cases: loopback (ratios to nginx), and with a wide-area line of 1 Gbit/s between near
 and far: 20ms, 80ms, 80ms-loss (1 %%) (ratios to direct; needs root, /dev/net/tun and

@@ -118,7 +118,7 @@ func (p *pool) promote(relay ident.RelayID, id ident.SessionID) {
 func (p *pool) close(relay ident.RelayID, id ident.SessionID) {
 	lost, sent := p.dead[relay], p.now.Add(20*time.Millisecond)
 	err := p.step(relay, func(s *gate.Step) error {
-		_, err := s.BeginClose([]ident.SessionID{id}, false, gate.ReasonAsked)
+		_, err := s.BeginClose([]ident.SessionID{id}, false, store.ReasonAsked)
 		return err
 	})
 	c := checker.Call{Op: checker.OpClose, Session: id}
@@ -469,7 +469,7 @@ func TestAMissingEndBehindAKillIsDoubt(t *testing.T) {
 	one := p.open("a", api.BusyAllow, time.Hour)
 	p.dead["b"] = true // dies with the record of the end
 	_ = p.step("b", func(s *gate.Step) error {
-		_, err := s.BeginClose([]ident.SessionID{one}, false, gate.ReasonAsked)
+		_, err := s.BeginClose([]ident.SessionID{one}, false, store.ReasonAsked)
 		return err
 	})
 	p.dead["b"] = true

@@ -96,9 +96,6 @@ func (t *tunnel) open(ctx context.Context, closed *url.URL, why string) error {
 	return nil
 }
 
-// notTCP is the code of a problem made here: the address is no tcp tunnel's.
-const notTCP = "not_a_tcp_tunnel"
-
 // dialSocket makes one WebSocket to a tcp tunnel. A refusal is an *api.Problem.
 func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (*wsconn.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, client.ErrTimeout)
@@ -116,8 +113,8 @@ func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (
 		return wsconn.New(c, wsconn.Options{}), nil
 	case res != nil && res.StatusCode != http.StatusSwitchingProtocols:
 		p := client.ReadProblem(res)
-		if p.Code == client.CodeNotARelay && res.StatusCode == http.StatusOK { // what a web app does with a WebSocket it does not know
-			p = api.Problemf(res.StatusCode, notTCP, "", "%s answered with a page: this is the address of a tunnel for a web app, or of no tunnel", at.Host)
+		if p.Code == api.CodeNotARelay && res.StatusCode == http.StatusOK { // what a web app does with a WebSocket it does not know
+			p = api.Problemf(api.CodeNotATCPTunnel, "%s answered with a page: this is the address of a tunnel for a web app, or of no tunnel", at.Host).WithStatus(res.StatusCode)
 		}
 		return nil, p
 	}

@@ -13,13 +13,11 @@ import (
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/checkup"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 const (
-	// clockSlack is how wrong this machine's clock may be: tokens are checked with
-	// 60 s of leeway, and a second is lost by the header's precision.
-	clockSlack = 30 * time.Second
 	// heartbeatLate is when a machine's last sign of life is suspicious: it sends one
 	// every 15 s, of which other relays hear once a minute, or later from a busy one.
 	heartbeatLate = 3 * time.Minute
@@ -28,12 +26,6 @@ const (
 	// doctorSessions bounds how many tunnels of one machine are tried.
 	doctorSessions = 16
 )
-
-// diagnosis is the doctor's --json document.
-type diagnosis struct {
-	Healthy bool    `json:"healthy"`
-	Checks  []check `json:"checks"`
-}
 
 func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
@@ -80,45 +72,40 @@ mends it. A tunnel's URL can be read from stdin: "-".`,
 type doctor struct {
 	app    *app
 	set    settings
-	checks []check
+	checks []checkup.Check
 	port   string // whose tunnel is looked at, for the details
 }
 
 // report takes a step and, for people, shows it at once.
-func (d *doctor) report(c check) {
-	c.Detail = d.port + clean(c.Detail)
+func (d *doctor) report(c checkup.Check) {
+	c.Detail = d.port + c.Detail
 	d.checks = append(d.checks, c)
-	if d.app.json {
-		return
+	if !d.app.json {
+		_ = d.app.printf("%s", c.Text(d.app.colours))
 	}
-	colour := map[string]string{stateOK: green, stateWarn: yellow, stateFailed: red}[c.State]
-	_ = d.app.printf("%s  %-10s  %8.1f ms  %s\n", d.app.paint(colour, fmt.Sprintf("%-6s", c.State)), c.Check, c.Millis, c.Detail)
-	if c.Remedy != "" {
-		_ = d.app.printf("        -> %s\n", clean(c.Remedy))
-	}
+}
+
+// way is how the doctor asks.
+func way(tr *http.Transport) checkup.Way {
+	return checkup.Way{Transport: tr, UserAgent: userAgent(), Timeout: dialTimeout, Words: words}
+}
+
+// failed is a check that went wrong.
+func failed(name string, took time.Duration, err error) checkup.Check {
+	return checkup.Failure(name, took, err, hintFor(err))
 }
 
 // close says how it went, by the exit code and with --json by the document.
 func (d *doctor) close() error {
-	out, code := diagnosis{Healthy: true, Checks: d.checks}, exitDone
-	for _, c := range d.checks {
-		if c.State == stateFailed {
-			if out.Healthy {
-				code = exitFailed
-				if c.err != nil {
-					code = exitCode(c.err)
-				}
-			}
-			out.Healthy = false
-		}
-	}
 	if d.app.json {
-		if err := d.app.document(out); err != nil {
+		if err := d.app.document(checkup.NewDocument(d.checks)); err != nil {
 			return err
 		}
 	}
-	if code != exitDone {
-		return &exitError{code}
+	for _, c := range d.checks {
+		if c.State == checkup.Failed {
+			return &exitError{max(exitFailed, exitCode(c.Err))}
+		}
 	}
 	return nil
 }
@@ -151,66 +138,29 @@ func (d *doctor) walk(ctx context.Context, target string) error {
 		return err
 	}
 	defer s.client.Close()
-	if !d.relay(ctx, s) || !d.token(ctx, s) || id == "" {
+	base, err := url.Parse(s.client.BaseURL())
+	if err != nil {
+		return err
+	}
+	if !way(s.transport).Relay(ctx, base, d.report) || !d.token(ctx, s) || id == "" {
 		return nil
 	}
 	d.machine(ctx, s, id)
 	return nil
 }
 
-// relay asks for the relay's own health, and compares clocks.
-func (d *doctor) relay(ctx context.Context, s *session) bool {
-	base, err := url.Parse(s.client.BaseURL())
-	if err != nil {
-		d.report(failedCheck("relay", 0, err))
-		return false
-	}
-	a := traced(ctx, s.transport, base.JoinPath("readyz"), d.report)
-	if a == nil {
-		return false
-	}
-	c := check{Check: "relay", State: stateOK, Millis: millis(a.took), Detail: "ready"}
-	switch {
-	case a.problem != nil:
-		c = failedCheck("relay", a.took, a.problem)
-		if a.status == http.StatusServiceUnavailable {
-			c.Remedy = "the relay runs and takes nothing new (draining, or its store has no quorum): wait, or tell its operator"
-		}
-	case a.status == http.StatusServiceUnavailable: // by a load balancer that saw it not ready
-		c.State, c.Detail, c.err = stateFailed, "the relay says that it is not ready", &api.Problem{Status: a.status}
-		c.Remedy = "it is draining, or its store has no quorum: wait, or tell its operator"
-	case a.status != http.StatusOK:
-		c.State, c.Detail = stateFailed, fmt.Sprintf("%s answered %d, which is no answer of an Adit relay", base.Host, a.status)
-		c.Remedy = "check the address; a proxy before the relay answers 502 or 504 when the relay is not running"
-	}
-	d.report(c)
-	if c.State != stateOK {
-		return false
-	}
-	if date, err := http.ParseTime(a.header.Get("Date")); err == nil {
-		skew := time.Until(date)
-		k := check{Check: "clock", State: stateOK, Detail: "agrees with the relay's"}
-		if skew.Abs() > clockSlack {
-			k.State, k.Detail = stateWarn, fmt.Sprintf("%s away from the relay's", span(skew.Abs()))
-			k.Remedy = "set this machine's clock: tokens expire too early or too late"
-		}
-		d.report(k)
-	}
-	return true
-}
-
 func (d *doctor) token(ctx context.Context, s *session) bool {
 	if s.Token == "" {
-		d.report(check{Check: "token", State: stateWarn, Detail: "none for this relay", Remedy: "run `adit login " + s.URL + "`"})
+		d.report(checkup.Check{Check: "token", State: checkup.Warn, Detail: "none for this relay", Remedy: "run `adit login " + s.URL + "`"})
 		return false
 	}
 	start := time.Now()
 	l, err := s.client.Agents(ctx, 1, 1)
 	if err != nil {
-		d.report(failedCheck("token", time.Since(start), err))
+		d.report(failed("token", time.Since(start), err))
 		return false
 	}
-	d.report(check{Check: "token", State: stateOK, Millis: millis(time.Since(start)), Detail: fmt.Sprintf("accepted; %d machines", l.PageMeta.TotalCount)})
+	d.report(checkup.Check{Check: "token", State: checkup.OK, Millis: checkup.Millis(time.Since(start)), Detail: fmt.Sprintf("accepted; %d machines", l.PageMeta.TotalCount)})
 	return true
 }
 
@@ -221,11 +171,11 @@ func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
 	var p *api.Problem
 	switch {
 	case errors.As(err, &p) && p.Status == http.StatusNotFound:
-		c := failedCheck("machine", time.Since(start), err)
+		c := failed("machine", time.Since(start), err)
 		c.Remedy = "it is not connected, or has another name (`adit agents`); on the machine, `adit-agent doctor` says why"
 		d.report(c)
 	case err != nil:
-		d.report(failedCheck("machine", time.Since(start), err))
+		d.report(failed("machine", time.Since(start), err))
 		return
 	default:
 		d.report(machineCheck(g, time.Since(start)))
@@ -234,18 +184,18 @@ func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
 			if g.LinkCongestion != "" {
 				detail += ", congestion control " + g.LinkCongestion
 			}
-			d.report(check{Check: "link", State: stateOK, Millis: g.LinkRTTMillis, Detail: detail})
+			d.report(checkup.Check{Check: "link", State: checkup.OK, Millis: g.LinkRTTMillis, Detail: detail})
 		}
 	}
 	st, err := s.client.TunnelStatus(ctx, id)
 	if err != nil {
 		if p == nil { // a machine that is not there was reported already
-			d.report(failedCheck("tunnels", 0, err))
+			d.report(failed("tunnels", 0, err))
 		}
 		return
 	}
 	if len(st.Sessions) == 0 && p == nil {
-		d.report(check{Check: "tunnels", State: stateOK, Detail: "none is open", Remedy: fmt.Sprintf("adit open %s opens one", id)})
+		d.report(checkup.Check{Check: "tunnels", State: checkup.OK, Detail: "none is open", Remedy: fmt.Sprintf("adit open %s opens one", id)})
 	}
 	for i, o := range st.Sessions {
 		if i == doctorSessions {
@@ -253,29 +203,29 @@ func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
 		}
 		if u, ok := parseTunnelURL(o.TunnelURL); ok {
 			d.port = fmt.Sprintf("port %d, session %s: ", o.TargetPort, o.SessionID)
-			d.through(ctx, s.transport, u, o.TunnelProtocol == api.ProtocolTCP, func(check) {})
+			d.through(ctx, s.transport, u, o.TunnelProtocol == api.ProtocolTCP, func(checkup.Check) {})
 		}
 		for _, w := range o.Warnings {
-			d.report(check{Check: "app", State: stateWarn, Detail: w})
+			d.report(checkup.Check{Check: "app", State: checkup.Warn, Detail: w})
 		}
 		d.port = ""
 	}
 }
 
-func machineCheck(g api.Agent, took time.Duration) check {
-	c := check{Check: "machine", State: stateOK, Millis: millis(took), Detail: string(g.AgentStatus)}
+func machineCheck(g api.Agent, took time.Duration) checkup.Check {
+	c := checkup.Check{Check: "machine", State: checkup.OK, Millis: checkup.Millis(took), Detail: string(g.AgentStatus)}
 	if s := stateDetail(g); s != "" {
 		c.Detail += ", " + s
 	}
 	late := time.Since(g.LastHeartbeat)
 	switch {
 	case g.Paused:
-		c.State, c.Remedy = stateFailed, "its owner paused it: `adit-agent resume` on the machine"
+		c.State, c.Remedy = checkup.Failed, "its owner paused it: `adit-agent resume` on the machine"
 	case !g.LastHeartbeat.IsZero() && late > heartbeatLate:
-		c.State, c.Detail = stateWarn, c.Detail+", last seen "+span(late)+" ago"
+		c.State, c.Detail = checkup.Warn, c.Detail+", last seen "+span(late)+" ago"
 		c.Remedy = "its link may be dying: `adit-agent doctor` on the machine"
 	case g.AgentStatus == api.StatusUnhealthy:
-		c.State, c.Remedy = stateWarn, "a health check of the machine fails: tunnels work, tasks are refused"
+		c.State, c.Remedy = checkup.Warn, "a health check of the machine fails: tunnels work, tasks are refused"
 	}
 	return c
 }
@@ -292,35 +242,35 @@ func (d *doctor) walkTunnel(ctx context.Context, u *url.URL) error {
 }
 
 // through goes through a tunnel to its app; steps takes the connection's checks.
-func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tcp bool, steps func(check)) {
+func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tcp bool, steps func(checkup.Check)) {
 	if tcp {
 		d.throughTCP(ctx, tr, u)
 		return
 	}
-	step := func(c check) {
-		if c.State == stateFailed {
+	step := func(c checkup.Check) {
+		if c.State == checkup.Failed {
 			d.report(c)
 			return
 		}
 		steps(c)
 	}
-	a := traced(ctx, tr, pageURL(u), step)
+	a := way(tr).Ask(ctx, pageURL(u), step)
 	if to := movedTo(u, a); to != nil {
-		steps(check{Check: "relay", State: stateOK, Millis: millis(a.took), Detail: "leads to the tunnel's own host"})
-		a = traced(ctx, tr, pageURL(to), step)
+		steps(checkup.Check{Check: "relay", State: checkup.OK, Millis: checkup.Millis(a.Took), Detail: "leads to the tunnel's own host"})
+		a = way(tr).Ask(ctx, pageURL(to), step)
 	}
 	switch {
 	case a == nil:
-	case a.problem != nil:
-		c := failedCheck(hopName(a.problem), a.took, a.problem)
-		if a.status == http.StatusNotFound {
+	case a.Problem != nil:
+		c := failed(hopName(a.Problem), a.Took, a.Problem)
+		if a.Status == http.StatusNotFound {
 			c.Remedy = "the tunnel is closed or expired, or the URL is not complete: open another with `adit open`"
 		}
 		d.report(c)
-	case a.status >= 500:
-		d.report(check{Check: "app", State: stateWarn, Millis: millis(a.took), Detail: fmt.Sprintf("answers %d by itself", a.status), Remedy: "the way is fine; look at the app's own log"})
+	case a.Status >= 500:
+		d.report(checkup.Check{Check: "app", State: checkup.Warn, Millis: checkup.Millis(a.Took), Detail: fmt.Sprintf("answers %d by itself", a.Status), Remedy: "the way is fine; look at the app's own log"})
 	default:
-		d.report(check{Check: "app", State: stateOK, Millis: millis(a.took), Detail: fmt.Sprintf("answers %d", a.status)})
+		d.report(checkup.Check{Check: "app", State: checkup.OK, Millis: checkup.Millis(a.Took), Detail: fmt.Sprintf("answers %d", a.Status)})
 	}
 }
 
@@ -334,10 +284,10 @@ func (d *doctor) throughTCP(ctx context.Context, tr *http.Transport, u *url.URL)
 		if p, ok := errors.AsType[*api.Problem](err); ok {
 			name = hopName(p)
 		}
-		d.report(failedCheck(name, time.Since(start), err))
+		d.report(failed(name, time.Since(start), err))
 		return
 	}
-	k := check{Check: "app", State: stateOK, Millis: millis(time.Since(start)), Detail: "accepts connections"}
+	k := checkup.Check{Check: "app", State: checkup.OK, Millis: checkup.Millis(time.Since(start)), Detail: "accepts connections"}
 	ctx, cancel := context.WithTimeout(ctx, bannerWait)
 	defer cancel()
 	// Closing frees the read: an app that waits for its client says nothing.

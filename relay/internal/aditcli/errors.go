@@ -1,18 +1,17 @@
 package aditcli
 
 import (
+	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"syscall"
 
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/checkup"
 )
 
 // usageError is a command that was written wrongly.
@@ -68,28 +67,27 @@ func exitCode(err error) int {
 }
 
 // remedies by problem code: what the reader of the error can do.
-var remedies = map[string]string{
-	"unauthenticated":       "the token is wrong, expired or revoked: run `adit login` again",
-	"team_required":         "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
-	"team_invalid":          "a team is a UUID: see --team and ADIT_TEAM",
-	"not_a_member":          "this token's owner is not in that team: see --team and ADIT_TEAM",
-	"agent_offline":         "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
-	"agent_busy":            "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
-	"agent_paused":          "its owner paused it: `adit-agent resume` on the machine",
-	"agent_in_tunnel":       "a tunnel is open there: `adit status AGENT` shows whose, `adit close AGENT` closes it",
-	"agent_tunnel_limit":    "close what nobody needs: `adit status AGENT` lists it, `adit close AGENT --session ID` closes one",
-	"team_tunnel_limit":     "close what nobody needs: `adit agents` shows where tunnels are open",
-	"team_watch_limit":      "end what nobody reads: `adit watch` and open consoles of the team hold one each",
-	"store_full":            "the relay's operator has to see to it: `adit-relay status` there says what to do; closing and revoking work",
-	"upgrade_required":      "this is a tcp tunnel: use it with `adit connect`",
-	"wrong_credential_kind": "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
-	"forbidden":             "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
-	"port_not_allowed":      "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
-	"app_refused":           "nothing listens there: start the app on the machine, or choose another port",
-	"tunnel_not_found":      "`adit status AGENT` shows what is open, `adit open AGENT` opens another",
-	"app_timeout":           "something listens there and does not answer: look at the app on the machine",
-	notTCP:                  "open one for it with `adit open AGENT --port PORT --protocol tcp`, or say `adit connect AGENT:PORT`",
-	client.CodeNotARelay:    "check the address; `adit doctor` shows the way hop by hop",
+var remedies = map[api.Code]string{
+	api.CodeUnauthenticated:  "the token is wrong, expired or revoked: run `adit login` again",
+	api.CodeTeamRequired:     "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
+	api.CodeTeamInvalid:      "a team is a UUID: see --team and ADIT_TEAM",
+	api.CodeNotAMember:       "this token's owner is not in that team: see --team and ADIT_TEAM",
+	api.CodeAgentOffline:     "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
+	api.CodeAgentBusy:        "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
+	api.CodeAgentPaused:      "its owner paused it: `adit-agent resume` on the machine",
+	api.CodeAgentInTunnel:    "a tunnel is open there: `adit status AGENT` shows whose, `adit close AGENT` closes it",
+	api.CodeAgentTunnelLimit: "close what nobody needs: `adit status AGENT` lists it, `adit close AGENT --session ID` closes one",
+	api.CodeTeamTunnelLimit:  "close what nobody needs: `adit agents` shows where tunnels are open",
+	api.CodeTeamWatchLimit:   "end what nobody reads: `adit watch` and open consoles of the team hold one each",
+	api.CodeStoreFull:        "the relay's operator has to see to it: `adit-relay status` there says what to do; closing and revoking work",
+	api.CodeUpgradeRequired:  "this is a tcp tunnel: use it with `adit connect`",
+	api.CodeForbidden:        "this token is of the wrong kind for that: use a token of yours (dk-…) or an integration's (sk-…)",
+	api.CodePortNotAllowed:   "allow_ports in the machine's agent.yaml decides: ask its owner, or choose another --port",
+	api.CodeAppRefused:       "nothing listens there: start the app on the machine, or choose another port",
+	api.CodeTunnelNotFound:   "`adit status AGENT` shows what is open, `adit open AGENT` opens another",
+	api.CodeAppTimeout:       "something listens there and does not answer: look at the app on the machine",
+	api.CodeNotATCPTunnel:    "open one for it with `adit open AGENT --port PORT --protocol tcp`, or say `adit connect AGENT:PORT`",
+	api.CodeNotARelay:        "check the address; `adit doctor` shows the way hop by hop",
 }
 
 // hintFor finds the remedy of an error; empty when there is none.
@@ -105,7 +103,7 @@ func hintFor(err error) string {
 		case p.RetryAfter > 0:
 			return "try again in " + p.RetryAfter.String()
 		case p.Status == http.StatusUnauthorized:
-			return remedies["unauthenticated"]
+			return remedies[api.CodeUnauthenticated]
 		case p.Status == http.StatusNotFound:
 			return "it does not exist, is closed, or belongs to another team: `adit agents` and `adit status AGENT` show what there is"
 		}
@@ -114,30 +112,15 @@ func hintFor(err error) string {
 	return connHint(err)
 }
 
+// words are what the user of this command can change.
+var words = checkup.Words{
+	Address: "the address", Authority: "--ca-file ca.pem, or ADIT_CA_FILE",
+	Resolver: "this machine's resolver; a wildcard record is needed for subdomain tunnels",
+}
+
 func connHint(err error) string {
-	if _, ok := errors.AsType[*client.ConnError](err); !ok {
+	if _, ok := errors.AsType[*client.ConnError](err); !ok || errors.Is(err, context.Canceled) {
 		return ""
 	}
-	var (
-		dns  *net.DNSError
-		name x509.HostnameError
-		cert x509.CertificateInvalidError
-	)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return ""
-	case client.UnknownAuthority(err):
-		return "if the relay has a private authority, name its certificate: --ca-file ca.pem, or ADIT_CA_FILE"
-	case errors.As(err, &name):
-		return "the certificate is for another name: check the address"
-	case errors.As(err, &cert) && cert.Reason == x509.Expired:
-		return "the relay's certificate has expired, or this machine's clock is wrong"
-	case errors.As(err, &dns):
-		return "check the address; `adit doctor` shows the way hop by hop"
-	case errors.Is(err, http.ErrSchemeMismatch):
-		return "the relay speaks plain HTTP there: use http://"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "nothing listens at that address: is the relay running?"
-	}
-	return "`adit doctor` shows the way hop by hop"
+	return cmp.Or(words.Remedy(err), "`adit doctor` shows the way hop by hop")
 }

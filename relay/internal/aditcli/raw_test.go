@@ -2,6 +2,14 @@ package aditcli
 
 import "testing"
 
+func TestRemediesAreOfCodes(t *testing.T) {
+	for code := range remedies {
+		if code.Meaning() == "" {
+			t.Errorf("there is a remedy for %s, which is no code", code)
+		}
+	}
+}
+
 func TestEscapes(t *testing.T) {
 	for typed, want := range map[string]struct {
 		out string

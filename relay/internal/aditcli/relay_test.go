@@ -65,7 +65,7 @@ func newRelay(tb testing.TB) *relay {
 	})
 	r.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if strings.HasPrefix(q.URL.Path, "/api/") && q.Header.Get("Authorization") != "Bearer "+relayToken {
-			refuse(w, 401, "unauthenticated", api.HopRelay, "no such credential")
+			refuse(w, api.CodeUnauthenticated, "no such credential")
 			return
 		}
 		mux.ServeHTTP(w, q)
@@ -81,8 +81,8 @@ func newRelay(tb testing.TB) *relay {
 
 func (r *relay) url() string { return r.srv.URL }
 
-func refuse(w http.ResponseWriter, status int, code string, hop api.Hop, detail string) {
-	api.NewProblem(status, code, hop, detail).Write(w, "req-story")
+func refuse(w http.ResponseWriter, code api.Code, detail string) {
+	api.NewProblem(code, detail).Write(w, "req-story")
 }
 
 func write(w http.ResponseWriter, status int, v any) {
@@ -116,7 +116,7 @@ func (r *relay) find(w http.ResponseWriter, q *http.Request) *api.Agent {
 			return &m
 		}
 	}
-	refuse(w, 404, "agent_not_found", api.HopRelay, "no such agent")
+	refuse(w, api.CodeAgentNotFound, "no such agent")
 	return nil
 }
 
@@ -129,7 +129,7 @@ func (r *relay) showAgent(w http.ResponseWriter, q *http.Request) {
 // watch sends some events and ends; the second connection is refused for good.
 func (r *relay) watch(w http.ResponseWriter, _ *http.Request) {
 	if r.feeds.Add(1) > 1 {
-		refuse(w, 401, "unauthenticated", api.HopRelay, "revoked meanwhile")
+		refuse(w, api.CodeUnauthenticated, "revoked meanwhile")
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -149,11 +149,11 @@ func (r *relay) watch(w http.ResponseWriter, _ *http.Request) {
 func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
 	var req api.OpenTunnelRequest
 	if err := json.NewDecoder(q.Body).Decode(&req); err != nil {
-		refuse(w, 400, "bad_request", api.HopRelay, err.Error())
+		refuse(w, api.CodeInvalidBody, err.Error())
 		return
 	}
 	if q.PathValue("id") == "away" {
-		api.NewProblem(409, "agent_offline", api.HopLink, "agent away is not connected").WithRetry(5*time.Second).Write(w, "req-story")
+		api.NewProblem(api.CodeAgentOffline, "agent away is not connected").WithStatus(http.StatusConflict).WithRetry(5*time.Second).Write(w, "req-story")
 		return
 	}
 	m := r.find(w, q)
@@ -169,10 +169,10 @@ func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
 	}
 	switch {
 	case m.AgentStatus == api.StatusBusy && req.WhenBusy == api.BusyReject:
-		refuse(w, 409, "agent_busy", api.HopAgent, "a task is running: render")
+		refuse(w, api.CodeAgentBusy, "a task is running: render")
 		return
 	case port == 23:
-		refuse(w, 403, "port_not_allowed", api.HopAgent, "port 23 is not in allow_ports")
+		refuse(w, api.CodePortNotAllowed, "port 23 is not in allow_ports")
 		return
 	case protocol == "":
 		protocol = api.ProtocolHTTP
@@ -232,7 +232,7 @@ func (r *relay) closeTunnel(w http.ResponseWriter, q *http.Request) {
 		return hit
 	})
 	if one != "" && len(closed) == 0 {
-		refuse(w, 404, "tunnel_not_found", api.HopRelay, "no such tunnel")
+		refuse(w, api.CodeTunnelNotFound, "no such tunnel")
 		return
 	}
 	write(w, 200, api.Closed{Closed: closed})
@@ -274,7 +274,7 @@ func (r *relay) newest(port int) string {
 // tunnel is the path form: a page for http, a WebSocket for tcp.
 func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 	if r.broken.Add(-1) >= 0 {
-		api.NewProblem(503, "agent_offline", api.HopLink, "the machine is away").Write(w, "req-story")
+		api.NewProblem(api.CodeAgentOffline, "the machine is away").Write(w, "req-story")
 		return
 	}
 	id, ok := r.key.Verify(ident.Segment(q.PathValue("segment")))
@@ -287,10 +287,10 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 	r.mu.Unlock()
 	switch {
 	case !ok || at < 0:
-		refuse(w, 404, "tunnel_not_found", api.HopRelay, "no such tunnel")
+		refuse(w, api.CodeTunnelNotFound, "no such tunnel")
 		return
 	case s.TargetPort == 9:
-		refuse(w, 502, "app_refused", api.HopApp, "nothing listens on port "+strconv.Itoa(s.TargetPort))
+		refuse(w, api.CodeAppRefused, "nothing listens on port "+strconv.Itoa(s.TargetPort))
 		return
 	case s.TargetPort == 6006 && q.URL.Path != "/": // path_form: off
 		http.Redirect(w, q, "http://"+q.PathValue("segment")+".localhost:"+strings.TrimPrefix(q.Host, "127.0.0.1:")+"/", http.StatusPermanentRedirect)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -103,7 +104,7 @@ shell's.`,
 	f.BoolVar(&readOnly, "read-only", false, "look on without typing")
 	f.StringVar(&name, "name", wire.DefaultTerminal, "which of the tunnel's terminals")
 	f.StringVar(&tokenFile, "token-file", "", "file that holds the tunnel's admin token")
-	f.IntVar(&port, "port", 8188, "port that the tunnel is for; any that the machine allows")
+	f.IntVar(&port, "port", apps.DefaultPort, "port that the tunnel is for; any that the machine allows")
 	f.BoolVar(&browser, "browser", false, "print a URL that opens the terminal in a browser, once")
 	f.Var(&expires, "expires", "how long that URL is good for, at most 24h (default 5m)")
 	return cmd
@@ -225,7 +226,7 @@ func (a *app) openForTerminal(ctx context.Context, s *session, t *remoteTerminal
 	stop()
 	if err != nil {
 		var p *api.Problem
-		if errors.As(err, &p) && p.Code == "port_not_allowed" {
+		if errors.As(err, &p) && p.Code == api.CodePortNotAllowed {
 			return nil, withHint(err, "a terminal does not use the port, but a tunnel has one: --port names one that the machine allows")
 		}
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -93,7 +94,7 @@ to stderr, or with --json all of it to stdout, the admin token included.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&port, "port", 8188, "port on the machine")
+	f.IntVar(&port, "port", apps.DefaultPort, "port on the machine")
 	f.StringVar(&protocol, "protocol", "", "http or tcp (default http)")
 	f.Var(&idle, "idle", "close when nobody used it for so long (default: the relay's)")
 	f.Var(&expires, "expires", "close after this time in any case (default: the relay's)")

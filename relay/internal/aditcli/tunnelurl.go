@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/adit-tunnel/adit/shared/checkup"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -69,11 +70,11 @@ func pageURL(u *url.URL) *url.URL {
 
 // movedTo is where the relay leads from a tunnel's URL in path form, when it serves web
 // apps only at hosts of their own; nil: the answer is the app's.
-func movedTo(u *url.URL, a *answer) *url.URL {
-	if a == nil || a.status != http.StatusPermanentRedirect {
+func movedTo(u *url.URL, a *checkup.Answer) *url.URL {
+	if a == nil || a.Status != http.StatusPermanentRedirect {
 		return nil
 	}
-	to, ok := parseTunnelURL(a.header.Get("Location"))
+	to, ok := parseTunnelURL(a.Location)
 	if !ok || to.Host == u.Host {
 		return nil
 	}

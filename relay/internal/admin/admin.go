@@ -62,7 +62,7 @@ type Config struct {
 	Socket      string
 	Credentials Credentials
 	Rights      Rights
-	Enrolments  Enrolments
+	Enrollments Enrollments
 	Status      func(context.Context) Status
 	Drain       func()
 	Backup      func(ctx context.Context, w io.Writer) error
@@ -133,20 +133,20 @@ func (s *Server) routes() http.Handler {
 		dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(&req); err != nil {
-			return nil, api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "%v", err)
+			return nil, api.NewProblem(api.CodeInvalidBody, err.Error())
 		}
 		return s.cfg.Credentials.CreateCredential(r.Context(), req)
 	}))
 	mux.HandleFunc("GET /v1/credentials", s.answer(func(r *http.Request) (any, error) {
 		team, err := ident.ParseTeamID(r.URL.Query().Get("team"))
 		if err != nil {
-			return nil, api.Problemf(http.StatusBadRequest, "team_invalid", api.HopRelay, "%v", err)
+			return nil, api.NewProblem(api.CodeTeamInvalid, err.Error())
 		}
 		list, err := s.cfg.Credentials.ListCredentials(r.Context(), team)
 		return api.CredentialList{Credentials: list}, err
 	}))
 	s.routeRights(mux)
-	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enrol))
+	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enroll))
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.cfg.Status(r.Context()), nil }))
 	mux.HandleFunc("POST /v1/drain", s.answer(func(*http.Request) (any, error) {
 		s.cfg.Drain()
@@ -165,7 +165,7 @@ func (s *Server) answer(do func(*http.Request) (any, error)) http.HandlerFunc {
 		if err != nil {
 			var p *api.Problem
 			if !errors.As(err, &p) {
-				p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, err.Error())
+				p = api.NewProblem(api.CodeInternal, err.Error())
 			}
 			s.cfg.Logger.Debug("admin request refused", "path", r.URL.Path, "error", err)
 			p.Write(w, ident.NewRequestID())
@@ -201,7 +201,7 @@ func (s *Server) audit(w http.ResponseWriter, r *http.Request) {
 	if v := q.Get("since"); v != "" {
 		t, err := time.Parse(time.RFC3339, v)
 		if err != nil {
-			api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "since: %v", err).Write(w, ident.NewRequestID())
+			api.Problemf(api.CodeInvalidParameter, "since: %v", err).Write(w, ident.NewRequestID())
 			return
 		}
 		filter.Since = t

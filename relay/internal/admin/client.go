@@ -12,7 +12,7 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
 )
 
 // Client speaks to a running relay over its admin socket.
@@ -74,11 +74,7 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 	}
 	if resp.StatusCode >= 400 {
 		defer resp.Body.Close()
-		var p api.Problem
-		if err := json.NewDecoder(resp.Body).Decode(&p); err != nil || p.Code == "" {
-			return nil, fmt.Errorf("the relay answered %s", resp.Status)
-		}
-		return nil, &p
+		return nil, client.ReadProblem(resp)
 	}
 	return resp.Body, nil
 }

@@ -48,7 +48,7 @@ func (s *Server) routeRights(mux *http.ServeMux) {
 	mux.HandleFunc("DELETE /v1/credentials/{id}", s.answer(func(r *http.Request) (any, error) {
 		id, err := ident.ParseCredentialID(r.PathValue("id"))
 		if err != nil {
-			return nil, api.Problemf(http.StatusBadRequest, "credential_invalid", api.HopRelay, "%v", err)
+			return nil, api.NewProblem(api.CodeInvalidParameter, err.Error())
 		}
 		return s.cfg.Rights.RevokeCredential(r.Context(), id, r.URL.Query().Get("keep_tunnels") == "true")
 	}))
@@ -62,7 +62,7 @@ func (s *Server) routeRights(mux *http.ServeMux) {
 	mux.HandleFunc("DELETE /v1/tunnels", s.answer(func(r *http.Request) (any, error) {
 		f, err := filter(r)
 		if err == nil && f == (rights.Filter{}) {
-			err = api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "say whose tunnels: team, user or agent")
+			err = api.NewProblem(api.CodeInvalidParameter, "say whose tunnels: team, user or agent")
 		}
 		if err != nil {
 			return nil, err
@@ -74,7 +74,7 @@ func (s *Server) routeRights(mux *http.ServeMux) {
 	mux.HandleFunc("DELETE /v1/teams/{team}", s.answer(func(r *http.Request) (any, error) {
 		team, err := ident.ParseTeamID(r.PathValue("team"))
 		if err != nil {
-			return nil, api.Problemf(http.StatusBadRequest, "team_invalid", api.HopRelay, "%v", err)
+			return nil, api.NewProblem(api.CodeTeamInvalid, err.Error())
 		}
 		return s.cfg.Rights.RemoveTeam(r.Context(), team)
 	}))
@@ -86,12 +86,12 @@ func filter(r *http.Request) (f rights.Filter, err error) {
 	q := r.URL.Query()
 	if v := q.Get("team"); v != "" {
 		if f.Team, err = ident.ParseTeamID(v); err != nil {
-			return f, api.Problemf(http.StatusBadRequest, "team_invalid", api.HopRelay, "%v", err)
+			return f, api.NewProblem(api.CodeTeamInvalid, err.Error())
 		}
 	}
 	if v := q.Get("agent"); v != "" {
 		if f.Agent, err = ident.ParseAgentID(v); err != nil || f.Team == "" {
-			return f, api.Problemf(http.StatusBadRequest, "bad_request", api.HopRelay, "agent: the name of one, together with its team")
+			return f, api.NewProblem(api.CodeInvalidParameter, "agent: the name of one, together with its team")
 		}
 	}
 	f.User = ident.UserID(q.Get("user"))

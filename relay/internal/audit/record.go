@@ -41,8 +41,8 @@ const (
 	CredentialCreated Event = "credential_created"
 	CredentialRevoked Event = "credential_revoked"
 	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
-	EnrolmentCreated  Event = "enrolment_created"
-	EnrolmentTaken    Event = "enrolment_taken"
+	EnrollmentCreated Event = "enrolment_created"
+	EnrollmentTaken   Event = "enrolment_taken"
 
 	AgentConnected  Event = "agent_connected"
 	AgentGone       Event = "agent_gone"
@@ -80,7 +80,7 @@ var rules = map[Event]rule{
 	TaskRefused:  {per: perDetail},
 	ViewerKicked: durable, ViewersListed: {per: perSession},
 	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinkPreviewed: {per: perSession}, LinksListed: {per: perSession},
-	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrolmentCreated: durable, EnrolmentTaken: durable,
+	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrollmentCreated: durable, EnrollmentTaken: durable,
 	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},
 	AuthRefused: {per: perDetail}, APIRefused: {per: perDetail},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {per: perDetail},

@@ -84,9 +84,7 @@ func New(cfg Config) (*Certs, error) {
 			return nil, fmt.Errorf("tls.acme: %w", err)
 		}
 	}
-	if c.metrics, err = newMetrics(cfg.Registerer, c); err != nil {
-		return nil, err
-	}
+	c.metrics = newMetrics(cfg.Registerer, c)
 	return c, nil
 }
 

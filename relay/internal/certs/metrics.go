@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 const (
@@ -15,32 +17,17 @@ type metrics struct {
 	changes *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer, c *Certs) (*metrics, error) {
-	m := &metrics{changes: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_relay_certificate_changes_total",
-		Help: "Certificates of the public listener taken on (ok), and attempts that left the old one in place (failed), by source.",
-	}, []string{"source", "result"})}
-	collect := []prometheus.Collector{m.changes}
+func newMetrics(reg prometheus.Registerer, c *Certs) *metrics {
+	f := metric.In(reg)
+	m := &metrics{changes: f.Counters("adit_relay_certificate_changes_total", "Certificates of the public listener taken on (ok), and attempts that left the old one in place (failed), by source.", "source", "result")}
 	for _, source := range []Source{FromFile, FromACME} {
 		for _, result := range []string{resultOK, resultFailed} {
 			m.changes.WithLabelValues(string(source), result)
 		}
 	}
-	collect = append(collect,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "adit_relay_certificate_expiry_timestamp_seconds",
-			Help: "When the first certificate of the public listener expires, as a Unix time; 0 while one that ACME shall issue is missing.",
-		}, func() float64 { return expiry(c.Status()) }),
-		remaining(func() float64 { return left(c.Status(), time.Now()) }))
-	if reg == nil {
-		return m, nil
-	}
-	for _, col := range collect {
-		if err := reg.Register(col); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	f.Read("adit_relay_certificate_expiry_timestamp_seconds", "When the first certificate of the public listener expires, as a Unix time; 0 while one that ACME shall issue is missing.", func() float64 { return expiry(c.Status()) })
+	remaining(reg, func() float64 { return left(c.Status(), time.Now()) })
+	return m
 }
 
 // expiry is the first end of all certificates; one that is missing has ended.
@@ -58,15 +45,10 @@ func expiry(all []Status) float64 {
 }
 
 // NoTLS registers what a relay says that has no certificate, and so none that ends.
-func NoTLS(reg prometheus.Registerer) error {
-	return reg.Register(remaining(func() float64 { return 1 }))
-}
+func NoTLS(reg prometheus.Registerer) { remaining(reg, func() float64 { return 1 }) }
 
-func remaining(value func() float64) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "adit_relay_certificate_remaining_ratio",
-		Help: "How much of its life the public listener's certificate with the least left has before it; 0 while one that ACME shall issue is missing, 1 without TLS.",
-	}, value)
+func remaining(reg prometheus.Registerer, value func() float64) {
+	metric.In(reg).Read("adit_relay_certificate_remaining_ratio", "How much of its life the public listener's certificate with the least left has before it; 0 while one that ACME shall issue is missing, 1 without TLS.", value)
 }
 
 // left is the least share of its life that a certificate has before it.

@@ -21,7 +21,7 @@ func newEnroll() *cobra.Command {
 
 // remedy is what to type on the machine. The token is asked for: an argument would be
 // for every user of it to read.
-func remedy(out admin.CreatedEnrolment) string {
+func remedy(out admin.CreatedEnrollment) string {
 	line, args := "adit-agent enroll --relay-url "+out.RelayURL, ""
 	if out.Agent != "" {
 		args = " --agent-id " + string(out.Agent)
@@ -49,7 +49,7 @@ not used in time is worth nothing.`,
   adit-relay enroll create --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --expires 1d > token`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req := admin.CreateEnrolment{Agent: ident.AgentID(agent)}
+			req := admin.CreateEnrollment{Agent: ident.AgentID(agent)}
 			var err error
 			if req.Team, err = ident.ParseTeamID(team); err != nil {
 				return usageError{fmt.Errorf("--team: %w", err)}
@@ -61,9 +61,9 @@ not used in time is worth nothing.`,
 			if err != nil {
 				return err
 			}
-			var out admin.CreatedEnrolment
+			var out admin.CreatedEnrollment
 			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/enrolments", nil, req, &out); err != nil {
-				return fmt.Errorf("create enrolment token: %w", err)
+				return fmt.Errorf("create enrollment token: %w", err)
 			}
 			whom := "one machine of the team"
 			if out.Agent != "" {

@@ -58,7 +58,7 @@ func newTeamRemove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "remove TEAM", Short: "revoke, close and delete all that a team has", Args: exactArgs(1),
 		Long: `Remove revokes the team's credentials, closes its tunnels with their named links, and
-deletes its enrolment tokens and what is known of its agents. It says what it did in
+deletes its enrollment tokens and what is known of its agents. It says what it did in
 numbers. Interrupted, it is finished by running it again; run again for nothing it does
 nothing. People whom an issuer still puts into the team can still sign in: take the team
 from them there first.`,
@@ -92,7 +92,7 @@ from them there first.`,
 				}
 			} else {
 				fmt.Fprintf(cmd.ErrOrStderr(), "revoked %s, closed %s, deleted %s and %s\n", count(out.Credentials, "credential"), count(out.Tunnels, "tunnel"),
-					count(out.Enrolments, "enrolment token"), count(out.Agents, "agent"))
+					count(out.Enrollments, "enrollment token"), count(out.Agents, "agent"))
 			}
 			if out.Left > 0 {
 				return fmt.Errorf("%s still linked or with tunnels: run this again in a moment", count(out.Left, "agent"))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,9 +16,6 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
-
-// DefaultTeamsClaim is the claim that lists a person's teams.
-const DefaultTeamsClaim = "teams"
 
 // Index is the part of the store that answers from memory.
 type Index interface {
@@ -46,7 +42,7 @@ type Store interface {
 type OIDC struct {
 	Issuer     string // exactly as in the tokens
 	Audience   string // required: without it, a token meant for any other app of the issuer would do
-	TeamsClaim string // DefaultTeamsClaim when empty
+	TeamsClaim string // that lists a person's teams; required
 	HTTPClient *http.Client
 }
 
@@ -56,7 +52,7 @@ type JWT struct {
 	PublicKeyFile string // PEM public keys, or a JWK Set
 	Issuer        string // checked when set
 	Audience      string // checked when set
-	TeamsClaim    string // DefaultTeamsClaim when empty
+	TeamsClaim    string // that lists a person's teams; required
 }
 
 // Config is what New needs.
@@ -71,8 +67,7 @@ type Config struct {
 	// with an empty id when it may have missed some, until ctx ends. Nil: changes
 	// are found by looking every two seconds, which always happens too.
 	Changes func(ctx context.Context, changed func(ident.CredentialID)) error
-	// ClientAddr names the address a request came from, for limits per address;
-	// nil: the address of the connection.
+	// ClientAddr names the address a request came from, for limits per address. Required.
 	ClientAddr func(*http.Request) string
 	// MaxPerTeam bounds a team's credentials that are neither revoked nor expired;
 	// 0: 1000.
@@ -95,9 +90,6 @@ type Authenticator struct {
 // issuer: that may be down when the relay starts.
 func New(cfg Config) (*Authenticator, error) {
 	cfg.MaxPerTeam = cmp.Or(cfg.MaxPerTeam, 1000)
-	if cfg.ClientAddr == nil {
-		cfg.ClientAddr = connectionAddr
-	}
 	a := &Authenticator{cfg: cfg, log: cfg.Logger, m: newMetrics(cfg.Registerer)}
 	a.misses = newMisses(cfg.Store, a.m)
 	a.lastUse = newLastUse(cfg.Store, cfg.Logger, a.m)
@@ -107,15 +99,21 @@ func New(cfg Config) (*Authenticator, error) {
 		if o.Audience == "" {
 			faults = append(faults, errors.New("auth.oidc.audience: required with an issuer, or sessions made for other apps would be accepted"))
 		}
+		if o.TeamsClaim == "" {
+			faults = append(faults, errors.New("auth.oidc.teams_claim: required"))
+		}
 		keys, err := newIssuer(o.Issuer, o.HTTPClient, cfg.Logger, a.m)
 		faults = append(faults, err)
-		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, cmp.Or(o.TeamsClaim, DefaultTeamsClaim), keys})
+		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, o.TeamsClaim, keys})
 	}
 	if j := cfg.JWT; j.PublicKeyFile != "" {
+		if j.TeamsClaim == "" {
+			faults = append(faults, errors.New("auth.jwt.teams_claim: required"))
+		}
 		keys, err := newKeyFile(j.PublicKeyFile, cfg.Logger, a.m)
 		faults = append(faults, err)
 		a.file = keys
-		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, cmp.Or(j.TeamsClaim, DefaultTeamsClaim), keys})
+		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, j.TeamsClaim, keys})
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -216,12 +214,4 @@ func (a *Authenticator) session(r *http.Request, secret ident.Secret) (Principal
 		return Principal{}, refused
 	}
 	return Principal{Kind: KindUser, Team: team, User: s.user, Name: "user:" + string(s.user), ExpiresAt: s.expires}, nil
-}
-
-func connectionAddr(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }

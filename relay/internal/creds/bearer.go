@@ -3,7 +3,6 @@ package creds
 import (
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -26,26 +25,22 @@ type refusal struct {
 // invalid refuses a secret that was shown. The detail is constant text: nothing
 // of the secret may get into an answer or a log.
 func invalid(o outcome, detail string) *refusal {
-	p := api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, detail)
+	p := api.NewProblem(api.CodeUnauthenticated, detail)
 	p.Challenge = challengeInvalid
 	return &refusal{o, p}
 }
 
 func missing(o outcome, detail string) *refusal {
-	return &refusal{o, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, detail)}
+	return &refusal{o, api.NewProblem(api.CodeUnauthenticated, detail)}
 }
 
 // unavailable refuses for now: whether the secret is good cannot be known, and a
 // 401 would make the caller throw it away.
-func unavailable(code, detail string, retry time.Duration, cause error) *refusal {
-	p := api.NewProblem(http.StatusServiceUnavailable, code, api.HopRelay, detail)
-	p.RetryAfter, p.Cause = api.Duration(retry), cause
-	return &refusal{outcomeUnavailable, p}
-}
+func unavailable(p *api.Problem) *refusal { return &refusal{outcomeUnavailable, p} }
 
 // Bearer returns the bearer secret of a request, unverified; the error is a
 // *api.Problem with status 401. It serves routes that take a secret of another
-// kind, such as a tunnel's admin token or an enrolment token.
+// kind, such as a tunnel's admin token or an enrollment token.
 func Bearer(r *http.Request) (ident.Secret, error) {
 	s, refused := bearer(r)
 	if refused != nil {

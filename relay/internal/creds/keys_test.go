@@ -339,7 +339,7 @@ func TestKeyFile(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cfg := creds.Config{JWT: creds.JWT{PublicKeyFile: path}, Store: newMemory(), Logger: slog.New(slog.DiscardHandler)}
+			cfg := creds.Config{JWT: creds.JWT{PublicKeyFile: path, TeamsClaim: "teams"}, Store: newMemory(), Logger: slog.New(slog.DiscardHandler)}
 			a, err := creds.New(cfg)
 			if len(c.keys) == 0 {
 				if err == nil || !strings.Contains(err.Error(), "auth.jwt.public_key_file") || !strings.Contains(err.Error(), path) {
@@ -446,7 +446,7 @@ func TestConfigurationIsChecked(t *testing.T) {
 		cfg  creds.Config
 		want []string
 	}{
-		"no audience":   {creds.Config{OIDC: creds.OIDC{Issuer: idp}}, []string{"auth.oidc.audience"}},
+		"no audience":   {creds.Config{OIDC: creds.OIDC{Issuer: idp}}, []string{"auth.oidc.audience", "auth.oidc.teams_claim"}},
 		"not a URL":     {creds.Config{OIDC: creds.OIDC{Issuer: "id.example.com", Audience: "a"}}, []string{"auth.oidc.issuer"}},
 		"another kind":  {creds.Config{OIDC: creds.OIDC{Issuer: "ftp://id.example.com", Audience: "a"}}, []string{"auth.oidc.issuer"}},
 		"with a secret": {creds.Config{OIDC: creds.OIDC{Issuer: "https://u:p@id.example.com", Audience: "a"}}, []string{"auth.oidc.issuer"}},

@@ -1,6 +1,7 @@
 package creds_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -203,6 +205,10 @@ func newAuth(t testing.TB, cfg creds.Config) *creds.Authenticator {
 	if cfg.Registerer == nil {
 		cfg.Registerer = prometheus.NewRegistry()
 	}
+	if cfg.ClientAddr == nil {
+		cfg.ClientAddr = func(r *http.Request) string { return caller.Peer(r).String() }
+	}
+	cfg.OIDC.TeamsClaim, cfg.JWT.TeamsClaim = cmp.Or(cfg.OIDC.TeamsClaim, "teams"), cmp.Or(cfg.JWT.TeamsClaim, "teams")
 	a, err := creds.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +264,7 @@ func refusal(t testing.TB, a *creds.Authenticator, r *http.Request) *api.Problem
 	return problem
 }
 
-func wantRefused(t testing.TB, a *creds.Authenticator, r *http.Request, status int, code string) *api.Problem {
+func wantRefused(t testing.TB, a *creds.Authenticator, r *http.Request, status int, code api.Code) *api.Problem {
 	t.Helper()
 	p := refusal(t, a, r)
 	if p == nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -58,12 +57,11 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 		return store.CredentialRecord{}, "", p
 	}
 	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(http.StatusTooManyRequests, "too_many_credentials", api.HopRelay,
-			"the team has %d credentials, which is the limit: revoke some", n)
+		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials, "the team has %d credentials, which is the limit: revoke some", n)
 	}
 	// What is revoked stays for a while: to make and revoke in a loop must end, too.
 	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(http.StatusTooManyRequests, "too_many_credentials", api.HopRelay,
+		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials,
 			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
 	}
 	secret := ident.NewSecret(prefix)
@@ -137,9 +135,9 @@ func Public(rec store.CredentialRecord) api.Credential {
 func mayManage(by Principal, team ident.TeamID) *api.Problem {
 	switch {
 	case !by.MayManageCredentials():
-		return api.NewProblem(http.StatusForbidden, "forbidden", api.HopRelay, "credentials are managed by people: with a user session or a device credential")
+		return api.NewProblem(api.CodeForbidden, "credentials are managed by people: with a user session or a device credential")
 	case !by.MayUseTeam(team):
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such team")
+		return api.NewProblem(api.CodeNotFound, "no such team")
 	}
 	return nil
 }
@@ -148,7 +146,7 @@ func mayManage(by Principal, team ident.TeamID) *api.Problem {
 // secret has.
 func check(rec store.CredentialRecord, req api.CreateCredentialRequest) (string, *api.Problem) {
 	out := func(format string, args ...any) (string, *api.Problem) {
-		return "", api.Problemf(http.StatusUnprocessableEntity, "out_of_range", api.HopRelay, format, args...)
+		return "", api.Problemf(api.CodeOutOfRange, format, args...)
 	}
 	i := slices.IndexFunc(forms[:], func(f form) bool { return f.stored == rec.Kind })
 	switch {
@@ -184,7 +182,7 @@ func (a *Authenticator) live(team ident.TeamID, now time.Time) int {
 
 func storeProblem(doing string, err error) *api.Problem {
 	if errors.Is(err, store.ErrNotFound) {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+		return api.NotFound(api.CodeCredentialNotFound)
 	}
 	err = fmt.Errorf("%s: %w", doing, err)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -193,5 +191,5 @@ func storeProblem(doing string, err error) *api.Problem {
 	if refusal := store.Refusal(err); refusal != nil {
 		return refusal
 	}
-	return api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why").WithCause(err)
+	return api.Internal(err)
 }

@@ -13,7 +13,7 @@ import (
 
 var alice = creds.Principal{Kind: creds.KindUser, Team: teamA, User: "alice", Name: "user:alice"}
 
-func wantProblem(t *testing.T, err error, status int, code, detail string) {
+func wantProblem(t *testing.T, err error, status int, code api.Code, detail string) {
 	t.Helper()
 	var p *api.Problem
 	if !errors.As(err, &p) || p.Status != status || p.Code != code || !strings.Contains(p.Detail, detail) {
@@ -130,7 +130,7 @@ func TestWhoMayNotManage(t *testing.T) {
 		by     creds.Principal
 		team   ident.TeamID
 		status int
-		code   string
+		code   api.Code
 	}{
 		{login(t, a, m, api.KindIntegration, nil), teamA, 403, "forbidden"},
 		{login(t, a, m, api.KindAgent, nil), teamA, 403, "forbidden"},
@@ -147,7 +147,7 @@ func TestWhoMayNotManage(t *testing.T) {
 	// Another team's credential answers as one that does not exist.
 	_, foreign := a.Revoke(t.Context(), bob, teamB, rec.ID, false)
 	_, absent := a.Revoke(t.Context(), bob, teamB, ident.NewCredentialID(), false)
-	wantProblem(t, foreign, 404, "not_found", "")
+	wantProblem(t, foreign, 404, "credential_not_found", "")
 	if foreign.Error() != absent.Error() {
 		t.Errorf("another team's credential: %v, none at all: %v", foreign, absent)
 	}

@@ -1,6 +1,10 @@
 package creds
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 // outcome is how an authentication ended; a closed list, since it is a label.
 type outcome string
@@ -40,30 +44,12 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	m := &metrics{
-		auth: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_auth_total",
-			Help: "Authentications, by kind of secret and outcome.",
-		}, []string{"kind", "outcome"}),
-		misses: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_auth_misses_total",
-			Help: "Well-formed credentials that are not in the index, by how the miss was settled.",
-		}, []string{"outcome"}),
-		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_auth_key_refreshes_total",
-			Help: "Attempts to read the keys that verify user sessions, by source and outcome.",
-		}, []string{"source", "outcome"}),
-		watched: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_auth_watched",
-			Help: "Links and sockets that end when their credential does.",
-		}),
-		touches: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_auth_last_use_writes_total",
-			Help: "Writes of credentials' last use, by outcome.",
-		}, []string{"outcome"}),
+	f := metric.In(reg)
+	return &metrics{
+		auth:      f.Counters("adit_relay_auth_total", "Authentications, by kind of secret and outcome.", "kind", "outcome"),
+		misses:    f.Counters("adit_relay_auth_misses_total", "Well-formed credentials that are not in the index, by how the miss was settled.", "outcome"),
+		refreshes: f.Counters("adit_relay_auth_key_refreshes_total", "Attempts to read the keys that verify user sessions, by source and outcome.", "source", "outcome"),
+		watched:   f.Gauge("adit_relay_auth_watched", "Links and sockets that end when their credential does."),
+		touches:   f.Counters("adit_relay_auth_last_use_writes_total", "Writes of credentials' last use, by outcome.", "outcome"),
 	}
-	if reg != nil {
-		reg.MustRegister(m.auth, m.misses, m.refreshes, m.watched, m.touches)
-	}
-	return m
 }

@@ -136,8 +136,8 @@ func (v *verifier) checkSignature(t *token) *refusal {
 	}
 	switch {
 	case err != nil && !errors.Is(err, errLimited), len(v.keys.current()) == 0:
-		return unavailable("issuer_unavailable", "the issuer of user sessions does not answer; credentials (sk-, dk-, ak-) work",
-			askedFetchEvery, err)
+		return unavailable(api.NewProblem(api.CodeIssuerUnavailable, "the issuer of user sessions does not answer; credentials (sk-, dk-, ak-) work").
+			WithRetry(askedFetchEvery).WithCause(err))
 	case known:
 		return invalid(outcomeSignature, "the session's signature is wrong")
 	}
@@ -196,24 +196,23 @@ func parseTeams(raw json.RawMessage) ([]ident.TeamID, bool) {
 func (s session) requestedTeam(h http.Header) (ident.TeamID, *refusal) {
 	values := h.Values(api.HeaderTeam)
 	if len(values) == 0 || len(values) == 1 && strings.TrimSpace(values[0]) == "" {
-		return "", teamProblem(outcomeTeamRequired, http.StatusBadRequest, "send X-Team-ID: <the team's UUID>")
+		return "", teamProblem(outcomeTeamRequired, api.CodeTeamRequired, "send X-Team-ID: <the team's UUID>")
 	}
 	if len(values) > 1 {
-		return "", teamProblem(outcomeTeamInvalid, http.StatusBadRequest, "more than one X-Team-ID header")
+		return "", teamProblem(outcomeTeamInvalid, api.CodeTeamInvalid, "more than one X-Team-ID header")
 	}
 	team, err := ident.ParseTeamID(strings.TrimSpace(values[0]))
 	if err != nil {
-		return "", teamProblem(outcomeTeamInvalid, http.StatusBadRequest, "X-Team-ID is not a UUID")
+		return "", teamProblem(outcomeTeamInvalid, api.CodeTeamInvalid, "X-Team-ID is not a UUID")
 	}
 	if !slices.Contains(s.teams, team) {
-		return "", teamProblem(outcomeNotMember, http.StatusForbidden, "you are not a member of the team in X-Team-ID")
+		return "", teamProblem(outcomeNotMember, api.CodeNotAMember, "you are not a member of the team in X-Team-ID")
 	}
 	return team, nil
 }
 
-// teamProblem has the same word as code and as label.
-func teamProblem(o outcome, status int, detail string) *refusal {
-	return &refusal{o, api.NewProblem(status, string(o), api.HopRelay, detail)}
+func teamProblem(o outcome, code api.Code, detail string) *refusal {
+	return &refusal{o, api.NewProblem(code, detail)}
 }
 
 func printable(s string, most int) bool {

@@ -19,6 +19,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 )
@@ -166,7 +167,7 @@ func TestTeams(t *testing.T) {
 		claim  any
 		team   []header
 		status int // 0: accepted in team A
-		code   string
+		code   api.Code
 	}{
 		{"list of ids", []string{string(teamB), string(teamA)}, []header{inTeam(teamA)}, 0, ""},
 		{"list of objects", []any{map[string]any{"id": teamB, "name": "b"}, map[string]any{"id": teamA}}, []header{inTeam(teamA)}, 0, ""},

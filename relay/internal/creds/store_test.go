@@ -17,7 +17,7 @@ import (
 // TestRevocationThroughTheStore is the promise with the real store: created,
 // used at once, revoked by somebody else, and what is open ends.
 func TestRevocationThroughTheStore(t *testing.T) {
-	s, err := store.New(store.Config{DataDir: t.TempDir(), Relay: store.RelayRecord{ID: "r1"}, Logger: slog.New(slog.DiscardHandler)})
+	s, err := store.New(store.Config{DataDir: t.TempDir(), QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "r1"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +63,6 @@ func TestRevocationThroughTheStore(t *testing.T) {
 	}
 	wantRefused(t, a, request(t, bearer(secret.Reveal())), 401, "unauthenticated")
 	_, err = a.Revoke(t.Context(), alice, teamA, ident.NewCredentialID(), false)
-	wantProblem(t, err, 404, "not_found", "")
+	wantProblem(t, err, 404, "credential_not_found", "")
 	stop()
 }

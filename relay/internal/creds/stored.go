@@ -68,8 +68,7 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 	}
 	if a.cfg.Store.Status().Stale {
 		// It was good when this relay last heard of it, and may have been revoked since.
-		return Principal{}, unavailable("store_unavailable", "this relay has not heard from its store for a while, so the credential may have been revoked since: try again, or another relay",
-			2*time.Second, nil)
+		return Principal{}, unavailable(api.StoreUnavailable("this relay has not heard from its store for a while, so the credential may have been revoked since: try again, or another relay", nil))
 	}
 	a.lastUse.note(rec, now)
 	p := Principal{Kind: f.kind, Team: rec.Team, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
@@ -186,7 +185,7 @@ func (s *misses) settle(ctx context.Context, hash, addr string) (store.Credentia
 func trusted(st store.Status) bool { return st.Quorum && !st.Stale }
 
 func cannotTell(err error) *refusal {
-	return unavailable("store_unavailable", "the credential is not known here, and the store cannot be asked now", 2*time.Second, err)
+	return unavailable(api.StoreUnavailable("the credential is not known here, and the store cannot be asked now", err))
 }
 
 // spared says why the store need not, or must not, be asked; empty: ask.

@@ -51,7 +51,7 @@ func (x *exchange) answer(u *upstream, resp *http.Response) {
 		x.unwatch() // from here on a cut must not close the stream: it may be another request's
 		if !x.guard.wasCut() {
 			done = true
-			x.pool.put(u)
+			x.idle.put(u)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -16,13 +17,15 @@ import (
 // fallbackCookie holds the segment of the tunnel opened last, with FallbackCookie.
 const fallbackCookie = "adit_tunnel"
 
-// ServeHTTP serves requests to tunnels and passes all others to Config.Next. It
+// ServeHTTP serves requests to tunnels, and all others by what Config.Own names. It
 // stands before any mux: those redirect "//" and "..", which are the app's.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.RequestURI, "/") {
 		// "*", an authority or an absolute URI, which overrides Host: none of
 		// them chooses a tunnel.
-		e.next(w, r)
+		if !e.serveOwn(w, r) {
+			nothing(w)
+		}
 		return
 	}
 	path, _, _ := strings.Cut(r.RequestURI, "?")
@@ -54,8 +57,7 @@ func (e *Edge) noTunnel(r *http.Request, err error) *api.Problem {
 // serveElse serves what is no tunnel's address: the relay's own routes, else the
 // absolute paths of pages in path form.
 func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
-	if e.config.Owns != nil && e.config.Owns(r) {
-		e.next(w, r)
+	if e.serveOwn(w, r) {
 		return
 	}
 	if prefix, ok := e.refererPrefix(r, path); ok {
@@ -76,7 +78,20 @@ func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
 			}
 		}
 	}
-	e.next(w, r)
+	nothing(w)
+}
+
+// serveOwn serves a request for a path of the relay's own, if it is one.
+func (e *Edge) serveOwn(w http.ResponseWriter, r *http.Request) bool {
+	own := e.config.Own(r)
+	if own != nil {
+		own.ServeHTTP(w, r)
+	}
+	return own != nil
+}
+
+func nothing(w http.ResponseWriter) {
+	api.NewProblem(api.CodeNotFound, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
 }
 
 // refererPrefix returns the prefix of the tunnel whose page asks for an absolute
@@ -129,14 +144,6 @@ func splitURL(s string) (origin, path string, ok bool) {
 	return origin, path, true
 }
 
-func (e *Edge) next(w http.ResponseWriter, r *http.Request) {
-	if e.config.Next != nil {
-		e.config.Next.ServeHTTP(w, r)
-		return
-	}
-	api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is nothing at this address").Write(w, ident.NewRequestID())
-}
-
 // serve serves one request to a tunnel. absolute says that no prefix was stripped:
 // the path came as it is, and a cookie chose the tunnel.
 func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Route, path string, absolute bool) {
@@ -159,11 +166,11 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Rout
 		x.redirect(route.Moved + x.target)
 		return
 	}
-	if !x.pool.enter(e.config.MaxStreams) {
+	if !x.idle.enter(e.config.MaxStreams) {
 		x.problem(errTooMany(e.config.MaxStreams))
 		return
 	}
-	defer x.pool.leave()
+	defer x.idle.leave()
 	if route.Record.Protocol == api.ProtocolTCP {
 		e.serveTCP(x)
 		return
@@ -204,7 +211,7 @@ type exchange struct {
 	r     *http.Request
 	rc    *http.ResponseController
 	route *tunnels.Route // nil when there is no tunnel
-	pool  *pool
+	idle  *idleStreams
 	use   *usage.Use
 	id    ident.RequestID
 	start time.Time
@@ -222,7 +229,7 @@ type exchange struct {
 	guard   guard
 	unwatch func() // undoes watchCut
 
-	heldUntil time.Time // zero: the agent was not away
+	hold fleet.Hold
 }
 
 func newExchange(e *Edge, w http.ResponseWriter, r *http.Request, route *tunnels.Route) *exchange {
@@ -233,7 +240,8 @@ func newExchange(e *Edge, w http.ResponseWriter, r *http.Request, route *tunnels
 		x.id = ident.NewRequestID()
 	}
 	if route != nil {
-		x.pool = e.pool(route.Record.Session)
+		x.hold = fleet.Hold{For: e.config.Hold, Waiting: e.waiting}
+		x.idle = e.idleOf(route.Record.Session)
 		x.upgrade = isWebSocket(r)
 	}
 	return x

@@ -1,5 +1,5 @@
 // Package edge is the way from users to apps: the HTTP, WebSocket and TCP proxy
-// onto the agents' streams, by the rules of the design's proxy document. It owns
+// onto the agents' streams. It owns what passes and what is rewritten on the way,
 // the streams that are kept for reuse, the registry of upgraded connections and
 // the error pages that users see. It never decides who may open a tunnel, never
 // touches a body, and keeps nothing that outlives the relay.
@@ -10,7 +10,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -20,50 +19,23 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
-	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// What Config's zero values mean.
+// Bounds of the streams kept for reuse of one tunnel.
 const (
-	DefaultHold          = 10 * time.Second
-	DefaultHeaderTimeout = 15 * time.Minute
-	DefaultMaxStreams    = 512
-	DefaultIdleStreams   = 128
-	DefaultIdleFor       = time.Minute
+	maxIdle = 128
+	idleFor = time.Minute
 )
 
 // FallbackCookie is the value of Config.PathFallback that lets a cookie choose
 // the tunnel of absolute paths.
 const FallbackCookie = "cookie"
-
-// ErrAway says that the agent has no link now. A Dialer's errors wrap it for that.
-var ErrAway = errors.New("the agent has no link to the relay now")
-
-// Stream is a byte pipe to the app: its first Read returns the agent's refusal,
-// if there is one, as a wire.Verdict (errors.As).
-type Stream interface {
-	net.Conn
-	CloseWrite() error
-	// Verdict waits for the agent's answer to the hello.
-	Verdict(ctx context.Context) error
-	// Watch has f called once, in a goroutine of its own, when the app says anything
-	// or the stream is lost; nobody reads meanwhile. Unwatch takes that back and says
-	// whether nothing was heard.
-	Watch(f func())
-	Unwatch() bool
-}
-
-// Dialer opens streams to agents, wherever their links are.
-type Dialer interface {
-	Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (Stream, error)
-	// Wait returns nil when the agent has a link, and an error when ctx ends first.
-	Wait(ctx context.Context, key ident.AgentKey) error
-}
 
 // Resolver finds the tunnel of a request; tunnels.Resolver is one.
 type Resolver interface {
@@ -78,10 +50,11 @@ type Prober interface {
 	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
 }
 
-// Config is what an Edge needs. Resolver, Dialer and Meter are required.
+// Config is what an Edge needs. Resolver, Fleet, Meter, Own, HeaderTimeout and
+// MaxStreams are required.
 type Config struct {
 	Resolver Resolver
-	Dialer   Dialer
+	Fleet    *fleet.Fleet
 	Meter    *usage.Meter
 	Links    Links // nil: there are no named links
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,
@@ -91,12 +64,11 @@ type Config struct {
 	// by that, since agents move before users are told. nil: it never does.
 	Stopping func() bool
 	Prober   Prober // nil: tunnels with an undecided host header are served as public
-	// Next serves what is no tunnel's; nil: a 404 problem.
-	Next http.Handler
-	// Owns says whether Next has a route for the request. Only other paths are
-	// looked at for the fallbacks of absolute paths. nil: it has none.
-	Owns func(*http.Request) bool
-	// Hold is how long a request waits for an agent that is away.
+	// Own returns what serves a request for a path of the relay's own; nil: none of
+	// them is asked for. Only other paths are looked at for the fallbacks of absolute
+	// paths. Required.
+	Own func(*http.Request) http.Handler
+	// Hold is how long a request waits for an agent that is away; 0: not at all.
 	Hold time.Duration
 	// HeaderTimeout bounds the wait for an answer's header once the request is sent.
 	HeaderTimeout time.Duration
@@ -108,11 +80,8 @@ type Config struct {
 	PathFallback string
 	// MaxStreams bounds the requests and connections at once of one tunnel.
 	MaxStreams int
-	// IdleStreams and IdleFor bound the streams kept for reuse of one tunnel.
-	IdleStreams int
-	IdleFor     time.Duration
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Edge is an http.Handler in front of everything else of the public listener.
@@ -120,49 +89,40 @@ type Edge struct {
 	config   Config
 	log      *slog.Logger
 	metrics  *metrics
+	waiting  func(begins bool) // counts who is held
 	pages    *pages
 	draining atomic.Bool
 
 	mu       sync.Mutex
-	pools    map[ident.SessionID]*pool
+	idle     map[ident.SessionID]*idleStreams
 	upgraded map[*upgraded]struct{}
 	tasks    sync.WaitGroup // probes
 }
 
 // New checks the configuration and returns an Edge. Run must run beside it.
 func New(c Config) (*Edge, error) {
-	if c.Resolver == nil || c.Dialer == nil || c.Meter == nil {
-		return nil, errors.New("edge: a resolver, a dialer and a meter are needed")
+	if c.Resolver == nil || c.Fleet == nil || c.Meter == nil || c.Own == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
+		return nil, errors.New("edge: Resolver, Fleet, Meter, Own, HeaderTimeout and MaxStreams are required")
 	}
 	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
 		return nil, errors.New(`path_fallback: either nothing or "cookie"`)
 	}
-	defaultTo(&c.Hold, DefaultHold)
-	defaultTo(&c.HeaderTimeout, DefaultHeaderTimeout)
-	defaultTo(&c.MaxStreams, DefaultMaxStreams)
-	defaultTo(&c.IdleStreams, DefaultIdleStreams)
-	defaultTo(&c.IdleFor, DefaultIdleFor)
 	e := &Edge{
 		config: c, log: c.Logger, metrics: newMetrics(c.Registerer), pages: newPages(),
-		pools: map[ident.SessionID]*pool{}, upgraded: map[*upgraded]struct{}{},
+		idle: map[ident.SessionID]*idleStreams{}, upgraded: map[*upgraded]struct{}{},
 	}
+	e.waiting = e.metrics.waiting
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	return e, nil
 }
 
-func defaultTo[T int | time.Duration](v *T, d T) {
-	if *v <= 0 {
-		*v = d
-	}
-}
-
-// Run drops idle streams and pools until ctx ends, then closes all idle streams
+// Run drops streams that were idle for long until ctx ends, then closes all idle streams
 // and waits for what it started. Requests may go on; they no longer leave streams
 // behind.
 func (e *Edge) Run(ctx context.Context) error {
-	tick := time.NewTicker(max(e.config.IdleFor/4, 10*time.Millisecond))
+	tick := time.NewTicker(idleFor / 4)
 	defer tick.Stop()
 	for {
 		select {
@@ -171,10 +131,10 @@ func (e *Edge) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			e.draining.Store(true)
 			e.mu.Lock()
-			pools := e.pools
-			e.pools = map[ident.SessionID]*pool{}
+			all := e.idle
+			e.idle = map[ident.SessionID]*idleStreams{}
 			e.mu.Unlock()
-			for _, p := range pools {
+			for _, p := range all {
 				p.close()
 			}
 			e.tasks.Wait()
@@ -185,20 +145,20 @@ func (e *Edge) Run(ctx context.Context) error {
 
 func (e *Edge) sweep(now time.Time) {
 	e.mu.Lock()
-	pools := make([]*pool, 0, len(e.pools))
-	for _, p := range e.pools {
-		pools = append(pools, p)
+	all := make([]*idleStreams, 0, len(e.idle))
+	for _, p := range e.idle {
+		all = append(all, p)
 	}
 	e.mu.Unlock()
-	for _, p := range pools {
+	for _, p := range all {
 		if !p.evict(now) {
 			continue
 		}
 		e.mu.Lock()
-		// A request may have taken it up meanwhile; it then keeps a pool of its own
-		// for its life, which closes with it.
-		if e.pools[p.session] == p {
-			delete(e.pools, p.session)
+		// A request may have taken it up meanwhile; it then keeps its streams for
+		// its life, and closes them with it.
+		if e.idle[p.session] == p {
+			delete(e.idle, p.session)
 		}
 		e.mu.Unlock()
 		p.close()
@@ -210,8 +170,8 @@ func (e *Edge) sweep(now time.Time) {
 func (e *Edge) Drop(session ident.SessionID, cause error) int {
 	n := e.config.Meter.Cut(session, cause)
 	e.mu.Lock()
-	p := e.pools[session]
-	delete(e.pools, session)
+	p := e.idle[session]
+	delete(e.idle, session)
 	e.mu.Unlock()
 	if p != nil {
 		p.close()
@@ -253,7 +213,7 @@ func (e *Edge) Drain(ctx context.Context) error {
 // Requests that have no answer yet go on. It returns when the goodbyes are said.
 func (e *Edge) Yield() {
 	e.mu.Lock()
-	pools := slices.Collect(maps.Values(e.pools))
+	all := slices.Collect(maps.Values(e.idle))
 	var leaving []*upgraded
 	for u := range e.upgraded {
 		if u.leaving() {
@@ -261,7 +221,7 @@ func (e *Edge) Yield() {
 		}
 	}
 	e.mu.Unlock()
-	for _, p := range pools {
+	for _, p := range all {
 		p.dropStale()
 	}
 	var goodbyes sync.WaitGroup
@@ -271,15 +231,15 @@ func (e *Edge) Yield() {
 	goodbyes.Wait()
 }
 
-// pool returns the streams of a tunnel.
-func (e *Edge) pool(session ident.SessionID) *pool {
+// idleOf returns the idle streams of a tunnel.
+func (e *Edge) idleOf(session ident.SessionID) *idleStreams {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p := e.pools[session]
+	p := e.idle[session]
 	if p == nil {
-		p = newPool(session, e.config.IdleStreams, e.config.IdleFor)
+		p = newIdleStreams(session, maxIdle, idleFor)
 		if !e.draining.Load() {
-			e.pools[session] = p
+			e.idle[session] = p
 		} else {
 			p.closed = true // Run is over or about to be: keep nothing
 		}

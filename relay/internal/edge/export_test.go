@@ -1,11 +1,16 @@
 package edge
 
+import "github.com/adit-tunnel/adit/shared/api"
+
+// Titles are the headings of error pages.
+func Titles() map[api.Code]string { return titles }
+
 // IdleStreams counts the streams kept for reuse.
 func (e *Edge) IdleStreams() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := 0
-	for _, p := range e.pools {
+	for _, p := range e.idle {
 		p.mu.Lock()
 		n += len(p.idle)
 		p.mu.Unlock()
@@ -17,7 +22,7 @@ func (e *Edge) IdleStreams() int {
 func (e *Edge) Active() (n int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, p := range e.pools {
+	for _, p := range e.idle {
 		n += p.active.Load()
 	}
 	return n

@@ -23,7 +23,7 @@ func TestHoldAndComeBack(t *testing.T) {
 	w := newWorld(t, func(c *edge.Config) { c.Hold = 10 * time.Second })
 	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "back") })
 	_, seg := w.tunnel(port, nil)
-	w.dialer.setAway(true)
+	gone := w.machine.set(nil)
 	done := make(chan string, 1)
 	r := w.request("POST", seg, "/", strings.NewReader("x"))
 	go func() {
@@ -41,7 +41,7 @@ func TestHoldAndComeBack(t *testing.T) {
 		t.Fatalf("not held: %s", got)
 	case <-time.After(100 * time.Millisecond):
 	}
-	w.dialer.setAway(false)
+	w.machine.set(gone)
 	if got := <-done; got != "back" {
 		t.Errorf("after the agent's return: %s", got)
 	}
@@ -50,7 +50,7 @@ func TestHoldAndComeBack(t *testing.T) {
 func TestAgentOffline(t *testing.T) {
 	w := newWorld(t, func(c *edge.Config) { c.Hold = 50 * time.Millisecond })
 	_, seg := w.tunnel(1, nil)
-	w.dialer.setAway(true)
+	w.machine.set(nil)
 	resp := w.get(seg, "/")
 	body := text(t, resp.Body)
 	if resp.StatusCode != 503 || !strings.Contains(body, `"agent_offline"`) || !strings.Contains(body, `"hop":"link"`) || resp.Header.Get("Retry-After") != "3" {
@@ -85,7 +85,7 @@ func TestRefusalsNameTheHop(t *testing.T) {
 	} {
 		for _, protocol := range []api.Protocol{api.ProtocolHTTP, api.ProtocolTCP} {
 			_, seg := w.tunnel(8188, func(r *store.TunnelRecord) { r.Protocol = protocol })
-			w.dialer.refuse.Store(&wire.Verdict{Code: c.code, Text: "<because>"})
+			w.machine.refuse.Store(&wire.Verdict{Code: c.code, Text: "<because>"})
 			r := w.request("GET", seg, "/", nil)
 			if protocol == api.ProtocolTCP {
 				r.Header.Set("Connection", "Upgrade")
@@ -111,12 +111,19 @@ func TestRefusalsNameTheHop(t *testing.T) {
 	}
 }
 
+func TestTitlesAreOfCodes(t *testing.T) {
+	for code := range edge.Titles() {
+		if code.Meaning() == "" {
+			t.Errorf("there is a title for %s, which is no code", code)
+		}
+	}
+}
+
 func TestAgentNotToldYet(t *testing.T) {
 	w := newWorld(t, nil)
 	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "ok") })
 	_, seg := w.tunnel(port, nil)
-	w.dialer.refuseN.Store(1)
-	w.dialer.refuse.Store(&wire.Verdict{Code: wire.CodeUnknownTunnel, Text: "once"})
+	w.machine.refuse.Store(&wire.Verdict{Code: wire.CodeUnknownTunnel, Text: "once"})
 	if resp := w.get(seg, "/"); resp.StatusCode != 200 {
 		t.Errorf("the first request to a new tunnel: %d %s", resp.StatusCode, text(t, resp.Body))
 	}

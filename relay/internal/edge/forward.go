@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -19,10 +18,6 @@ const (
 	cutLinger = 400 * time.Millisecond
 	// maxInformational bounds the 1xx answers before the real one.
 	maxInformational = 16
-	// toldWait and toldTries bound how long an agent may need to learn of a tunnel
-	// that was opened this moment, or of its own new generation.
-	toldWait  = 100 * time.Millisecond
-	toldTries = 10
 )
 
 // heads holds requests' headers while they are written.
@@ -92,7 +87,7 @@ func (x *exchange) watchCut() func() {
 // the rules allow it.
 func (x *exchange) roundTrip(head []byte) (*upstream, *http.Response, error) {
 	repeatable := x.r.ContentLength == 0 && x.r.Method != http.MethodTrace && safeMethod(x.r.Method)
-	fresh, lost, told := x.upgrade, 0, 0
+	fresh, lost := x.upgrade, 0
 	for {
 		u, err := x.stream(fresh, !repeatable)
 		if err != nil {
@@ -107,10 +102,7 @@ func (x *exchange) roundTrip(head []byte) (*upstream, *http.Response, error) {
 			return nil, nil, err
 		}
 		switch {
-		case notTold(err) && told < toldTries:
-			// The app has seen nothing of it, so any request may be repeated.
-			told++
-			x.pause(toldWait)
+		case x.hold.Retry(x.use.Context(), err):
 		case errors.Is(err, errLost) && repeatable && u.reused:
 			// The app closed an idle connection just then: nobody's fault, and no
 			// sign that a new one will be lost.
@@ -124,69 +116,25 @@ func (x *exchange) roundTrip(head []byte) (*upstream, *http.Response, error) {
 	}
 }
 
-// pause waits for d or the end of the exchange.
-func (x *exchange) pause(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-x.use.Context().Done():
-	}
-}
-
 // stream returns an idle stream or opens one, waiting for an agent that is away.
 func (x *exchange) stream(fresh, once bool) (*upstream, error) {
 	if !fresh {
-		if u := x.pool.get(once); u != nil {
+		if u := x.idle.get(once); u != nil {
 			u.use.Store(x.use)
 			return u, nil
 		}
 	}
-	s, err := x.open()
+	s, err := x.e.config.Fleet.Open(x.use.Context(), x.route.Record.Key(), x.hello(), &x.hold)
 	if err != nil {
 		return nil, err
 	}
-	u := newUpstream(s, x.pool)
-	u.use.Store(x.use)
-	return u, nil
+	return newUpstream(s, x.idle, x.use), nil
 }
 
-// open opens a stream to the app. While the agent is away it waits, in all not
-// longer than Config.Hold for one request.
-func (x *exchange) open() (Stream, error) {
-	ctx := x.use.Context()
-	record := &x.route.Record
-	hello := wire.Hello{Kind: wire.KindTCP, Port: record.Port, Session: record.Session, Request: x.id}
-	for {
-		s, err := x.e.config.Dialer.Open(ctx, record.Key(), hello)
-		if err == nil {
-			return s, nil
-		}
-		// A link may die between the dialer's look at it and the opening.
-		if !errors.Is(err, ErrAway) && !errors.Is(err, link.ErrClosed) || ctx.Err() != nil {
-			return nil, err
-		}
-		if x.hold(ctx) != nil {
-			return nil, errors.Join(err, ErrAway)
-		}
-	}
-}
-
-func (x *exchange) hold(ctx context.Context) error {
-	if x.heldUntil.IsZero() {
-		x.heldUntil = time.Now().Add(x.e.config.Hold)
-	} else {
-		// It came and went, or is said to be there before it is: no busy loop.
-		x.pause(toldWait)
-	}
-	x.e.metrics.held.Inc()
-	defer x.e.metrics.held.Dec()
-	ctx, cancel := context.WithDeadline(ctx, x.heldUntil)
-	defer cancel()
-	if err := x.e.config.Dialer.Wait(ctx, x.route.Record.Key()); err != nil {
-		return err
-	}
-	return ctx.Err()
+// hello says to the agent for what a stream is.
+func (x *exchange) hello() wire.Hello {
+	r := &x.route.Record
+	return wire.Hello{Kind: wire.KindTCP, Port: r.Port, Session: r.Session, Request: x.id}
 }
 
 // attempt sends the request on one stream and reads its answer's header.

@@ -261,8 +261,7 @@ func TestClearSiteDataStaysWithTheApp(t *testing.T) {
 // Where the path form is off, no app answers there: its address leads to the tunnel's
 // own host, and nothing else does.
 func TestPathFormOffLeadsToTheTunnelsHost(t *testing.T) {
-	next := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusTeapot) })
-	w := newWorldAt(t, func(c *edge.Config) { c.Next = next; c.PathFallback = edge.FallbackCookie }, func(c *tunnels.Config) { c.PathForm = false })
+	w := newWorldAt(t, func(c *edge.Config) { c.PathFallback = edge.FallbackCookie }, func(c *tunnels.Config) { c.PathForm = false })
 	var asked atomic.Int64
 	port := w.appFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) })
 	rec, seg := w.tunnel(port, nil)
@@ -292,7 +291,7 @@ func TestPathFormOffLeadsToTheTunnelsHost(t *testing.T) {
 		r := w.request("GET", seg, "", nil)
 		r.URL.Path = "/static/a.js"
 		r.Header.Set(name, value)
-		if resp := w.do(r); resp.StatusCode != http.StatusTeapot {
+		if resp := w.do(r); resp.StatusCode != 404 || !strings.Contains(text(t, resp.Body), `"not_found"`) {
 			t.Errorf("an absolute path with a %s: %d %v", name, resp.StatusCode, resp.Header)
 		}
 	}
@@ -342,8 +341,7 @@ func TestNoServiceWorkerInPathForm(t *testing.T) {
 
 // The host of the relay's own pages is nobody else's.
 func TestNoTunnelAtTheConsolesHost(t *testing.T) {
-	next := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusTeapot) })
-	w := newWorldAt(t, func(c *edge.Config) { c.Next = next; c.PathFallback = edge.FallbackCookie }, func(c *tunnels.Config) {
+	w := newWorldAt(t, func(c *edge.Config) { c.PathFallback = edge.FallbackCookie }, func(c *tunnels.Config) {
 		c.WildcardDomain = ""
 		c.ConsoleURL = &url.URL{Scheme: "http", Host: "console.example.com:" + c.PublicURL.Port()}
 	})
@@ -357,7 +355,7 @@ func TestNoTunnelAtTheConsolesHost(t *testing.T) {
 			r.URL.Path, r.Host = path, host
 			r.Header.Set("Cookie", "adit_tunnel="+seg)
 			r.Header.Set("Referer", w.public.String()+"/tunnel/"+seg+"/")
-			if resp := w.do(r); resp.StatusCode != http.StatusTeapot {
+			if resp := w.do(r); resp.StatusCode != 404 || !strings.Contains(text(t, resp.Body), `"not_found"`) {
 				t.Errorf("%s at %s: %d", path, host, resp.StatusCode)
 			}
 		}

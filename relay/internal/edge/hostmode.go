@@ -29,7 +29,7 @@ func (x *exchange) hostModeLocal() bool {
 	case x.e.config.Prober == nil:
 		return false
 	}
-	m := &x.pool.host
+	m := &x.idle.host
 	m.mu.Lock()
 	if m.running == nil && m.mode == "" && time.Since(m.asked) >= probeEvery {
 		m.running, m.asked = make(chan struct{}), time.Now()

@@ -241,7 +241,7 @@ func TestHeadAndBodilessAndRange(t *testing.T) {
 			t.Errorf("range: %d %v", resp.StatusCode, resp.Header)
 		}
 	}
-	if n := w.dialer.opened.Load(); n != 1 {
+	if n := w.machine.opened.Load(); n != 1 {
 		t.Errorf("%d streams were opened for requests one after the other", n)
 	}
 }

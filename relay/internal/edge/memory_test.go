@@ -78,15 +78,14 @@ func TestUsersWhoTakeNothingAreEnded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var ended atomic.Int64
-			d := &linked{back: make(chan struct{}), budget: link.NewBudget(3 << 20)}
-			d.budget.Relieved = func(r link.Relief) { ended.Add(int64(r.Streams)) }
+			poor := &machine{budget: link.NewBudget(3 << 20)}
+			poor.budget.Relieved = func(r link.Relief) { ended.Add(int64(r.Streams)) }
 			w := newWorld(t, func(c *edge.Config) {
-				c.Dialer = d
+				c.Fleet = poor.connect(t).fleet()
 				if front.secure {
 					c.PathFallback = "tls"
 				}
 			})
-			d.connect(t)
 			_, seg := w.tunnel(w.appFunc(front.app), func(r *store.TunnelRecord) {
 				if front.protocol != "" {
 					r.Protocol = front.protocol

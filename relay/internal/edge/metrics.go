@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 type metrics struct {
@@ -24,31 +25,19 @@ type metrics struct {
 var classes = [...]string{"aborted", "1xx", "2xx", "3xx", "4xx", "5xx"}
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-	}
-	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_relay_edge_requests_total", Help: "Requests to tunnels, by form of address and class of the answer.",
-	}, []string{"code_class", "form"})
+	f := metric.In(reg)
+	requests := f.Counters("adit_relay_edge_requests_total", "Requests to tunnels, by form of address and class of the answer.", "code_class", "form")
 	m := &metrics{
-		requests: map[string]map[string]prometheus.Counter{},
-		problems: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_edge_problems_total", Help: "Requests that the relay answered itself with an error, by the hop that failed.",
-		}, []string{"hop"}),
-		firstByte: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "adit_relay_edge_first_byte_seconds", Help: "Time from a request's header to its answer's.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 300},
-		}),
-		websockets: gauge("adit_relay_edge_websockets", "WebSockets through tunnels open now."),
-		tcp:        gauge("adit_relay_edge_tcp_connections", "TCP connections through tunnels open now."),
-		held:       gauge("adit_relay_edge_held_requests", "Requests waiting for an agent that is away."),
-		retries:    counter("adit_relay_edge_retries_total", "Requests sent again on another stream."),
-		redirects:  counter("adit_relay_edge_referer_redirects_total", "Absolute paths redirected under the tunnel of their Referer."),
-		origins:    counter("adit_relay_edge_origin_refused_total", "Requests refused for coming from another origin."),
-		previews:   counter("adit_relay_edge_link_previews_total", "Previews of named links, which are no uses."),
+		requests:   map[string]map[string]prometheus.Counter{},
+		problems:   f.Counters("adit_relay_edge_problems_total", "Requests that the relay answered itself with an error, by the hop that failed.", "hop"),
+		firstByte:  f.Histogram("adit_relay_edge_first_byte_seconds", "Time from a request's header to its answer's.", []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 300}),
+		websockets: f.Gauge("adit_relay_edge_websockets", "WebSockets through tunnels open now."),
+		tcp:        f.Gauge("adit_relay_edge_tcp_connections", "TCP connections through tunnels open now."),
+		held:       f.Gauge("adit_relay_edge_held_requests", "Requests waiting for an agent that is away."),
+		retries:    f.Counter("adit_relay_edge_retries_total", "Requests sent again on another stream."),
+		redirects:  f.Counter("adit_relay_edge_referer_redirects_total", "Absolute paths redirected under the tunnel of their Referer."),
+		origins:    f.Counter("adit_relay_edge_origin_refused_total", "Requests refused for coming from another origin."),
+		previews:   f.Counter("adit_relay_edge_link_previews_total", "Previews of named links, which are no uses."),
 	}
 	for _, form := range []string{"path", "subdomain", "none"} {
 		m.requests[form] = map[string]prometheus.Counter{}
@@ -59,10 +48,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, hop := range hops {
 		m.problems.WithLabelValues(string(hop.hop))
 	}
-	if reg != nil {
-		reg.MustRegister(requests, m.problems, m.firstByte, m.websockets, m.tcp, m.held, m.retries, m.redirects, m.origins, m.previews)
-	}
 	return m
+}
+
+// waiting counts a request that waits for an agent, until it does not.
+func (m *metrics) waiting(begins bool) {
+	if begins {
+		m.held.Inc()
+	} else {
+		m.held.Dec()
+	}
 }
 
 func (m *metrics) request(status int, form string, aborted bool) {

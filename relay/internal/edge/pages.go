@@ -34,24 +34,24 @@ func newPages() *pages {
 }
 
 // titles are for people; problems without one show their status.
-var titles = map[string]string{
-	"tunnel_not_found":    "There is no tunnel here",
-	"agent_offline":       "The machine is not connected just now",
-	"agent_paused":        "The machine is paused",
-	"agent_overloaded":    "The machine is busy",
-	"agent_unaware":       "The tunnel is not ready yet",
-	"app_refused":         "The app is not running",
-	"app_timeout":         "The app does not answer",
-	"app_closed":          "The app hung up",
-	"app_not_http":        "This is not a web app",
-	"link_lost":           "The connection was lost",
-	"port_not_allowed":    "This port is not allowed",
-	"upgrade_required":    "This tunnel is for programs",
-	"viewer_disconnected": "You were disconnected",
-	"cross_origin":        "Refused for your safety",
-	"too_many_requests":   "Too much at once",
-	"memory_short":        "The relay is busy",
-	"relay_draining":      "The relay is restarting",
+var titles = map[api.Code]string{
+	api.CodeTunnelNotFound:     "There is no tunnel here",
+	api.CodeAgentOffline:       "The machine is not connected just now",
+	api.CodeAgentPaused:        "The machine is paused",
+	api.CodeAgentOverloaded:    "The machine is busy",
+	api.CodeAgentUnaware:       "The tunnel is not ready yet",
+	api.CodeAppRefused:         "The app is not running",
+	api.CodeAppTimeout:         "The app does not answer",
+	api.CodeAppClosed:          "The app hung up",
+	api.CodeAppNotHTTP:         "This is not a web app",
+	api.CodeLinkLost:           "The connection was lost",
+	api.CodePortNotAllowed:     "This port is not allowed",
+	api.CodeUpgradeRequired:    "This tunnel is for programs",
+	api.CodeViewerDisconnected: "You were disconnected",
+	api.CodeCrossOrigin:        "Refused for your safety",
+	api.CodeTooManyRequests:    "Too much at once",
+	api.CodeMemoryShort:        "The relay is busy",
+	api.CodeRelayDraining:      "The relay is restarting",
 }
 
 // hops are the way from the reader of the page to the app.
@@ -127,7 +127,7 @@ func renderPage(p *api.Problem, request string) string {
 	if p.RetryAfter > 0 {
 		b.WriteString("<p>This page reloads by itself.</p>\n")
 	}
-	b.WriteString("<small>" + strconv.Itoa(p.Status) + " " + html.EscapeString(p.Code) + " · request " + html.EscapeString(request) + "</small></main></body></html>\n")
+	b.WriteString("<small>" + strconv.Itoa(p.Status) + " " + html.EscapeString(string(p.Code)) + " · request " + html.EscapeString(request) + "</small></main></body></html>\n")
 	return b.String()
 }
 

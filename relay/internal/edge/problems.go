@@ -3,15 +3,15 @@ package edge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"syscall"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -19,49 +19,47 @@ import (
 // What users are told. No text here contains an address of the tunnel.
 
 func errNoTunnel() *api.Problem {
-	return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay,
+	return api.NewProblem(api.CodeTunnelNotFound,
 		"there is no open tunnel at this address: it was closed or taken back, has expired, is used up or never existed; ask whoever sent the link for a new one")
 }
 
 // errOver is errNoTunnel for whoever may be told more.
 func errOver(text string) *api.Problem {
-	return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, text+"; ask whoever sent the link for a new one")
+	return api.NewProblem(api.CodeTunnelNotFound, text+"; ask whoever sent the link for a new one")
 }
 
 func errOrigin() *api.Problem {
-	return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay,
-		"the request comes from a page of another origin than this tunnel's; to admit a known front end, open the tunnel with allow_origins")
+	return api.NewProblem(api.CodeCrossOrigin, "the request comes from a page of another origin than this tunnel's; to admit a known front end, open the tunnel with allow_origins")
 }
 
 func errBadTarget() *api.Problem {
-	return api.NewProblem(http.StatusBadRequest, "bad_request_target", api.HopRelay, "the path contains a space or a control character")
+	return api.NewProblem(api.CodeBadRequestTarget, "the path contains a space or a control character")
 }
 
 func errBadHost() *api.Problem {
-	return api.NewProblem(http.StatusBadRequest, "bad_host", api.HopRelay, "the Host field is not a host")
+	return api.NewProblem(api.CodeBadHost, "the Host field is not a host")
 }
 
 func errServiceWorker() *api.Problem {
-	return api.NewProblem(http.StatusForbidden, "service_worker_refused", api.HopRelay,
+	return api.NewProblem(api.CodeServiceWorkerRefused,
 		"at this address the app shares its origin with others, whose pages a service worker could watch; service workers need a host for each tunnel: set wildcard_domain in the relay's configuration")
 }
 
 func errTooMany(limit int) *api.Problem {
-	return api.Problemf(http.StatusTooManyRequests, "too_many_requests", api.HopRelay,
-		"this tunnel has %d requests and connections under way, which is its limit; try again when some have ended", limit).WithRetry(2 * time.Second)
+	return api.Problemf(api.CodeTooManyRequests, "this tunnel has %d requests and connections under way, which is its limit; try again when some have ended", limit).WithRetry(2 * time.Second)
 }
 
 func errDraining() *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
+	return api.NewProblem(api.CodeRelayDraining, restarting).WithRetry(2 * time.Second)
 }
 
 func errUpgradeRequired() *api.Problem {
-	return api.NewProblem(http.StatusUpgradeRequired, "upgrade_required", api.HopRelay,
+	return api.NewProblem(api.CodeUpgradeRequired,
 		"this tunnel carries TCP, which a browser cannot show; on your machine run: adit connect URL -L 127.0.0.1:2222 (or --stdio as ssh's ProxyCommand), with this page's address as URL")
 }
 
 func errSubprotocol() *api.Problem {
-	return api.NewProblem(http.StatusBadRequest, "subprotocol_unsupported", api.HopRelay, `the WebSocket subprotocol must be "binary" or none`)
+	return api.NewProblem(api.CodeSubprotocolUnsupported, `the WebSocket subprotocol must be "binary" or none`)
 }
 
 // cutProblem is for a use that was ended, or refused, by the relay.
@@ -70,8 +68,7 @@ func (x *exchange) cutProblem(cause error) *api.Problem {
 		return errOver(over.Text).WithCause(cause)
 	}
 	if errors.Is(cause, usage.ErrKicked) {
-		return api.NewProblem(http.StatusForbidden, "viewer_disconnected", api.HopRelay,
-			"the tunnel's owner disconnected you; it admits you again after some minutes")
+		return api.NewProblem(api.CodeViewerDisconnected, "the tunnel's owner disconnected you; it admits you again after some minutes")
 	}
 	if errors.Is(cause, link.ErrMemory) {
 		return errMemory().WithCause(cause)
@@ -80,14 +77,8 @@ func (x *exchange) cutProblem(cause error) *api.Problem {
 }
 
 func errMemory() *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "memory_short", api.HopRelay,
+	return api.NewProblem(api.CodeMemoryShort,
 		"the relay is short of memory, and most of it waits to be taken by users of this team; end connections that do not read, and try again").WithRetry(5 * time.Second)
-}
-
-// notTold says whether the agent refused for not knowing yet what the relay knows.
-func notTold(err error) bool {
-	var v wire.Verdict
-	return errors.As(err, &v) && (v.Code == wire.CodeStaleEpoch || v.Code == wire.CodeUnknownTunnel)
 }
 
 // problemOf names the hop that failed and the remedy.
@@ -98,42 +89,34 @@ func (x *exchange) problemOf(err error) *api.Problem {
 	switch {
 	case errors.As(err, &v):
 		return verdictProblem(v, port).WithCause(err)
-	case errors.Is(err, ErrAway):
+	case errors.Is(err, fleet.ErrAway):
 		return errOffline().WithCause(err)
 	case errors.Is(err, link.ErrMemory):
 		return errMemory().WithCause(err)
 	case errors.Is(err, link.ErrTooManyStreams):
-		return api.NewProblem(http.StatusServiceUnavailable, "link_busy", api.HopLink,
-			"the machine's link carries as many connections as it can; try again when some have ended").WithRetry(2 * time.Second).WithCause(err)
+		return api.NewProblem(api.CodeLinkBusy, "the machine's link carries as many connections as it can; try again when some have ended").WithRetry(2 * time.Second).WithCause(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &t) && t.Timeout():
-		return api.Problemf(http.StatusGatewayTimeout, "app_timeout", api.HopApp,
-			"the app on port %d accepted the request and did not answer in time", port).WithCause(err)
+		return api.Problemf(api.CodeAppTimeout, "the app on port %d accepted the request and did not answer in time", port).WithCause(err)
 	case errors.Is(err, errSwitched):
-		return api.Problemf(http.StatusBadGateway, "app_bad_upgrade", api.HopApp,
-			"the app on port %d answered the WebSocket handshake wrongly", port).WithCause(err)
+		return api.Problemf(api.CodeAppBadUpgrade, "the app on port %d answered the WebSocket handshake wrongly", port).WithCause(err)
 	case errors.Is(err, errHeaderTooLarge):
-		return api.Problemf(http.StatusBadGateway, "app_header_too_large", api.HopApp,
-			"the app on port %d sent a response header of more than 1 MiB", port).WithCause(err)
+		return api.Problemf(api.CodeAppHeaderTooLarge, "the app on port %d sent a response header of more than 1 MiB", port).WithCause(err)
 	case errors.Is(err, link.ErrClosed): // also where its connection ended as an app's would
 		return errLinkLost().WithCause(err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, link.ErrReset), errors.Is(err, syscall.ECONNRESET):
-		return api.Problemf(http.StatusBadGateway, "app_closed", api.HopApp,
-			"the app on port %d closed the connection without an answer; its log may say why", port).WithCause(err)
+		return api.Problemf(api.CodeAppClosed, "the app on port %d closed the connection without an answer; its log may say why", port).WithCause(err)
 	case errors.Is(err, errBadAnswer):
-		return api.Problemf(http.StatusBadGateway, "app_not_http", api.HopApp,
-			"what listens on port %d does not answer in plain HTTP/1.1; for ssh, VNC, a database or TLS open a tunnel with tunnel_protocol tcp", port).WithCause(err)
+		return api.Problemf(api.CodeAppNotHTTP, "what listens on port %d does not answer in plain HTTP/1.1; for ssh, VNC, a database or TLS open a tunnel with tunnel_protocol tcp", port).WithCause(err)
 	}
 	return errLinkLost().WithCause(err)
 }
 
 func errLinkLost() *api.Problem {
-	return api.NewProblem(http.StatusBadGateway, "link_lost", api.HopLink,
-		"the connection to the machine was lost while the request was under way; it may have been carried out").WithRetry(2 * time.Second)
+	return api.NewProblem(api.CodeLinkLost, "the connection to the machine was lost while the request was under way; it may have been carried out").WithRetry(2 * time.Second)
 }
 
 func errOffline() *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "agent_offline", api.HopLink,
-		"the machine has no connection to the relay at present; the tunnel stays open and works again when it is back").WithRetry(3 * time.Second)
+	return api.NewProblem(api.CodeAgentOffline, "the machine has no connection to the relay at present; the tunnel stays open and works again when it is back").WithRetry(3 * time.Second)
 }
 
 func verdictProblem(v wire.Verdict, port uint16) *api.Problem {
@@ -143,44 +126,21 @@ func verdictProblem(v wire.Verdict, port uint16) *api.Problem {
 	}
 	switch v.Code {
 	case wire.CodePortNotAllowed:
-		return api.Problemf(http.StatusForbidden, "port_not_allowed", api.HopAgent,
-			"the machine's own policy does not allow port %d; its owner sets allow_ports in the agent's configuration%s", port, says)
+		return api.Problemf(api.CodePortNotAllowed, "the machine's own policy does not allow port %d; its owner sets allow_ports in the agent's configuration%s", port, says)
 	case wire.CodeAppRefused:
-		return api.Problemf(http.StatusBadGateway, "app_refused", api.HopApp,
-			"nothing listens on port %d of the machine%s; start it there, on 127.0.0.1, and reload%s", port, usually(port), says).WithRetry(5 * time.Second)
+		return api.Problemf(api.CodeAppRefused, "nothing listens on port %d of the machine%s; start it there, on 127.0.0.1, and reload%s", port, apps.Usually(port), says).WithRetry(5 * time.Second)
 	case wire.CodeAppTimeout:
-		return api.Problemf(http.StatusGatewayTimeout, "app_timeout", api.HopApp,
-			"port %d of the machine did not accept a connection in time; the app there may hang%s", port, says)
+		return api.Problemf(api.CodeAppTimeout, "port %d of the machine did not accept a connection in time; the app there may hang%s", port, says)
 	case wire.CodePaused:
-		return api.Problemf(http.StatusServiceUnavailable, "agent_paused", api.HopAgent,
-			"the machine's owner paused the agent; it goes on after adit-agent resume%s", says).WithRetry(30 * time.Second)
+		return api.Problemf(api.CodeAgentPaused, "the machine's owner paused the agent; it goes on after adit-agent resume%s", says).WithRetry(30 * time.Second)
 	case wire.CodeOverloaded:
-		return api.Problemf(http.StatusServiceUnavailable, "agent_overloaded", api.HopAgent,
-			"the machine has too many connections open at present%s", says).WithRetry(2 * time.Second)
+		return api.Problemf(api.CodeAgentOverloaded, "the machine has too many connections open at present%s", says).WithRetry(2 * time.Second)
 	case wire.CodeStaleEpoch:
 		return errOffline()
 	case wire.CodeUnknownTunnel:
-		return api.Problemf(http.StatusServiceUnavailable, "agent_unaware", api.HopAgent,
-			"the machine does not know of this tunnel yet, or knows that it is closed%s", says).WithRetry(2 * time.Second)
+		return api.Problemf(api.CodeAgentUnaware, "the machine does not know of this tunnel yet, or knows that it is closed%s", says).WithRetry(2 * time.Second)
 	case wire.CodeBadHello:
-		return api.Problemf(http.StatusBadGateway, "agent_incompatible", api.HopAgent,
-			"the machine's agent does not understand this relay; update it%s", says)
+		return api.Problemf(api.CodeAgentIncompatible, "the machine's agent does not understand this relay; update it%s", says)
 	}
-	return api.Problemf(http.StatusBadGateway, "agent_error", api.HopAgent, "the machine's agent could not open port %d%s", port, says)
-}
-
-// usual names what is commonly found on a port.
-var usual = map[uint16]string{
-	22: "ssh", 80: "a web server", 3000: "a development server", 3389: "RDP", 4040: "Spark", 5000: "MLflow",
-	5173: "vite", 5432: "PostgreSQL", 5900: "VNC", 5901: "VNC", 6006: "TensorBoard", 6080: "noVNC", 6379: "Redis",
-	7860: "Gradio or Stable Diffusion WebUI", 7861: "Gradio", 8000: "vLLM or uvicorn", 8080: "code-server",
-	8188: "ComfyUI", 8265: "Ray's dashboard", 8443: "code-server", 8501: "Streamlit", 8787: "Dask or RStudio",
-	8888: "Jupyter", 9090: "Prometheus", 11434: "Ollama",
-}
-
-func usually(port uint16) string {
-	if name, ok := usual[port]; ok {
-		return fmt.Sprintf(" (usually %s)", name)
-	}
-	return ""
+	return api.Problemf(api.CodeAgentError, "the machine's agent could not open port %d%s", port, says)
 }

@@ -128,10 +128,13 @@ func TestLocationAndCookies(t *testing.T) {
 }
 
 func TestRefererFallback(t *testing.T) {
-	next := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "relay") })
 	w := newWorld(t, func(c *edge.Config) {
-		c.Next = next
-		c.Owns = func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/api/") }
+		c.Own = func(r *http.Request) http.Handler {
+			if !strings.HasPrefix(r.URL.Path, "/api/") {
+				return nil
+			}
+			return http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, "relay") })
+		}
 	})
 	rec, seg := w.tunnel(1, nil)
 	for _, c := range []struct{ name, method, path, referer, want string }{

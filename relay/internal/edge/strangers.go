@@ -17,7 +17,7 @@ func ownSecret(v string) bool {
 		return false
 	}
 	secret = strings.TrimLeft(secret, " ")
-	for _, prefix := range [...]string{ident.PrefixIntegration, ident.PrefixDevice, ident.PrefixAgent, ident.PrefixAdmin, ident.PrefixLease, ident.PrefixEnrol} {
+	for _, prefix := range [...]string{ident.PrefixIntegration, ident.PrefixDevice, ident.PrefixAgent, ident.PrefixAdmin, ident.PrefixLease, ident.PrefixEnroll} {
 		if body, ok := strings.CutPrefix(secret, prefix); ok && len(body) == secretBody && strings.Trim(body, "abcdefghijklmnopqrstuvwxyz234567") == "" {
 			return true
 		}

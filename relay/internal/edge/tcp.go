@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -14,10 +13,6 @@ import (
 
 // subprotocol is what noVNC asks for; asking for none means the same.
 const subprotocol = "binary"
-
-// verdictWait bounds the agent's answer to a stream for TCP: its own dial has a
-// shorter limit.
-const verdictWait = 20 * time.Second
 
 // serveTCP serves a connection to a tunnel of protocol tcp. The stream to the app
 // comes first, so that a refusal is an HTTP answer.
@@ -38,11 +33,13 @@ func (e *Edge) serveTCP(x *exchange) {
 	defer x.use.End()
 	x.unwatch = x.watchCut()
 	defer func() { x.unwatch() }()
-	app, err := x.openTCP()
+	stream, err := e.config.Fleet.Connect(x.use.Context(), x.route.Record.Key(), x.hello(), &x.hold)
+	e.metrics.retries.Add(float64(x.hold.Retries()))
 	if err != nil {
 		x.fail(err)
 		return
 	}
+	app := newUpstream(stream, x.idle, x.use)
 	x.unwatch()
 	if x.guard.wasCut() {
 		_ = app.Close()
@@ -72,30 +69,4 @@ func (e *Edge) serveTCP(x *exchange) {
 		defer late.Stop()
 		_ = user.CloseWith(websocket.StatusCode(code), reason)
 	}, splice.Options{})
-}
-
-// openTCP opens a stream that the agent has accepted.
-func (x *exchange) openTCP() (*upstream, error) {
-	for told := 0; ; told++ {
-		u, err := x.stream(true, true)
-		if err != nil {
-			return nil, err
-		}
-		if !x.guard.set(u) {
-			_ = u.Close()
-			return nil, x.cause()
-		}
-		ctx, cancel := context.WithTimeout(x.use.Context(), verdictWait)
-		err = u.Verdict(ctx)
-		cancel()
-		if err == nil {
-			return u, nil
-		}
-		_ = u.Close()
-		if told >= toldTries || !notTold(err) || x.cause() != nil {
-			return nil, err
-		}
-		x.pause(toldWait)
-		x.e.metrics.retries.Inc()
-	}
 }

@@ -96,7 +96,7 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 	// Not the use's context: its end is first said to the user.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(x.r.Context()))
 	defer cancel()
-	u := &upgraded{goodbye: goodbye, leaving: app.leaving, cancel: cancel, done: make(chan struct{})}
+	u := &upgraded{goodbye: goodbye, leaving: app.Leaving, cancel: cancel, done: make(chan struct{})}
 	x.e.register(u)
 	defer x.e.unregister(u)
 	fired := make(chan struct{})
@@ -105,10 +105,10 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 		u.endBecause(context.Cause(x.use.Context()), x.e.draining.Load())
 	})
 	var late sync.WaitGroup
-	if x.e.draining.Load() || app.leaving() { // Drain or Yield looked before it was registered
+	if x.e.draining.Load() || app.Leaving() { // Drain or Yield looked before it was registered
 		late.Go(func() { u.end(closeServiceRestart, restarting) })
 	}
-	_, err := splice.Both(ctx, user, &lastWord{Conn: app, lost: func(err error) {
+	_, err := splice.Both(ctx, user, &lastWord{upstream: app, lost: func(err error) {
 		if cause := context.Cause(x.use.Context()); cause != nil { // the streams of a tunnel that closes are cut right after its uses
 			u.endBecause(cause, x.e.draining.Load())
 			return
@@ -136,13 +136,13 @@ func (x *exchange) join(user splice.Conn, app *upstream, goodbye func(uint16, st
 // lastWord is the app's side of an upgraded connection. When it is lost, or cut, the
 // user is told before the copying ends.
 type lastWord struct {
-	splice.Conn
+	*upstream
 	lost func(err error)
 }
 
 // Read implements io.Reader.
 func (c *lastWord) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.upstream.Read(p)
 	if err != nil {
 		c.lost(err)
 	}
@@ -151,27 +151,11 @@ func (c *lastWord) Read(p []byte) (int, error) {
 
 // Write implements io.Writer.
 func (c *lastWord) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
+	n, err := c.upstream.Write(p)
 	if err != nil {
 		c.lost(err)
 	}
 	return n, err
-}
-
-// Reset passes on what splice looks for.
-func (c *lastWord) Reset() error {
-	if r, ok := c.Conn.(interface{ Reset() error }); ok {
-		return r.Reset()
-	}
-	return c.Close()
-}
-
-// Done passes on what splice looks for.
-func (c *lastWord) Done() <-chan struct{} {
-	if d, ok := c.Conn.(interface{ Done() <-chan struct{} }); ok {
-		return d.Done()
-	}
-	return nil
 }
 
 func (e *Edge) register(u *upgraded) {

@@ -3,7 +3,6 @@ package edge_test
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -26,7 +25,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
-	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,14 +33,14 @@ const team = ident.TeamID("11111111-2222-3333-4444-555555555555")
 
 var clusterKey = ident.ClusterKey{1, 2, 3}
 
-// world is a relay's edge in front of real apps, with the link left out.
+// world is a relay's edge in front of real apps on a machine.
 type world struct {
-	t      testing.TB
-	edge   *edge.Edge
-	server *httptest.Server
-	public *url.URL
-	meter  *usage.Meter
-	dialer *dialer
+	t       testing.TB
+	edge    *edge.Edge
+	server  *httptest.Server
+	public  *url.URL
+	meter   *usage.Meter
+	machine *machine
 
 	mu      sync.Mutex
 	tunnels map[ident.SessionID]store.TunnelRecord
@@ -80,11 +78,11 @@ func newWorld(t testing.TB, change func(*edge.Config)) *world {
 func newWorldAt(t testing.TB, change func(*edge.Config), at func(*tunnels.Config)) *world {
 	t.Helper()
 	w := &world{t: t, meter: usage.New(usage.Config{}), tunnels: map[ident.SessionID]store.TunnelRecord{}}
-	w.dialer = &dialer{back: make(chan struct{})}
+	w.machine = new(machine).connect(t)
 	var handler atomic.Pointer[edge.Edge]
 	w.server = httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { handler.Load().ServeHTTP(rw, r) }))
 	w.server.EnableHTTP2 = true
-	config := edge.Config{Dialer: w.dialer, Meter: w.meter}
+	config := edge.Config{Fleet: w.machine.fleet(), Meter: w.meter, Own: func(*http.Request) http.Handler { return nil }, Hold: 10 * time.Second, HeaderTimeout: 15 * time.Minute, MaxStreams: 512}
 	if testing.Verbose() {
 		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -266,112 +264,4 @@ func text(t testing.TB, r io.Reader) string {
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	testkit.Eventually(t, what, ok)
-}
-
-// dialer reaches apps on this machine instead of an agent's.
-type dialer struct {
-	opened  atomic.Int64
-	refuse  atomic.Pointer[wire.Verdict]
-	refuseN atomic.Int64 // how many opens are still refused; 0: all
-
-	mu   sync.Mutex
-	away bool
-	back chan struct{}
-}
-
-func (d *dialer) setAway(away bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.away && !away {
-		close(d.back)
-		d.back = make(chan struct{})
-	}
-	d.away = away
-}
-
-func (d *dialer) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (edge.Stream, error) {
-	d.mu.Lock()
-	away := d.away
-	d.mu.Unlock()
-	if away {
-		return nil, errors.Join(errors.New("open stream"), edge.ErrAway)
-	}
-	d.opened.Add(1)
-	if v := d.refuse.Load(); v != nil && (d.refuseN.Load() == 0 || d.refuseN.Add(-1) >= 0) {
-		if d.refuseN.Load() == 0 && v.Text == "once" {
-			d.refuse.Store(nil)
-		}
-		a, b := net.Pipe()
-		b.Close()
-		return &stream{Conn: a, verdict: v}, nil
-	}
-	var nd net.Dialer
-	c, err := nd.DialContext(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(int(h.Port)))
-	if err != nil {
-		a, b := net.Pipe()
-		b.Close()
-		return &stream{Conn: a, verdict: &wire.Verdict{Code: wire.CodeAppRefused, Text: "connection refused"}}, nil
-	}
-	return &stream{Conn: c, ahead: bufio.NewReader(c)}, nil
-}
-
-func (d *dialer) Wait(ctx context.Context, _ ident.AgentKey) error {
-	d.mu.Lock()
-	away, back := d.away, d.back
-	d.mu.Unlock()
-	if !away {
-		return nil
-	}
-	select {
-	case <-back:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-type stream struct {
-	net.Conn
-	verdict *wire.Verdict
-	ahead   *bufio.Reader
-	watcher chan bool // gets whether the app was silent
-}
-
-func (s *stream) Read(p []byte) (int, error) {
-	if s.verdict != nil {
-		return 0, *s.verdict
-	}
-	return s.ahead.Read(p)
-}
-
-func (s *stream) Watch(f func()) {
-	s.watcher = make(chan bool, 1)
-	go func() {
-		_, err := s.ahead.Peek(1)
-		silent := errors.Is(err, os.ErrDeadlineExceeded)
-		s.watcher <- silent
-		if !silent {
-			f()
-		}
-	}()
-}
-
-func (s *stream) Unwatch() bool {
-	_ = s.SetReadDeadline(time.Unix(1, 0))
-	defer func() { _ = s.SetReadDeadline(time.Time{}) }()
-	return <-s.watcher
-}
-
-func (s *stream) Verdict(context.Context) error {
-	if s.verdict != nil {
-		return *s.verdict
-	}
-	return nil
-}
-
-func (s *stream) CloseWrite() error {
-	if t, ok := s.Conn.(*net.TCPConn); ok {
-		return t.CloseWrite()
-	}
-	return s.Conn.Close()
 }

@@ -1,6 +1,5 @@
 // Package front owns the relay's public listener, with its TLS and its limits by
-// address, and the list of the relay's own paths. It never authenticates and never
-// answers for a tunnel.
+// address. It never looks at a request.
 package front
 
 import (
@@ -11,83 +10,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
-	"github.com/adit-tunnel/adit/shared/api"
-	"github.com/adit-tunnel/adit/shared/ident"
-	"github.com/adit-tunnel/adit/shared/link"
-	"github.com/adit-tunnel/adit/shared/wire"
+	"github.com/adit-tunnel/adit/shared/carrier"
 )
-
-// Routes are the relay's own paths, as against those of tunnels.
-type Routes struct {
-	API   http.Handler                                        // everything under /api/
-	Link  http.Handler                                        // wire.LinkPath
-	Enrol http.Handler                                        // api.EnrollPath
-	Ready func(context.Context) (note string, _ *api.Problem) // nil when the relay is ready, with a note if not all is well
-	More  map[string]http.Handler                             // further patterns of http.ServeMux
-}
-
-// Own is the handler of the relay's own paths.
-type Own struct {
-	mux *http.ServeMux
-	api http.Handler
-}
-
-// NewOwn returns the handler for the routes.
-func NewOwn(rt Routes) *Own {
-	mux := http.NewServeMux()
-	mux.Handle("/api/", rt.API)
-	mux.Handle("GET "+wire.LinkPath, rt.Link)
-	mux.Handle("POST "+api.EnrollPath, rt.Enrol)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		note, p := rt.Ready(r.Context())
-		switch {
-		case p != nil:
-			p.Write(w, ident.NewRequestID())
-		case note != "":
-			plain(w, http.StatusOK, "ready; "+note+"\n")
-		default:
-			plain(w, http.StatusOK, "ready\n")
-		}
-	})
-	for pattern, handler := range rt.More {
-		mux.Handle(pattern, handler)
-	}
-	return &Own{mux: mux, api: rt.API}
-}
-
-// Owns says whether a request is for a path of the relay.
-func (o *Own) Owns(r *http.Request) bool {
-	_, pattern := o.mux.Handler(r)
-	return pattern != ""
-}
-
-// ServeHTTP serves the relay's own paths; others get a problem. What is under /api/
-// goes there as it came: the mux would redirect "//" and ".." before anybody asked
-// who is calling.
-func (o *Own) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if strings.HasPrefix(r.URL.Path, "/api/") {
-		o.api.ServeHTTP(w, r)
-		return
-	}
-	if !o.Owns(r) {
-		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
-		return
-	}
-	o.mux.ServeHTTP(w, r)
-}
-
-func plain(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Content-Security-Policy", api.StrictPolicy)
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte(text)) // the peer may be gone
-}
 
 // Config is what a Server is made of.
 type Config struct {
@@ -97,7 +23,6 @@ type Config struct {
 	Exempt          func(net.IP) bool // addresses without that limit: trusted proxies
 	Handler         http.Handler      // required
 	Logger          *slog.Logger      // required
-	ConnState       func(net.Conn, http.ConnState)
 }
 
 // Server is the public listener.
@@ -116,7 +41,6 @@ func New(cfg Config) *Server {
 		IdleTimeout:       3 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
-		ConnState:         cfg.ConnState,
 		TLSConfig:         cfg.TLS,
 	}}
 }
@@ -130,7 +54,7 @@ func (s *Server) Open(ctx context.Context) error {
 	}
 	s.ln = newLimited(frugal{ln}, s.cfg.ConnsPerAddress, s.cfg.Exempt)
 	if s.http.TLSConfig != nil {
-		s.ln = link.Listener(s.ln) // agents' links want their buffers beneath TLS
+		s.ln = carrier.Listener(s.ln) // agents' links want their buffers beneath TLS
 	}
 	return nil
 }

@@ -1,64 +1,22 @@
 package front_test
 
 import (
-	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/front"
-	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func TestOwnPaths(t *testing.T) {
-	ready := true
-	own := front.NewOwn(front.Routes{
-		API:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }),
-		Link:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }),
-		Enrol: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }),
-		Ready: func(context.Context) (string, *api.Problem) {
-			if ready {
-				return "the store is nearly full", nil
-			}
-			return "", api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "stopping")
-		},
-	})
-	status := func(method, path string) int {
-		w := httptest.NewRecorder()
-		own.ServeHTTP(w, httptest.NewRequest(method, path, nil))
-		return w.Code
-	}
-	for path, want := range map[string]int{
-		"/api/v1/agents": http.StatusTeapot, "/agent/v1/link": http.StatusAccepted, "/healthz": http.StatusOK,
-		"/readyz": http.StatusOK, "/": http.StatusNotFound, "/metrics": http.StatusNotFound, "/debug/pprof/": http.StatusNotFound,
-	} {
-		if got := status(http.MethodGet, path); got != want {
-			t.Errorf("GET %s answers %d, want %d", path, got, want)
-		}
-	}
-	w := httptest.NewRecorder()
-	own.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
-	if got := w.Body.String(); got != "ready; the store is nearly full\n" {
-		t.Errorf("/readyz of a relay that is ready says %q", got)
-	}
-	ready = false
-	if got := status(http.MethodGet, "/readyz"); got != http.StatusServiceUnavailable {
-		t.Errorf("a draining relay's /readyz answers %d, want 503", got)
-	}
-	if own.Owns(httptest.NewRequest(http.MethodGet, "/static/app.js", nil)) {
-		t.Error("an app's absolute path is none of the relay's")
-	}
-}
 
 func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 	s := front.New(front.Config{
@@ -135,7 +93,7 @@ func TestLinksFindTheirSocket(t *testing.T) {
 			t.Errorf("serve ended with %v", err)
 		}
 	}()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: "http://" + s.Addr().String()})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: "http://" + s.Addr().String()}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

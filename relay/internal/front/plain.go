@@ -12,8 +12,8 @@ import (
 
 // ServePlain serves short answers on a further address, without TLS, until ctx ends:
 // redirects to https and an ACME server's questions. Other than the public listener
-// it carries nothing long, and so has deadlines for all. The fields TLS and ConnState
-// are not used.
+// it carries nothing long, and so has deadlines for all. The field TLS is
+// not used.
 func ServePlain(ctx context.Context, cfg Config) error {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", cfg.Listen)

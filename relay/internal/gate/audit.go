@@ -56,7 +56,7 @@ func (g *Gate) refused(ctx context.Context, key ident.AgentKey, by string, event
 	if !errors.As(err, &p) || p.Status >= 500 || p.Status == 404 {
 		return
 	}
-	g.write(ctx, audit.Record{Event: event, Actor: by, Team: key.Team, Agent: key.Agent, Detail: p.Code})
+	g.write(ctx, audit.Record{Event: event, Actor: by, Team: key.Team, Agent: key.Agent, Detail: string(p.Code)})
 }
 
 func (g *Gate) write(ctx context.Context, r audit.Record) {

@@ -69,7 +69,7 @@ func benchGate(b *testing.B) (*gate.Gate, *gatetest.Store) {
 	mem := gatetest.NewStore()
 	g, err := gate.New(gate.Config{
 		Store: gatetest.View{Store: mem}, Local: gatetest.NewLocal(), Audit: quietAudit{}, Relay: "relay-1", Key: ident.ClusterKey{1},
-		Limits: gate.Limits{PerTeam: 1 << 20, OpensPerSecond: 1e9, OpensBurst: 1 << 30}, Logger: slog.New(slog.DiscardHandler),
+		Limits: gatetest.Limits(gate.Limits{PerTeam: 1 << 20, OpensPerSecond: 1e9, OpensBurst: 1 << 30}), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		b.Fatal(err)

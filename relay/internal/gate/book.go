@@ -27,12 +27,12 @@ type note struct {
 	key      ident.AgentKey
 	protocol api.Protocol
 	idle     api.Duration
-	told     bool      // its agent was told, or need not be
-	warned   time.Time // the end that users were warned of
-	reason   string    // why it closes
+	told     bool         // its agent was told, or need not be
+	warned   time.Time    // the end that users were warned of
+	reason   store.Reason // why it closes
 }
 
-func (n note) ended(reason string) Ended {
+func (n note) ended(reason store.Reason) Ended {
 	return Ended{Key: n.key, Protocol: n.protocol, Reason: reason, idle: n.idle}
 }
 
@@ -75,7 +75,7 @@ func (b *book) warn(id ident.SessionID, end time.Time) bool {
 }
 
 // because notes why a tunnel closes.
-func (b *book) because(id ident.SessionID, reason string) {
+func (b *book) because(id ident.SessionID, reason store.Reason) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if n := b.of[id]; n != nil {
@@ -95,7 +95,7 @@ func (b *book) find(id ident.SessionID) (note, bool) {
 
 // remove takes out a tunnel that is over, remembers why, and returns what was noted
 // of it.
-func (b *book) remove(id ident.SessionID, reason string, now time.Time) (note, bool) {
+func (b *book) remove(id ident.SessionID, reason store.Reason, now time.Time) (note, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := b.of[id]

@@ -12,7 +12,7 @@ import (
 // closed, or were before; an id that never was one of the agent's is a 404. It
 // waits for the relay that holds the agent to cut what uses them, for a second at
 // most: one that does not answer is waited for in the background.
-func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason string) (closed []ident.SessionID, err error) {
+func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason store.Reason) (closed []ident.SessionID, err error) {
 	defer func() { g.count("close", err) }()
 	rec, err := g.step(ctx, key, by, func(s *Step) (err error) {
 		closed, err = s.BeginClose(ids, all, reason)
@@ -23,10 +23,10 @@ func (g *Gate) Close(ctx context.Context, by string, key ident.AgentKey, ids []i
 	}
 	for _, id := range closed {
 		if t, ok := rec.Tunnels[id]; ok && t.State == store.TunnelClosing {
-			g.local.Cut(id, t.Reason)
+			g.local.Cut(key, id, t.Reason)
 		}
 	}
-	timer := time.NewTimer(g.wait)
+	timer := time.NewTimer(closeWait)
 	defer timer.Stop()
 	var tried uint64 // the record for which this relay did what it can
 	for {

@@ -177,9 +177,9 @@ func (c *closer) over(id ident.SessionID) {
 	}
 	reason := c.ended(id, n).Reason
 	c.book.remove(id, reason, c.now())
-	c.local.Cut(id, reason)
+	c.local.Cut(n.key, id, reason)
 	c.local.Closed(n.key, id, reason)
-	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: reason})
+	c.tell(Notice{Kind: api.EventTunnelClosed, Key: n.key, Session: id, Detail: string(reason)})
 }
 
 // start tends the agents that are due, as far as there are workers.
@@ -212,20 +212,20 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 	}
 	now := c.now()
 	mine := c.responsible(rec.Relay, now)
-	p := plan{now: now, skew: c.skew}
+	p := plan{now: now}
 	for id, t := range rec.Tunnels {
 		switch t.State {
 		case store.TunnelWaiting: // its opener takes it back; this is for one that died
-			p.at(t.Expires.Add(c.skew), func() { p.expire = true })
+			p.at(t.Expires.Add(Skew), func() { p.expire = true })
 		case store.TunnelClosing:
-			c.local.Cut(id, t.Reason)
+			c.local.Cut(key, id, t.Reason)
 			p.finish = append(p.finish, id)
 		default:
 			c.look(ctx, &p, key, id, t)
 		}
 	}
 	for _, l := range rec.Leases {
-		p.at(l.Expires.Add(c.skew), func() { p.expire = true })
+		p.at(l.Expires.Add(Skew), func() { p.expire = true })
 	}
 	if !mine {
 		if err := c.closeRevoked(ctx, key, rec, &p); err != nil {
@@ -237,7 +237,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 			}
 		}
 		if len(p.finish) > 0 || len(p.close) > 0 || p.expire { // in case its relay dies
-			p.later(now.Add(c.grace))
+			p.later(now.Add(grace))
 		}
 		return p.next
 	}
@@ -254,7 +254,7 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 // tends, when that one has not: it may be of a version that does not know how.
 func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	for _, e := range p.close {
-		if e.reason != ReasonRevoked || p.now.Before(e.due.Add(c.grace)) {
+		if e.reason != store.ReasonRevoked || p.now.Before(e.due.Add(grace)) {
 			continue
 		}
 		if _, err := c.begin(ctx, key, rec, e); err != nil {
@@ -267,7 +267,6 @@ func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store
 // plan is what one look at an agent found to do.
 type plan struct {
 	now    time.Time
-	skew   time.Duration
 	next   time.Time
 	finish []ident.SessionID // are cut, to be removed
 	close  []ending
@@ -276,7 +275,7 @@ type plan struct {
 
 type ending struct {
 	tunnel store.TunnelRecord
-	reason string
+	reason store.Reason
 	due    time.Time // since when
 }
 
@@ -313,7 +312,7 @@ func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.Age
 	case len(p.finish) > 0:
 		left, err := c.finish(ctx, key, by, p.finish)
 		if err == nil && anyClosing(left, p.finish) { // in case another relay dies
-			p.later(p.now.Add(c.grace))
+			p.later(p.now.Add(grace))
 		}
 		return err
 	case p.expire:
@@ -331,8 +330,8 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 		switch t := s.Record.Tunnels[id]; {
 		case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
 			// It may have been extended or used since it was looked at.
-			e.reason == ReasonExpired && !s.past(t.Expires),
-			e.reason == ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
+			e.reason == store.ReasonExpired && !s.past(t.Expires),
+			e.reason == store.ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
 			return errUnchanged
 		}
 		closing = true
@@ -342,17 +341,17 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 	if err != nil || !closing {
 		return false, err
 	}
-	c.local.Cut(id, e.reason)
+	c.local.Cut(key, id, e.reason)
 	c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
 	c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)
 	return true, nil
 }
 
-func label(reason string) string {
+func label(reason store.Reason) string {
 	switch reason {
-	case ReasonExpired:
+	case store.ReasonExpired:
 		return "expired"
-	case ReasonRevoked:
+	case store.ReasonRevoked:
 		return "revoked"
 	}
 	return "idle"

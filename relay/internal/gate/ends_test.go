@@ -11,6 +11,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 )
 
 func TestHardEndIdleEndAndWarnings(t *testing.T) {
@@ -40,7 +41,7 @@ func TestHardEndIdleEndAndWarnings(t *testing.T) {
 			b.local.Use(far.Tunnel.Session)
 			time.Sleep(time.Minute)
 		}
-		for o, want := range map[*gate.Opened]string{&hard: gate.ReasonExpired, &idle: gate.ReasonIdle} {
+		for o, want := range map[*gate.Opened]store.Reason{&hard: store.ReasonExpired, &idle: store.ReasonIdle} {
 			if got, _ := a.local.WasCut(o.Tunnel.Session); got != want {
 				t.Errorf("cut because %q, want %q", got, want)
 			}
@@ -70,6 +71,25 @@ func TestHardEndIdleEndAndWarnings(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if _, err := a.admit(t, "t", time.Minute); err != nil {
 			t.Errorf("all tunnels are gone: %v", err)
+		}
+	})
+}
+
+func TestAnIdleEndThatTheStoreDidNotTakeIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t)
+		a := p.relay("a", 0, gate.Limits{})
+		p.connect(a, "a", 1)
+		o := a.open(t, gate.OpenSpec{Port: 1, ExpiresIn: time.Hour, IdleTimeout: 5 * time.Minute})
+		p.store.SetDown(true)
+		time.Sleep(6 * time.Minute)
+		if _, ok := a.local.WasCut(o.Tunnel.Session); ok {
+			t.Error("an idle tunnel was cut although the store does not say that it closes")
+		}
+		p.store.SetDown(false)
+		time.Sleep(2 * time.Second)
+		if got, _ := a.local.WasCut(o.Tunnel.Session); got != store.ReasonIdle {
+			t.Errorf("with the store back it was cut because %q, want %q", got, store.ReasonIdle)
 		}
 	})
 }

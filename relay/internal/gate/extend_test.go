@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 )
 
 // Warned of an idle close, a person keeps the tunnel with one call, through any
@@ -27,7 +28,7 @@ func TestExtendKeepsAnIdleTunnel(t *testing.T) {
 			t.Error("closed as idle though a person asked to keep it")
 		}
 		time.Sleep(2 * time.Minute)
-		if why, cut := a.local.WasCut(id); !cut || why != gate.ReasonIdle {
+		if why, cut := a.local.WasCut(id); !cut || why != store.ReasonIdle {
 			t.Errorf("cut: %v (%q); want the idle close ten minutes after the call", cut, why)
 		}
 	})

@@ -3,7 +3,6 @@ package gate
 import (
 	"context"
 	"math/rand/v2"
-	"net/http"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -70,7 +69,7 @@ func (g *Gate) MayAppear(key ident.AgentKey) error {
 func (g *Gate) roomFor(team ident.TeamID) error {
 	switch n := g.store.AgentCount(team); {
 	case n >= g.limits.AgentsPerTeam:
-		return api.Problemf(http.StatusTooManyRequests, "team_agent_limit", api.HopRelay,
+		return api.Problemf(api.CodeTeamAgentLimit,
 			"the team has %d agents, as many as one team may have (limits.agents_per_team); one that is gone counts until limits.agent_retention is over", n).WithRetry(time.Minute)
 	case !g.store.Room():
 		return store.Refusal(store.ErrFull)
@@ -117,7 +116,7 @@ func (g *Gate) due(key ident.AgentKey, rec store.AgentRecord) func(context.Conte
 	_, here := g.store.Presence(key)
 	now := g.now()
 	by := "relay:" + string(g.relay)
-	s := Step{Record: &rec, Now: now, Skew: g.skew}
+	s := Step{Record: &rec, Now: now, Skew: Skew}
 	switch {
 	case here == rec.Gone.IsZero() && !s.Forgettable(g.limits.AgentRetention), !g.responsible(rec.Relay, now):
 		return nil
@@ -140,7 +139,7 @@ func (g *Gate) due(key ident.AgentKey, rec store.AgentRecord) func(context.Conte
 	return func(ctx context.Context) error {
 		removed := false
 		err := g.store.RemoveAgent(ctx, key, func(now time.Time, r store.AgentRecord) bool {
-			s := Step{Record: &r, Now: now, Skew: g.skew}
+			s := Step{Record: &r, Now: now, Skew: Skew}
 			removed = s.Forgettable(g.limits.AgentRetention)
 			return removed
 		})

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"sync"
@@ -62,10 +63,10 @@ func (s Shared) Subscribe(buffer int) Feed { return s.Store.Subscribe(buffer) }
 type Local interface {
 	// Cut ends everything that uses a tunnel here, and lets nothing new begin. It
 	// may be called again, and for tunnels that have nothing here.
-	Cut(id ident.SessionID, reason string)
+	Cut(key ident.AgentKey, id ident.SessionID, reason store.Reason)
 	// Opened and Closed tell an agent that is linked here.
 	Opened(key ident.AgentKey, t store.TunnelRecord)
-	Closed(key ident.AgentKey, id ident.SessionID, reason string)
+	Closed(key ident.AgentKey, id ident.SessionID, reason store.Reason)
 	// Changed tells of an agent's record as it is now, or of the end of the relay
 	// that it names. It must not block.
 	Changed(key ident.AgentKey, rec store.AgentRecord)
@@ -73,58 +74,42 @@ type Local interface {
 	LastUsed(id ident.SessionID) time.Time
 }
 
-// Limits bound tunnels and agents. A zero field has its default.
+// Limits bound tunnels and agents. All of them are required.
 type Limits struct {
-	IdleTimeout    time.Duration // of a tunnel opened without; default 30 min
-	MaxIdleTimeout time.Duration // default 24 h
-	ExpiresIn      time.Duration // of a tunnel opened without; default 24 h
-	MaxExpiresIn   time.Duration // default 7 days
-	WaitTimeout    time.Duration // of when_busy wait without; default 10 min
-	MaxWaitTimeout time.Duration // default 1 h
-	PerAgent       int           // tunnels; default and at most 64
-	PerTeam        int           // tunnels, about; default 1000
-	OpensPerSecond float64       // per caller; default 1
-	OpensBurst     int           // per caller; default 60
-	AgentsPerTeam  int           // that have a record, about; default 5000
-	AgentRetention time.Duration // of an agent that is gone; default 30 days
+	IdleTimeout    time.Duration // of a tunnel opened without
+	MaxIdleTimeout time.Duration
+	ExpiresIn      time.Duration // of a tunnel opened without
+	MaxExpiresIn   time.Duration
+	PerAgent       int           // tunnels; at most 64
+	PerTeam        int           // tunnels, about
+	OpensPerSecond float64       // per caller
+	OpensBurst     int           // per caller
+	AgentsPerTeam  int           // that have a record, about
+	AgentRetention time.Duration // of an agent that is gone
 }
 
-func (l Limits) withDefaults() Limits {
-	def := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	def(&l.IdleTimeout, 30*time.Minute)
-	def(&l.MaxIdleTimeout, 24*time.Hour)
-	def(&l.ExpiresIn, 24*time.Hour)
-	def(&l.MaxExpiresIn, 7*24*time.Hour)
-	def(&l.WaitTimeout, 10*time.Minute)
-	def(&l.MaxWaitTimeout, time.Hour)
-	if l.PerAgent <= 0 || l.PerAgent > closedMemory {
-		l.PerAgent = closedMemory
-	}
-	if l.PerTeam <= 0 {
-		l.PerTeam = 1000
-	}
-	if l.OpensPerSecond <= 0 {
-		l.OpensPerSecond = 1
-	}
-	if l.OpensBurst <= 0 {
-		l.OpensBurst = 60
-	}
-	if l.AgentsPerTeam <= 0 {
-		l.AgentsPerTeam = 5000
-	}
-	def(&l.AgentRetention, 30*24*time.Hour)
-	return l
+func (l Limits) valid() bool {
+	return l.IdleTimeout > 0 && l.MaxIdleTimeout > 0 && l.ExpiresIn > 0 && l.MaxExpiresIn > 0 && l.PerAgent > 0 && l.PerAgent <= closedMemory &&
+		l.PerTeam > 0 && l.OpensPerSecond > 0 && l.OpensBurst > 0 && l.AgentsPerTeam > 0 && l.AgentRetention > 0
 }
 
-// DefaultSkew is how far the clocks of a pool's relays may be apart, with what a
-// cut takes. The design asks for two seconds between relays.
-const DefaultSkew = 3 * time.Second
+// How long an opening waits for tasks (when_busy wait) without wait_timeout, and at
+// most.
+const (
+	waitTimeout    = 10 * time.Minute
+	maxWaitTimeout = time.Hour
+)
 
-// Config is what a Gate is made of. Store, Local, Audit, Relay and Logger are
+// Skew is how far the clocks of a pool's relays may be apart, with what a cut takes.
+// Relays whose clocks are kept in step (NTP) are within two seconds.
+const Skew = 3 * time.Second
+
+const (
+	grace     = 2 * time.Second // beyond its lease, until a relay counts as dead
+	closeWait = time.Second     // how long Close waits for another relay
+)
+
+// Config is what a Gate is made of. Store, Local, Audit, Relay, Limits and Logger are
 // required.
 type Config struct {
 	Store      Store
@@ -133,9 +118,6 @@ type Config struct {
 	Relay      ident.RelayID
 	Key        ident.ClusterKey
 	Limits     Limits
-	Skew       time.Duration    // default DefaultSkew
-	Grace      time.Duration    // beyond its lease, until a relay counts as dead; default 2 s
-	CloseWait  time.Duration    // how long Close waits for another relay; default 1 s
 	Now        func() time.Time // wall clock, the store's; default time.Now
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -149,9 +131,6 @@ type Gate struct {
 	relay   ident.RelayID
 	key     ident.ClusterKey
 	limits  Limits
-	skew    time.Duration
-	grace   time.Duration
-	wait    time.Duration
 	now     func() time.Time
 	log     *slog.Logger
 	metrics *metrics
@@ -173,22 +152,16 @@ func New(cfg Config) (*Gate, error) {
 	if cfg.Store == nil || cfg.Local == nil || cfg.Audit == nil || cfg.Relay == "" || cfg.Logger == nil {
 		return nil, errors.New("gate: Store, Local, Audit, Relay and Logger are required")
 	}
-	if cfg.Skew == 0 {
-		cfg.Skew = DefaultSkew
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 2 * time.Second
-	}
-	if cfg.CloseWait == 0 {
-		cfg.CloseWait = time.Second
+	limits := cfg.Limits
+	if !limits.valid() {
+		return nil, fmt.Errorf("gate: limits are missing, or more than %d tunnels of an agent are allowed: %+v", closedMemory, limits)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	limits := cfg.Limits.withDefaults()
 	return &Gate{
 		store: cfg.Store, local: cfg.Local, auditor: cfg.Audit, relay: cfg.Relay, key: cfg.Key, limits: limits,
-		skew: cfg.Skew, grace: cfg.Grace, wait: cfg.CloseWait, now: cfg.Now, log: cfg.Logger,
+		now: cfg.Now, log: cfg.Logger,
 		metrics: newMetrics(cfg.Registerer), opens: newThrottle(limits.OpensPerSecond, limits.OpensBurst),
 		book: newBook(), doubts: make(chan doubt, maxDoubts), started: cfg.Now(), missing: make(map[ident.RelayID]time.Time),
 		waiting: make(map[ident.AgentKey]chan struct{}), hearers: make(map[int]func(Notice)),
@@ -220,7 +193,7 @@ func (g *Gate) step(ctx context.Context, key ident.AgentKey, by string, transiti
 func (g *Gate) stepOnce(ctx context.Context, key ident.AgentKey, by string, once *store.Once, transition func(*Step) error) (store.AgentRecord, error) {
 	tries := make(map[uint64]*Step, 1) // by the N they lead to
 	rec, err := g.store.UpdateAgent(ctx, key, func(now time.Time, r *store.AgentRecord) (store.Effects, error) {
-		s := &Step{Record: r, Now: now, Skew: g.skew, Relay: g.relay, Gone: g.gone}
+		s := &Step{Record: r, Now: now, Skew: Skew, Relay: g.relay, Gone: g.gone}
 		n := r.N + 1
 		switch err := transition(s); {
 		case errors.Is(err, errUnchanged):
@@ -254,7 +227,7 @@ func (g *Gate) exists(ctx context.Context, key ident.AgentKey) error {
 	if _, ok := g.store.Agent(key); ok {
 		return nil
 	}
-	return notFound("agent")
+	return api.NotFound(api.CodeAgentNotFound)
 }
 
 // online refuses when the agent has no link now.
@@ -293,7 +266,7 @@ func (g *Gate) responsible(holder ident.RelayID, now time.Time) bool {
 		g.missing[holder] = now
 		return false
 	}
-	return now.Sub(since) >= g.grace
+	return now.Sub(since) >= grace
 }
 
 // changed returns a channel that is closed at the next change of an agent's record

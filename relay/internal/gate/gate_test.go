@@ -50,7 +50,7 @@ func (p *pool) relay(id ident.RelayID, off time.Duration, limits gate.Limits) *r
 	r := &relay{local: gatetest.NewLocal(), audit: p.audit}
 	g, err := gate.New(gate.Config{
 		Store: gatetest.View{Store: p.store, Off: off}, Local: r.local, Audit: p.audit, Relay: id,
-		Key: ident.ClusterKey{1}, Limits: limits, Logger: slog.New(slog.DiscardHandler),
+		Key: ident.ClusterKey{1}, Limits: gatetest.Limits(limits), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -98,7 +98,7 @@ func (r *relay) admit(t *testing.T, task ident.TaskID, ttl time.Duration) (api.T
 	return r.Admit(t.Context(), user, box, task, ttl, "")
 }
 
-func wantCode(t *testing.T, err error, want string) *api.Problem {
+func wantCode(t *testing.T, err error, want api.Code) *api.Problem {
 	t.Helper()
 	var p *api.Problem
 	if !errors.As(err, &p) || p.Code != want {
@@ -128,7 +128,7 @@ func TestTunnelKeepsTasksOutUntilItIsClosed(t *testing.T) {
 		if _, err := r.Renew(t.Context(), "x", box, "before", ident.Secret(before.LeaseToken), time.Minute); err != nil {
 			t.Errorf("a lease that ran before the tunnel was not renewed: %v", err)
 		}
-		closed, err := r.Close(t.Context(), "user:alice", box, nil, true, gate.ReasonAsked)
+		closed, err := r.Close(t.Context(), "user:alice", box, nil, true, store.ReasonAsked)
 		if err != nil || !slices.Equal(closed, []ident.SessionID{o.Tunnel.Session}) {
 			t.Fatalf("close: %v, %v", closed, err)
 		}

@@ -61,12 +61,12 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident.SessionID, st store.TunnelState) {
 	t, ok := c.store.Tunnel(id)
 	if !ok { // the mirror has one but not yet the other; its change will come
-		p.at(st.Expires.Add(c.skew), func() { p.expire = true })
+		p.at(st.Expires.Add(Skew), func() { p.expire = true })
 		return
 	}
 	if since, closed := store.Credentials(c.store.Credential).Closed(t.Credential); closed {
-		c.local.Cut(id, ReasonRevoked) // on every relay, whatever the store says
-		p.close = append(p.close, ending{t, ReasonRevoked, since})
+		c.local.Cut(key, id, store.ReasonRevoked) // on every relay, whatever the store says
+		p.close = append(p.close, ending{t, store.ReasonRevoked, since})
 		return
 	}
 	hard := t.ExpiresAt
@@ -74,8 +74,8 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 		hard = st.Expires
 	}
 	if !p.now.Before(hard) {
-		c.local.Cut(id, ReasonExpired) // on every relay, whatever the store says
-		p.close = append(p.close, ending{t, ReasonExpired, hard})
+		c.local.Cut(key, id, store.ReasonExpired) // on every relay, whatever the store says
+		p.close = append(p.close, ending{t, store.ReasonExpired, hard})
 		return
 	}
 	p.later(hard)
@@ -101,7 +101,7 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 	}
 	quiet := last.Add(idle)
 	if !p.now.Before(quiet) {
-		p.close = append(p.close, ending{t, ReasonIdle, quiet})
+		p.close = append(p.close, ending{t, store.ReasonIdle, quiet})
 		return
 	}
 	p.later(quiet)

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"net/http"
 	"sync"
 	"time"
 
@@ -45,8 +44,7 @@ func (t *throttle) take(caller string) error {
 	}
 	lack := 1 - b.TokensAt(now)
 	wait := time.Duration(lack / float64(t.rate) * float64(time.Second))
-	return api.NewProblem(http.StatusTooManyRequests, "too_many_opens", api.HopRelay,
-		"this credential opens tunnels too fast").WithRetry(max(time.Second, wait.Round(time.Second)))
+	return api.NewProblem(api.CodeTooManyOpens, "this credential opens tunnels too fast").WithRetry(max(time.Second, wait.Round(time.Second)))
 }
 
 func (t *throttle) drop(now time.Time) {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
@@ -12,17 +11,6 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
-)
-
-// Reasons for which a tunnel closes, as audit, notices and logs name them.
-const (
-	ReasonAsked   = "closed by a user"
-	ReasonExpired = "expired"
-	ReasonIdle    = "idle"
-	ReasonRevoked = "the credential that opened it was revoked"
-	ReasonPort    = "the agent does not allow the port"
-	ReasonWait    = "the running tasks did not end in time"
-	ReasonLeft    = "the caller left while waiting"
 )
 
 // ErrSuperseded says that a newer process with the agent's name lives.
@@ -101,9 +89,9 @@ func (s *Step) Expire() error {
 		switch {
 		case reason != "":
 		case t.State == store.TunnelWaiting:
-			reason = ReasonWait
+			reason = store.ReasonWait
 		default:
-			reason = ReasonExpired
+			reason = store.ReasonExpired
 		}
 		s.remove(id, audit.TunnelExpired, reason)
 		changed = true
@@ -122,7 +110,7 @@ func (s *Step) Expire() error {
 }
 
 // remove takes a tunnel out of the record and its own record out of the store.
-func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
+func (s *Step) remove(id ident.SessionID, kind audit.Event, reason store.Reason) {
 	if s.Record.Tunnels[id].State != store.TunnelWaiting { // a waiting one has no record yet
 		s.Effects.DeleteTunnels = append(s.Effects.DeleteTunnels, id)
 	}
@@ -137,7 +125,7 @@ func (s *Step) remove(id ident.SessionID, kind audit.Event, reason string) {
 	}
 	ended[id] = store.TunnelEnd{At: s.Now, Reason: reason}
 	s.Record.Ended = ended
-	s.event(Event{Kind: kind, Session: id, Detail: reason})
+	s.event(Event{Kind: kind, Session: id, Detail: string(reason)})
 }
 
 // forgetEnded drops why tunnels ended that nobody comes back to any more.
@@ -174,12 +162,11 @@ func (s *Step) Open(o Opening) (running int, waiting bool, err error) {
 	case ok, slices.Contains(s.Record.Closed, id):
 		return running, false, sessionClosed()
 	case s.Record.Declared.Paused:
-		return running, false, refuse("agent_paused", 30*time.Second, "the machine's owner paused the agent; 'adit-agent resume' on the machine ends that")
+		return running, false, refuse(api.CodeAgentPaused, 30*time.Second, "the machine's owner paused the agent; 'adit-agent resume' on the machine ends that")
 	case o.MaxTunnels > 0 && len(s.Record.Tunnels) >= o.MaxTunnels:
-		return running, false, api.Problemf(http.StatusTooManyRequests, "agent_tunnel_limit", api.HopRelay,
-			"the agent has %d tunnels, as many as one agent may have; close one", len(s.Record.Tunnels)).WithRetry(30 * time.Second)
+		return running, false, api.Problemf(api.CodeAgentTunnelLimit, "the agent has %d tunnels, as many as one agent may have; close one", len(s.Record.Tunnels)).WithRetry(30 * time.Second)
 	case running > 0 && o.WhenBusy == api.BusyReject:
-		return running, false, refuse("agent_busy", 5*time.Second, "tasks run on the agent and when_busy is reject")
+		return running, false, refuse(api.CodeAgentBusy, 5*time.Second, "tasks run on the agent and when_busy is reject")
 	case running > 0 && o.WhenBusy == api.BusyWait:
 		s.put(id, store.TunnelState{State: store.TunnelWaiting, Expires: o.WaitUntil})
 		s.event(Event{Kind: audit.TunnelWaiting, Session: id})
@@ -231,7 +218,7 @@ func (s *Step) Extend(id ident.SessionID, expires time.Time) (time.Time, error) 
 	_ = s.Expire()
 	t, ok := s.Record.Tunnels[id]
 	if !ok || t.State != store.TunnelOpen || s.past(t.Expires) {
-		return time.Time{}, notFound("tunnel")
+		return time.Time{}, api.NotFound(api.CodeTunnelNotFound)
 	}
 	if expires.After(t.Expires) {
 		t.Expires = expires
@@ -253,7 +240,7 @@ func (s *Step) Extend(id ident.SessionID, expires time.Time) (time.Time, error) 
 // BeginClose is the first phase of closing: the tunnels named, or all, still keep
 // tasks out but carry no more bytes. It returns those that now close or already
 // did. A tunnel that waits has carried nothing and is gone at once.
-func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ident.SessionID, error) {
+func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason store.Reason) ([]ident.SessionID, error) {
 	dropped := s.Expire() == nil
 	if all {
 		ids = sortedKeys(s.Record.Tunnels)
@@ -266,7 +253,7 @@ func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ide
 		case !ok && slices.Contains(s.Record.Closed, id):
 			out = append(out, id)
 		case !ok:
-			return nil, notFound("tunnel")
+			return nil, api.NotFound(api.CodeTunnelNotFound)
 		case t.State == store.TunnelWaiting:
 			s.remove(id, audit.TunnelClosed, reason)
 			out, changed = append(out, id), true
@@ -275,7 +262,7 @@ func (s *Step) BeginClose(ids []ident.SessionID, all bool, reason string) ([]ide
 		default:
 			t.State, t.ClosingSince, t.Reason = store.TunnelClosing, s.Now, reason
 			s.put(id, t)
-			s.event(Event{Kind: audit.TunnelClosing, Session: id, Detail: reason})
+			s.event(Event{Kind: audit.TunnelClosing, Session: id, Detail: string(reason)})
 			out, changed = append(out, id), true
 		}
 	}

@@ -2,11 +2,9 @@ package gate
 
 import (
 	"maps"
-	"net/http"
 	"slices"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
-	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -21,7 +19,7 @@ import (
 func (s *Step) Join(c Claim) error {
 	r := s.Record
 	if r.Epoch != c.Seen || r.Instance != c.Instance || r.Instance == "" {
-		return api.NewProblem(http.StatusConflict, "not_joined", api.HopRelay, "the agent's session is another one by now").WithCause(ErrSuperseded)
+		return superseded()
 	}
 	_ = s.Expire()
 	if r.Relay != c.Relay {

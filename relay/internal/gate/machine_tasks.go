@@ -2,7 +2,6 @@ package gate
 
 import (
 	"math"
-	"net/http"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
@@ -33,19 +32,19 @@ func (s *Step) Admit(a Admission) (store.LeaseState, error) {
 		if l.TokenHash == a.TokenHash {
 			return l, errUnchanged
 		}
-		return l, refuse("task_exists", retryUntil(l.Expires, s.Now), "a lease for a task of this name is held; choose another task_id or leave it out")
+		return l, refuse(api.CodeTaskExists, retryUntil(l.Expires, s.Now), "a lease for a task of this name is held; choose another task_id or leave it out")
 	}
 	switch {
 	case s.Record.Unhealthy != "":
-		return store.LeaseState{}, refuse("agent_unhealthy", 15*time.Second, "a health check of the agent fails: "+s.Record.Unhealthy)
+		return store.LeaseState{}, refuse(api.CodeAgentUnhealthy, 15*time.Second, "a health check of the agent fails: "+s.Record.Unhealthy)
 	case len(s.Record.Tunnels) > 0: // Expire left those that count
-		return store.LeaseState{}, refuse("agent_in_tunnel", 15*time.Second, "a tunnel is open on the agent; tasks are admitted when the last one is closed")
+		return store.LeaseState{}, refuse(api.CodeAgentInTunnel, 15*time.Second, "a tunnel is open on the agent; tasks are admitted when the last one is closed")
 	case s.Record.Declared.SyncPhase != "":
-		return store.LeaseState{}, refuse("agent_syncing", 15*time.Second, "the machine is syncing: "+s.Record.Declared.SyncPhase)
+		return store.LeaseState{}, refuse(api.CodeAgentSyncing, 15*time.Second, "the machine is syncing: "+s.Record.Declared.SyncPhase)
 	case s.Record.Declared.Paused:
-		return store.LeaseState{}, refuse("agent_paused", 30*time.Second, "the machine's owner paused the agent")
+		return store.LeaseState{}, refuse(api.CodeAgentPaused, 30*time.Second, "the machine's owner paused the agent")
 	case len(s.Record.Leases) >= max(1, s.Record.Capacity):
-		return store.LeaseState{}, refuse("agent_busy", s.firstEnd(), "the agent runs as many tasks as it takes")
+		return store.LeaseState{}, refuse(api.CodeAgentBusy, s.firstEnd(), "the agent runs as many tasks as it takes")
 	}
 	s.Record.Fencing++
 	l := store.LeaseState{
@@ -101,12 +100,12 @@ func (s *Step) Release(task ident.TaskID, tokenHash string, completed bool) (sto
 	}
 	delete(s.Record.Leases, task)
 	_ = s.Expire()
-	detail := "failed"
+	outcome := api.TaskFailed
 	if completed {
 		s.Record.Completed++
-		detail = "completed"
+		outcome = api.TaskCompleted
 	}
-	s.event(Event{Kind: audit.TaskReleased, Task: task, Fencing: l.Fencing, Detail: detail})
+	s.event(Event{Kind: audit.TaskReleased, Task: task, Fencing: l.Fencing, Detail: string(outcome)})
 	return l, nil
 }
 
@@ -127,10 +126,10 @@ func (s *Step) Connect(c Claim) (uint64, error) {
 	_ = s.Expire()
 	r := s.Record
 	if r.Instance != c.Instance && c.Seen > 0 && c.Live && r.Instance != "" {
-		return r.Epoch, api.NewProblem(http.StatusConflict, "superseded", api.HopRelay, ErrSuperseded.Error()).WithCause(ErrSuperseded)
+		return r.Epoch, superseded()
 	}
 	if c.Seen > r.Epoch && c.Seen-r.Epoch > maxEpochLead || max(c.Seen, r.Epoch) == math.MaxUint64 {
-		return r.Epoch, api.NewProblem(http.StatusBadRequest, "generation_invalid", api.HopRelay, "the agent names a generation that no relay can have given it")
+		return r.Epoch, api.NewProblem(api.CodeOutOfRange, "the agent names a generation that no relay can have given it")
 	}
 	if c.Alone && r.Instance == c.Instance {
 		r.Relay, r.Also = "", nil // no relay but this can reach it
@@ -146,7 +145,7 @@ func (s *Step) Connect(c Claim) (uint64, error) {
 func (s *Step) Declare(epoch uint64, state wire.State, unhealthy string) error {
 	switch {
 	case s.Record.Epoch != epoch:
-		return api.NewProblem(http.StatusConflict, "stale_epoch", api.HopRelay, "a newer session of the agent exists").WithCause(ErrSuperseded)
+		return superseded()
 	case sameState(s.Record.Declared, state) && s.Record.Unhealthy == unhealthy:
 		return errUnchanged
 	}

@@ -386,7 +386,7 @@ func step(rec *store.AgentRecord, now time.Time) *gate.Step {
 
 func code(err error) string {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
-		return p.Code
+		return string(p.Code)
 	}
 	return fmt.Sprint(err)
 }
@@ -485,7 +485,7 @@ func TestSupersededProcessStaysAway(t *testing.T) {
 			t.Errorf("%s: got epoch %d, %v; want %d", c.why, epoch, err, c.epoch)
 		}
 	}
-	if _, err := connect("evil", 1<<63, false); code(err) != "generation_invalid" {
+	if _, err := connect("evil", 1<<63, false); code(err) != "out_of_range" {
 		t.Errorf("a generation out of the blue: %s", code(err))
 	}
 }

@@ -1,6 +1,10 @@
 package gate
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	decisions *prometheus.CounterVec
@@ -9,19 +13,10 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_gate_decisions_total", Help: "Decisions of the gate, by operation and outcome (ok, refused, unavailable, error).",
-		}, []string{"operation", "outcome"}),
-		closes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_gate_closes_total", Help: "Tunnels that this relay closed by itself, by reason (idle, expired, revoked).",
-		}, []string{"reason"}),
-		tunnels: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_gate_tunnels", Help: "Tunnels of the pool that this relay knows.",
-		}),
+	f := metric.In(r)
+	return &metrics{
+		decisions: f.Counters("adit_relay_gate_decisions_total", "Decisions of the gate, by operation and outcome (ok, refused, unavailable, error).", "operation", "outcome"),
+		closes:    f.Counters("adit_relay_gate_closes_total", "Tunnels that this relay closed by itself, by reason (idle, expired, revoked).", "reason"),
+		tunnels:   f.Gauge("adit_relay_gate_tunnels", "Tunnels of the pool that this relay knows."),
 	}
-	if r != nil {
-		r.MustRegister(m.decisions, m.closes, m.tunnels)
-	}
-	return m
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
@@ -80,8 +79,7 @@ func (g *Gate) Open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 		return o, err
 	}
 	if n := g.book.team(key.Team); n >= g.limits.PerTeam {
-		return o, api.Problemf(http.StatusTooManyRequests, "team_tunnel_limit", api.HopRelay,
-			"the team has %d tunnels, as many as one team may have; close some", n).WithRetry(30 * time.Second)
+		return o, api.Problemf(api.CodeTeamTunnelLimit, "the team has %d tunnels, as many as one team may have; close some", n).WithRetry(30 * time.Second)
 	}
 	t := store.TunnelRecord{
 		Session: id, Team: key.Team, Agent: key.Agent, Port: spec.Port, Protocol: spec.Protocol, Label: spec.Label,
@@ -114,7 +112,7 @@ func capped(d, def, limit time.Duration) time.Duration {
 func (g *Gate) open(ctx context.Context, p creds.Principal, key ident.AgentKey, t store.TunnelRecord, spec OpenSpec, once *store.Once) (Opened, error) {
 	opening := Opening{Tunnel: t, WhenBusy: spec.WhenBusy, MaxTunnels: g.limits.PerAgent, Once: once}
 	life := capped(spec.ExpiresIn, g.limits.ExpiresIn, g.limits.MaxExpiresIn)
-	patience := capped(spec.WaitTimeout, g.limits.WaitTimeout, g.limits.MaxWaitTimeout)
+	patience := capped(spec.WaitTimeout, waitTimeout, maxWaitTimeout)
 	var running int
 	var waiting bool
 	try := func(transition func(*Step, Opening) (int, bool, error)) (store.AgentRecord, error) {
@@ -159,7 +157,7 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 		// A lease that runs out makes no change in the store that could wake us.
 		wake := o.WaitUntil.Sub(g.now())
 		for _, l := range rec.Leases {
-			wake = min(wake, l.Expires.Add(g.skew).Sub(g.now()))
+			wake = min(wake, l.Expires.Add(Skew).Sub(g.now()))
 		}
 		timer := time.NewTimer(min(max(wake, 20*time.Millisecond), 5*time.Second))
 		select {
@@ -173,9 +171,9 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 	if err == nil {
 		return rec, nil
 	}
-	reason := ReasonWait
+	reason := store.ReasonWait
 	if ctx.Err() != nil {
-		reason = ReasonLeft
+		reason = store.ReasonLeft
 	}
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTime)
 	defer cancel()
@@ -195,8 +193,7 @@ func (g *Gate) await(ctx context.Context, key ident.AgentKey, by string, o Openi
 func (g *Gate) again(ctx context.Context, value, bodyHash string) (Opened, error) {
 	text, hash, _ := strings.Cut(value, " ")
 	if hash != bodyHash {
-		return Opened{}, api.NewProblem(http.StatusUnprocessableEntity, "idempotency_mismatch", api.HopRelay,
-			"this Idempotency-Key was used for another request; a key is for repeating the same one")
+		return Opened{}, api.NewProblem(api.CodeIdempotencyMismatch, "this Idempotency-Key was used for another request; a key is for repeating the same one")
 	}
 	id := ident.SessionID(text)
 	t, ok := g.store.Tunnel(id)
@@ -213,7 +210,7 @@ func (g *Gate) again(ctx context.Context, value, bodyHash string) (Opened, error
 	if st, ok := rec.Tunnels[id]; ok && st.State == store.TunnelClosing || !now.Before(t.ExpiresAt) {
 		return Opened{}, sessionClosed()
 	}
-	s := Step{Record: &rec, Now: now, Skew: g.skew}
+	s := Step{Record: &rec, Now: now, Skew: Skew}
 	return Opened{Tunnel: t, Running: s.Running(), Again: true}, nil
 }
 

@@ -77,7 +77,7 @@ func TestWhatARevokedCredentialOpenedIsClosed(t *testing.T) {
 					_, there := p.store.Tunnel(id)
 					reason, _ := a.local.WasCut(id)
 					_, cut := b.local.WasCut(id)
-					if there == want[id] || cut != want[id] || cut != (reason == gate.ReasonRevoked) {
+					if there == want[id] || cut != want[id] || cut != (reason == store.ReasonRevoked) {
 						t.Errorf("the tunnel opened with %q is there: %t, closed because %q, cut at the other relay: %t; it should be closed: %t", with, there, reason, cut, want[id])
 					}
 				}
@@ -101,12 +101,12 @@ func TestARevokedTunnelIsClosedForARelayThatDoesNot(t *testing.T) {
 		a.stop()
 		p.store.SetCredential(store.CredentialRecord{ID: "cred_1", Team: box.Team, RevokedAt: time.Now()})
 		time.Sleep(time.Second)
-		if reason, _ := b.local.WasCut(o.Tunnel.Session); reason != gate.ReasonRevoked {
+		if reason, _ := b.local.WasCut(o.Tunnel.Session); reason != store.ReasonRevoked {
 			t.Errorf("what uses it through this relay goes on: cut because %q", reason)
 		}
 		time.Sleep(4 * time.Second)
 		rec, _ := p.store.Agent(box)
-		if st := rec.Tunnels[o.Tunnel.Session]; st.State != store.TunnelClosing || st.Reason != gate.ReasonRevoked {
+		if st := rec.Tunnels[o.Tunnel.Session]; st.State != store.TunnelClosing || st.Reason != store.ReasonRevoked {
 			t.Errorf("seconds later it is %q because %q, want closing", st.State, st.Reason)
 		}
 	})

@@ -9,15 +9,11 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// reasonClosed stands where it is not known why a tunnel closed: a relay of the last
-// release wrote the agent's record.
-const reasonClosed = "closed"
-
 // Ended is a tunnel that is over.
 type Ended struct {
 	Key      ident.AgentKey
 	Protocol api.Protocol // empty where this relay did not know the tunnel while it was open
-	Reason   string       // as audit and notices name it
+	Reason   store.Reason
 
 	idle api.Duration
 	at   time.Time
@@ -26,13 +22,13 @@ type Ended struct {
 // String says it to people, as a clause without a dot.
 func (e Ended) String() string {
 	switch e.Reason {
-	case "", reasonClosed:
+	case "", store.ReasonClosed:
 		return "the tunnel is closed"
-	case ReasonAsked:
+	case store.ReasonAsked:
 		return "the tunnel was closed"
-	case ReasonExpired:
+	case store.ReasonExpired:
 		return "the tunnel expired"
-	case ReasonIdle:
+	case store.ReasonIdle:
 		if e.idle > 0 {
 			text := e.idle.String() // of 30m0s only 30m matters
 			if strings.HasSuffix(text, "m0s") {
@@ -45,7 +41,7 @@ func (e Ended) String() string {
 		}
 		return "the tunnel was closed: nobody used it"
 	}
-	return "the tunnel was closed: " + e.Reason
+	return "the tunnel was closed: " + string(e.Reason)
 }
 
 // Why says why a tunnel is over, to be told to whoever has proved that it was theirs
@@ -59,7 +55,7 @@ func (g *Gate) Why(id ident.SessionID) (Ended, bool) {
 		case rec.Tunnels[id].State == store.TunnelClosing:
 			e.Reason = rec.Tunnels[id].Reason
 		case !g.now().Before(t.ExpiresAt):
-			e.Reason = ReasonExpired
+			e.Reason = store.ReasonExpired
 		default:
 			return Ended{}, false
 		}
@@ -82,11 +78,11 @@ func (g *Gate) ended(id ident.SessionID, n note) Ended {
 	if n.reason != "" {
 		return n.ended(n.reason)
 	}
-	return n.ended(reasonClosed)
+	return n.ended(store.ReasonClosed)
 }
 
 // Because is Ended for a tunnel that this relay cuts for a reason.
-func (g *Gate) Because(id ident.SessionID, reason string) Ended {
+func (g *Gate) Because(id ident.SessionID, reason store.Reason) Ended {
 	if t, ok := g.store.Tunnel(id); ok {
 		return Ended{Key: t.Key(), Protocol: t.Protocol, Reason: reason, idle: t.IdleTimeout}
 	}

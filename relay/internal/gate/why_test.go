@@ -27,7 +27,7 @@ func TestEveryRelayKnowsWhyATunnelEnded(t *testing.T) {
 			t.Errorf("an open tunnel is over: %s", e)
 		}
 		time.Sleep(2 * time.Minute)
-		for id, reason := range map[ident.SessionID]string{closed: gate.ReasonAsked, revoked: gate.ReasonRevoked} {
+		for id, reason := range map[ident.SessionID]store.Reason{closed: store.ReasonAsked, revoked: store.ReasonRevoked} {
 			if _, err := b.Close(t.Context(), "user:alice", box, []ident.SessionID{id}, false, reason); err != nil {
 				t.Fatal(err)
 			}
@@ -61,7 +61,7 @@ func TestEveryRelayKnowsWhyATunnelEnded(t *testing.T) {
 		if rec, _ := p.store.Agent(box); len(rec.Ended) != 0 || len(rec.Closed) != 4 {
 			t.Errorf("the agent's record is not kept small: %v", rec.Ended)
 		}
-		if _, err := a.Close(t.Context(), "user:alice", box, []ident.SessionID{again.Tunnel.Session}, false, gate.ReasonAsked); err != nil {
+		if _, err := a.Close(t.Context(), "user:alice", box, []ident.SessionID{again.Tunnel.Session}, false, store.ReasonAsked); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -76,7 +76,7 @@ func TestAnOldRelayForgetsTheReason(t *testing.T) {
 		p.connect(a, "a", 1)
 		o := a.open(t, gate.OpenSpec{Port: 1, ExpiresIn: time.Hour})
 		synctest.Wait()
-		if _, err := a.Close(t.Context(), "user:alice", box, nil, true, gate.ReasonAsked); err != nil {
+		if _, err := a.Close(t.Context(), "user:alice", box, nil, true, store.ReasonAsked); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -9,50 +9,34 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// ErrAway says that the agent has no link to this relay now.
-var ErrAway = errors.New("the agent is not connected")
-
-// ErrCut says that the tunnel was closed: no stream opens for it any more.
-var ErrCut = errors.New("the tunnel is closed")
-
-// ErrDraining says that this relay admits no more links or streams.
-var ErrDraining = errors.New("the relay is draining")
-
 // Gate is what the hub needs of the gate.
 type Gate interface {
 	// Connect claims the next generation of the agent for one of its processes. An
-	// error that wraps ErrSuperseded refuses it.
-	Connect(ctx context.Context, key ident.AgentKey, c Connect) (uint64, store.AgentRecord, error)
+	// error that wraps gate.ErrSuperseded refuses it.
+	Connect(ctx context.Context, key ident.AgentKey, c gate.Claim) (uint64, store.AgentRecord, error)
 	// Declare records what the machine said of itself.
 	Declare(ctx context.Context, key ident.AgentKey, epoch uint64, state wire.State, unhealthy string) error
 }
-
-// Connect is what an agent's process says when it claims a generation.
-type Connect struct {
-	Instance string // the process
-	Seen     uint64 // the highest generation it knows
-	Live     bool   // another session of the agent is alive now
-	Alone    bool   // the process says that it has no other link
-	Capacity int    // task leases at once
-}
-
-// ErrSuperseded says that a newer process with the agent's name is connected.
-var ErrSuperseded = errors.New("a newer process with this agent's name is connected")
 
 // Store is what the hub needs of the store.
 type Store interface {
@@ -62,6 +46,10 @@ type Store interface {
 	// Room says whether the store takes what can wait.
 	Room() bool
 	AgentTunnels(key ident.AgentKey) []store.TunnelRecord
+	// Agent and Relay return records as they are known here; a relay has one while it
+	// has a lease.
+	Agent(key ident.AgentKey) (store.AgentRecord, bool)
+	Relay(id ident.RelayID) (store.RelayRecord, bool)
 	Fenced() <-chan struct{}
 }
 
@@ -75,7 +63,8 @@ type Creds interface {
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
 }
 
-// Config is what a Hub is made of. Gate, Store, Creds and GateHTTP are required.
+// Config is what a Hub is made of. Gate, Store, Creds, GateHTTP, Budget, Grace, Logger
+// and the limits are required.
 type Config struct {
 	Relay     ident.RelayID
 	Version   string
@@ -90,30 +79,22 @@ type Config struct {
 	// Relays lists the URLs of the pool's other relays; nil without a pool.
 	Relays     func() []string
 	Window     uint32       // of each stream, in bytes; 0: the link's default
-	Budget     *link.Budget // of data that waits, over all links; default 1 GiB
+	Budget     *link.Budget // of data that waits, over all links
 	MaxStreams int          // per agent
 	MaxAgents  int          // on this relay
 	// AgentsPerTeam says how many agents of a team may come back at once; the gate
-	// sees to the number itself. Default 5000.
+	// sees to the number itself.
 	AgentsPerTeam int
-	Grace         time.Duration // how long a lost agent stays in lists; default 30 s
+	Grace         time.Duration // how long a lost agent stays in lists
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
 	// Event hears of connects and disconnects, for the audit. It must not block.
 	Event func(Event)
 }
 
-// The kinds of event.
-const (
-	EventConnected  = "agent_connected"
-	EventGone       = "agent_gone"
-	EventSuperseded = "agent_superseded"
-	EventRefused    = "agent_refused" // by its credential
-)
-
 // Event is a change of an agent's session.
 type Event struct {
-	Kind       string // one of the Event… constants
+	Kind       audit.Event
 	Key        ident.AgentKey
 	Epoch      uint64
 	RemoteAddr string
@@ -156,20 +137,8 @@ func New(cfg Config) (*Hub, error) {
 	if cfg.Gate == nil || cfg.Store == nil || cfg.Creds == nil || cfg.GateHTTP == nil || cfg.Logger == nil {
 		return nil, errors.New("hub: Gate, Store, Creds, GateHTTP and Logger are required")
 	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 30 * time.Second
-	}
-	if cfg.MaxStreams == 0 {
-		cfg.MaxStreams = 4096
-	}
-	if cfg.MaxAgents == 0 {
-		cfg.MaxAgents = 20000
-	}
-	if cfg.AgentsPerTeam == 0 {
-		cfg.AgentsPerTeam = 5000
-	}
-	if cfg.Budget == nil {
-		cfg.Budget = link.NewBudget(1 << 30)
+	if cfg.Budget == nil || cfg.MaxStreams <= 0 || cfg.MaxAgents <= 0 || cfg.AgentsPerTeam <= 0 || cfg.Grace <= 0 {
+		return nil, errors.New("hub: Budget, MaxStreams, MaxAgents, AgentsPerTeam and Grace are required")
 	}
 	if cfg.Event == nil {
 		cfg.Event = func(Event) {}
@@ -251,7 +220,7 @@ func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
 	h.mu.Lock()
 	if h.draining {
 		h.mu.Unlock()
-		return ErrDraining
+		return fleet.ErrDraining
 	}
 	if h.sessions[key] != nil {
 		h.mu.Unlock()
@@ -275,7 +244,7 @@ func (h *Hub) Wait(ctx context.Context, key ident.AgentKey) error {
 	case <-a.ch:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for agent: %w", ErrAway)
+		return fmt.Errorf("wait for agent: %w", fleet.ErrAway)
 	}
 }
 
@@ -286,26 +255,20 @@ func (h *Hub) Refuse(id ident.SessionID) {
 	h.cut[id] = time.Now()
 }
 
-// Cut ends every stream of a tunnel and lets no new one open. It returns how many
-// it ended.
-func (h *Hub) Cut(id ident.SessionID, reason string) int {
+// Cut ends every stream of an agent's tunnel and lets no new one open. It returns how
+// many it ended.
+func (h *Hub) Cut(key ident.AgentKey, id ident.SessionID, reason string) int {
 	h.mu.Lock()
 	h.cut[id] = time.Now()
-	var victims []*Stream
-	var holder *session
-	for _, s := range h.sessions {
-		if set := s.streams[id]; len(set) > 0 {
-			holder = s
-			for st := range set {
-				victims = append(victims, st)
-			}
-		}
+	var victims []*fleet.Stream
+	if s := h.sessions[key]; s != nil {
+		victims = slices.Collect(maps.Keys(s.streams[id]))
 	}
 	h.mu.Unlock()
 	for _, st := range victims {
 		_ = st.Reset() // ends both directions; nobody takes it for a clean end
 	}
-	if holder != nil {
+	if len(victims) > 0 {
 		h.log.Debug("cut streams of tunnel", "session_id", id, "streams", len(victims), "reason", reason)
 	}
 	return len(victims)
@@ -376,7 +339,7 @@ func (h *Hub) Drain(ctx context.Context) {
 	h.awaitMoves(ctx, all)
 }
 
-func (h *Hub) closeAll(reason, detail string) {
+func (h *Hub) closeAll(reason wire.GoodbyeReason, detail string) {
 	h.mu.Lock()
 	all := make([]*session, 0, len(h.sessions))
 	for _, s := range h.sessions {

@@ -16,9 +16,12 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -44,11 +47,11 @@ type fakes struct {
 	events    []hub.Event
 }
 
-func (f *fakes) Connect(_ context.Context, _ ident.AgentKey, c hub.Connect) (uint64, store.AgentRecord, error) {
+func (f *fakes) Connect(_ context.Context, _ ident.AgentKey, c gate.Claim) (uint64, store.AgentRecord, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c.Seen > 0 && c.Live && f.instance != c.Instance {
-		return 0, store.AgentRecord{}, hub.ErrSuperseded
+		return 0, store.AgentRecord{}, gate.ErrSuperseded
 	}
 	f.epoch++
 	f.instance = c.Instance
@@ -86,6 +89,9 @@ func (f *fakes) AgentTunnels(ident.AgentKey) []store.TunnelRecord { return nil }
 func (f *fakes) Room() bool                                       { return true }
 func (f *fakes) Fenced() <-chan struct{}                          { return f.fenced }
 
+func (f *fakes) Agent(ident.AgentKey) (store.AgentRecord, bool) { return store.AgentRecord{}, false }
+func (f *fakes) Relay(ident.RelayID) (store.RelayRecord, bool)  { return store.RelayRecord{}, false }
+
 func (f *fakes) MayLink(p creds.Principal, key ident.AgentKey) error {
 	if !p.MayLink(key) {
 		return fmt.Errorf("not for %q", key.Agent)
@@ -111,7 +117,7 @@ func newWorld(t *testing.T) *world {
 	f := &fakes{presences: map[ident.AgentKey]store.Presence{}, fenced: make(chan struct{})}
 	f.live, f.revoke = context.WithCancelCause(context.Background())
 	h, err := hub.New(hub.Config{
-		Relay: "r1", Version: "test", Gate: f, Store: f, Creds: f, AgentsPerTeam: 10000, Logger: slog.New(slog.DiscardHandler), Grace: 50 * time.Millisecond,
+		Relay: "r1", Version: "test", Gate: f, Store: f, Creds: f, Budget: link.NewBudget(1 << 30), MaxStreams: 4096, MaxAgents: 20000, AgentsPerTeam: 10000, Logger: slog.New(slog.DiscardHandler), Grace: 50 * time.Millisecond,
 		GateHTTP: func(p creds.Principal) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprintf(w, "%s asks for %s", p.Agent, r.URL.Path)
@@ -162,7 +168,7 @@ type agent struct {
 
 func (w *world) agent(t *testing.T, instance string, seen uint64, index int) *agent {
 	t.Helper()
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,18 +191,14 @@ func (a *agent) say(m wire.Message) {
 	}
 }
 
-// hear returns the next message that is no ping.
+// hear returns the next message.
 func (a *agent) hear() wire.Message {
 	a.t.Helper()
-	for {
-		m, err := a.in.Read()
-		if err != nil {
-			a.t.Fatalf("the control stream ended: %v", err)
-		}
-		if m.Type != wire.TypePing {
-			return m
-		}
+	m, err := a.in.Read()
+	if err != nil {
+		a.t.Fatalf("the control stream ended: %v", err)
 	}
+	return m
 }
 
 // echo answers one stream: verdict, then what it reads.
@@ -220,7 +222,7 @@ func within(t *testing.T, what string, cond func() bool) {
 
 func TestStreamGoesToTheAgentAndBack(t *testing.T) {
 	w := newWorld(t)
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, hub.ErrAway) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, fleet.ErrAway) {
 		t.Errorf("a stream to an agent that is not here: %v, want ErrAway", err)
 	}
 	waited := make(chan error, 1)
@@ -245,13 +247,13 @@ func TestStreamGoesToTheAgentAndBack(t *testing.T) {
 	if _, err := io.ReadFull(st, buf); err != nil || string(buf) != "hello" {
 		t.Errorf("the stream echoes %q, %v", buf, err)
 	}
-	if n := w.hub.Cut(session, "closed"); n != 1 {
+	if n := w.hub.Cut(key, session, "closed"); n != 1 {
 		t.Errorf("closing the tunnel ends %d streams, want 1", n)
 	}
 	if _, err := st.Read(buf); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("a cut stream reads as %v, want an error that is no clean end", err)
 	}
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Session: session}); !errors.Is(err, hub.ErrCut) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Session: session}); !errors.Is(err, fleet.ErrCut) {
 		t.Errorf("a closed tunnel opens streams: %v, want ErrCut", err)
 	}
 	_ = st.Close()
@@ -365,12 +367,12 @@ func TestDrainTellsAgentsAndAdmitsNoMore(t *testing.T) {
 	if m := a.hear(); m.Goodbye == nil || m.Goodbye.Reason != wire.GoodbyeDrain {
 		t.Errorf("the agent is told to move: %+v", m)
 	}
-	_, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
-	var refused *link.RefusedError
+	_, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Problem == nil || refused.Problem.Code != "relay_draining" {
 		t.Errorf("a new link is refused with relay_draining: %v", err)
 	}
-	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, hub.ErrDraining) {
+	if _, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP}); !errors.Is(err, fleet.ErrDraining) {
 		t.Errorf("a stream is refused: %v, want ErrDraining", err)
 	}
 }
@@ -386,8 +388,8 @@ func TestFencedRelayEndsItsSessions(t *testing.T) {
 
 func TestOnlyAgentsLink(t *testing.T) {
 	w := newWorld(t)
-	_, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "user"})
-	var refused *link.RefusedError
+	_, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "user"}, link.Config{})
+	var refused *carrier.RefusedError
 	if !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 		t.Errorf("a user's credential opens no link: %v", err)
 	}
@@ -395,7 +397,7 @@ func TestOnlyAgentsLink(t *testing.T) {
 
 func TestWrongFirstStreamIsRefused(t *testing.T) {
 	w := newWorld(t)
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +420,7 @@ func TestWrongFirstStreamIsRefused(t *testing.T) {
 // and memory that no budget gets back.
 func TestASilentLinkHoldsNothing(t *testing.T) {
 	w := newWorld(t)
-	l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+	l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +443,7 @@ func TestSilentLinksKeepNoAgentOut(t *testing.T) {
 	w := newWorld(t)
 	dropped := make(chan int, 1024+1)
 	for i := range 1024 + 1 {
-		l, err := link.Dial(t.Context(), link.DialOptions{URL: w.url, Token: "agent"})
+		l, err := link.Dial(t.Context(), carrier.DialOptions{URL: w.url, Token: "agent"}, link.Config{})
 		if err != nil {
 			t.Fatalf("link %d: %v", i, err)
 		}

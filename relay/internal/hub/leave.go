@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -14,7 +15,7 @@ import (
 func (h *Hub) leave(s *session, m *member, reason error) {
 	label := "lost"
 	if bye, ok := errors.AsType[*GoodbyeError](reason); ok {
-		label = knownReason(bye.Reason)
+		label = string(knownReason(bye.Reason))
 	}
 	h.metrics.disconnects.WithLabelValues(label).Inc()
 	h.mu.Lock()
@@ -35,7 +36,7 @@ func (h *Hub) leave(s *session, m *member, reason error) {
 		return
 	}
 	h.log.Info("agent gone", "team", s.key.Team, "agent", s.key.Agent, "epoch", s.epoch, "reason", reason)
-	h.cfg.Event(Event{Kind: EventGone, Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
+	h.cfg.Event(Event{Kind: audit.AgentGone, Key: s.key, Epoch: s.epoch, Detail: fmt.Sprint(reason), Principal: s.principal})
 	h.serving.Add(1)
 	go h.fade(s)
 }
@@ -73,7 +74,7 @@ func (h *Hub) fade(s *session) {
 	}
 }
 
-func knownReason(r string) string {
+func knownReason(r wire.GoodbyeReason) wire.GoodbyeReason {
 	switch r {
 	case wire.GoodbyeSuperseded, wire.GoodbyeDrain, wire.GoodbyeRevoked, wire.GoodbyeShutdown, wire.GoodbyeFenced:
 		return r

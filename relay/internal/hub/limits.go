@@ -2,7 +2,6 @@ package hub
 
 import (
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"time"
 
@@ -74,8 +73,7 @@ func (h *Hub) mayLink(p creds.Principal) *api.Problem {
 		return nil
 	}
 	// Not all at the same moment.
-	return api.NewProblem(http.StatusTooManyRequests, "too_many_links", api.HopRelay,
-		"this credential, or its team, makes links too fast").WithRetry(time.Second + rand.N(4*time.Second))
+	return api.NewProblem(api.CodeTooManyLinks, "this credential, or its team, makes links too fast").WithRetry(time.Second + rand.N(4*time.Second))
 }
 
 // mayTell says whether a change of so many bytes may be written now.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -42,7 +43,7 @@ func (l *ledger) Room() bool {
 	return !l.full
 }
 
-func (l *ledger) Connect(context.Context, ident.AgentKey, Connect) (uint64, store.AgentRecord, error) {
+func (l *ledger) Connect(context.Context, ident.AgentKey, gate.Claim) (uint64, store.AgentRecord, error) {
 	return 1, store.AgentRecord{}, nil
 }
 

@@ -1,9 +1,12 @@
 package hub
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/shared/metric"
 )
 
 type metrics struct {
@@ -25,66 +28,30 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer, unread *link.Budget) *metrics {
+	f := metric.In(r)
 	m := &metrics{
-		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_agent_sessions", Help: "Agents linked to this relay.",
-		}),
-		connects: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_link_connects_total", Help: "Links that agents opened, by outcome.",
-		}, []string{"outcome"}),
-		disconnects: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_link_disconnects_total", Help: "Links that ended, by reason.",
-		}, []string{"reason"}),
-		opens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_stream_opens_total", Help: "Streams opened to agents, by outcome.",
-		}, []string{"outcome"}),
-		rtt: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "adit_relay_link_rtt_seconds", Help: "Round trips of pings over the agents' links.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
-		}),
-		queue: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "adit_relay_link_queue_seconds", Help: "How long the oldest frame of each write to an agent's link had waited.",
-			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
-		}),
-		sent: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_sent_bytes_total", Help: "Bytes written to agents' links, frame headers included.",
-		}),
-		received: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_received_bytes_total", Help: "Bytes read from agents' links, frame headers included.",
-		}),
-		frames: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_frames_total", Help: "Frames written to agents' links.",
-		}),
-		writes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_writes_total", Help: "Writes that these frames were combined into.",
-		}),
-		stalled: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_write_seconds_total", Help: "Time that writes to agents' links took: more than a little is time in which the line took nothing.",
-		}),
-		slowed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_link_slowdowns_total", Help: "Times that bulk was sent to an agent more slowly because the line lost too much of it.",
-		}),
-		givenUp: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_streams_given_up_total", Help: "Connections ended because memory was short: stuck ones from which nothing was taken, or the heaviest when it was full.",
-		}, []string{"reason"}),
-		putOff: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_heartbeats_put_off_total", Help: "Heartbeats that said nothing new and were not written to the store, which was busy writing others.",
-		}),
-		deferred: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_agent_changes_deferred_total", Help: "Changes of what agents say of themselves that came too fast to be written at once.",
-		}),
+		sessions:    f.Gauge("adit_relay_agent_sessions", "Agents linked to this relay."),
+		connects:    f.Counters("adit_relay_link_connects_total", "Links that agents opened, by outcome.", "outcome"),
+		disconnects: f.Counters("adit_relay_link_disconnects_total", "Links that ended, by reason.", "reason"),
+		opens:       f.Counters("adit_relay_stream_opens_total", "Streams opened to agents, by outcome.", "outcome"),
+		rtt:         f.Histogram("adit_relay_link_rtt_seconds", "Round trips of the agents' links, queues at both ends included.", prometheus.ExponentialBuckets(0.0005, 2, 14)),
+		queue:       f.Histogram("adit_relay_link_queue_seconds", "How long the oldest frame of each write to an agent's link had waited.", prometheus.ExponentialBuckets(0.0001, 4, 9)),
+		sent:        f.Counter("adit_relay_link_sent_bytes_total", "Bytes written to agents' links, frame headers included."),
+		received:    f.Counter("adit_relay_link_received_bytes_total", "Bytes read from agents' links, frame headers included."),
+		frames:      f.Counter("adit_relay_link_frames_total", "Frames written to agents' links."),
+		writes:      f.Counter("adit_relay_link_writes_total", "Writes that these frames were combined into."),
+		stalled:     f.Counter("adit_relay_link_write_seconds_total", "Time that writes to agents' links took: more than a little is time in which the line took nothing."),
+		slowed:      f.Counter("adit_relay_link_slowdowns_total", "Times that bulk was sent to an agent more slowly because the line lost too much of it."),
+		givenUp:     f.Counters("adit_relay_streams_given_up_total", "Connections ended because memory was short: stuck ones from which nothing was taken, or the heaviest when it was full.", "reason"),
+		putOff:      f.Counter("adit_relay_heartbeats_put_off_total", "Heartbeats that said nothing new and were not written to the store, which was busy writing others."),
+		deferred:    f.Counter("adit_relay_agent_changes_deferred_total", "Changes of what agents say of themselves that came too fast to be written at once."),
 	}
 	// Alerts need the zero before the first.
 	m.disconnects.WithLabelValues("lost")
 	for _, reason := range []string{"stuck", "full"} {
 		m.givenUp.WithLabelValues(reason)
 	}
-	if r != nil {
-		r.MustRegister(m.sessions, m.connects, m.disconnects, m.opens, m.rtt, m.queue, m.sent, m.received, m.frames, m.writes, m.stalled, m.slowed, m.putOff, m.givenUp, m.deferred)
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "adit_relay_link_unread_bytes", Help: "Bytes of received data, and of buffers, that wait to be taken by users, agents and other relays.",
-		}, func() float64 { return float64(unread.Used()) }))
-	}
+	f.Read("adit_relay_link_unread_bytes", "Bytes of received data, and of buffers, that wait to be taken by users, agents and other relays.", func() float64 { return float64(unread.Used()) })
 	return m
 }
 
@@ -109,6 +76,7 @@ func (m *metrics) hooks() link.Hooks {
 			m.writes.Inc()
 			m.stalled.Add(w.Stalled.Seconds())
 		},
+		Measured: func(d time.Duration) { m.rtt.Observe(d.Seconds()) },
 		Received: func(n int) { m.received.Add(float64(n)) },
 		Slowed:   m.slowed.Inc,
 	}

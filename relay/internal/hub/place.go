@@ -1,10 +1,6 @@
 package hub
 
-import (
-	"time"
-
-	"github.com/adit-tunnel/adit/shared/link"
-)
+import "time"
 
 // Several links of an agent to this relay are for placing streams: what moves much
 // data fills a link's queues, and whoever asks little waits behind it. A stream
@@ -75,36 +71,34 @@ func (m *member) load() int64 {
 
 func crowded(load, calm int64) bool { return load > busyLoad && load/busyRatio > calm }
 
-// Lane is the link that carries the stream: those of one lane share its queues.
-func (st *Stream) Lane() *link.Link { return st.Link() }
-
-// Outnumbered says that another one of the agent's links has at least two streams less
-// than the inUse of this stream's: one more is better off there.
-func (st *Stream) Outnumbered(inUse int) bool {
-	st.session.hub.mu.Lock()
-	defer st.session.hub.mu.Unlock()
-	if len(st.session.members) < 2 {
+// Outnumbered implements fleet.Lane.
+func (m *member) Outnumbered(inUse int) bool {
+	m.session.hub.mu.Lock()
+	defer m.session.hub.mu.Unlock()
+	if len(m.session.members) < 2 {
 		return false
 	}
-	calm := st.session.calmest()
-	for _, m := range st.session.members {
-		if l := m.link; l != st.Link() && l.NumStreams()+2 <= inUse && l.Silence() <= placeSilence && !crowded(m.load(), calm) {
+	calm := m.session.calmest()
+	for _, o := range m.session.members {
+		if o != m && o.link.NumStreams()+2 <= inUse && o.link.Silence() <= placeSilence && !crowded(o.load(), calm) {
 			return true
 		}
 	}
 	return false
 }
 
-// Stale says that the stream's link is dead: nothing will be had of it any more.
-func (st *Stream) Stale() bool { return st.Link().Err() != nil }
-
-// Crowded says that much moves on the stream's link, and little on another one of the
-// agent: what begins anew is better off with a new stream.
-func (st *Stream) Crowded() bool {
-	st.session.hub.mu.Lock()
-	defer st.session.hub.mu.Unlock()
-	if len(st.session.members) < 2 {
+// Crowded implements fleet.Lane.
+func (m *member) Crowded() bool {
+	m.session.hub.mu.Lock()
+	defer m.session.hub.mu.Unlock()
+	if len(m.session.members) < 2 {
 		return false
 	}
-	return crowded(st.Link().Load(), st.session.calmest())
+	return crowded(m.link.Load(), m.session.calmest())
 }
+
+// Stale implements fleet.Lane: nothing will be had of a dead link any more.
+func (m *member) Stale() bool { return m.link.Err() != nil }
+
+// Leaving implements fleet.Lane: agents move by themselves.
+func (m *member) Leaving() bool { return false }

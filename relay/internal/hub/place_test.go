@@ -5,7 +5,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -45,14 +45,14 @@ func TestOutnumbered(t *testing.T) {
 	first := w.agent(t, "a", 0, 0)
 	second := w.agent(t, "a", 1, 16)
 	defer serveQuietly(t, first, second)()
-	streams := map[*link.Link]*hub.Stream{}
+	streams := map[*link.Link]*fleet.Stream{}
 	for range 2 {
 		st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer st.Close()
-		streams[st.Lane()] = st
+		streams[st.Link()] = st
 	}
 	if len(streams) != 2 {
 		t.Fatal("two streams went over one link, with another one free")
@@ -103,18 +103,18 @@ func TestEndedBulkLeavesNoCrowd(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = bulk.Reset()
-		within(t, "the stream of a bulk transfer is gone", func() bool { return bulk.Lane().NumStreams() == 1 })
+		within(t, "the stream of a bulk transfer is gone", func() bool { return bulk.Link().NumStreams() == 1 })
 		lanes := map[*link.Link]int{}
-		var streams []*hub.Stream
+		var streams []*fleet.Stream
 		for range 8 {
 			st, err := w.hub.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP})
 			if err != nil {
 				t.Fatal(err)
 			}
 			streams = append(streams, st)
-			lanes[st.Lane()]++
+			lanes[st.Link()]++
 		}
-		seen := bulk.Lane().Load() > 0
+		seen := bulk.Link().Load() > 0
 		for _, st := range streams {
 			_ = st.Reset()
 		}
@@ -122,7 +122,7 @@ func TestEndedBulkLeavesNoCrowd(t *testing.T) {
 		if !seen {
 			continue
 		}
-		if lanes[bulk.Lane()] == 0 {
+		if lanes[bulk.Link()] == 0 {
 			t.Error("eight streams went around a link on which nothing moves any more")
 		}
 		return
@@ -181,7 +181,7 @@ func TestStreamsGoAroundBulk(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer st.Close()
-		if st.Lane() == bulk.Lane() {
+		if st.Link() == bulk.Link() {
 			t.Error("a new stream was put beside a bulk transfer, with a calm link there")
 		}
 		if st.Crowded() {
@@ -189,7 +189,7 @@ func TestStreamsGoAroundBulk(t *testing.T) {
 		}
 	}
 	_ = bulk.Reset()
-	within(t, "the link is calm again", func() bool { return bulk.Lane().Load() == 0 })
+	within(t, "the link is calm again", func() bool { return bulk.Link().Load() == 0 })
 	for _, a := range []*agent{first, second} {
 		_ = a.link.Close(nil)
 	}

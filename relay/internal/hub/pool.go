@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -20,17 +21,13 @@ import (
 // relays. A nil Pool in Config: there is one relay.
 type Pool interface {
 	// Join adds this relay to the session of a process. An error that wraps
-	// ErrSuperseded refuses it.
-	Join(ctx context.Context, key ident.AgentKey, c Connect) (store.AgentRecord, error)
+	// gate.ErrSuperseded refuses it.
+	Join(ctx context.Context, key ident.AgentKey, c gate.Claim) (store.AgentRecord, error)
 	// Leave says that this relay has no link of the agent; holds is asked whether
 	// that is still so. It returns whether another relay has the agent.
 	Leave(ctx context.Context, key ident.AgentKey, epoch uint64, holds func() bool) (handed bool, err error)
 	// Adopt makes this relay the first of an agent's, since the first is gone.
 	Adopt(ctx context.Context, key ident.AgentKey, epoch uint64) error
-	// Agent returns the agent's record as it is known here.
-	Agent(key ident.AgentKey) (store.AgentRecord, bool)
-	// Alive says whether a relay has a lease.
-	Alive(id ident.RelayID) bool
 }
 
 // poolTime bounds a change of the agent's record by the hub itself.
@@ -63,13 +60,19 @@ func (h *Hub) Changed(key ident.AgentKey, rec store.AgentRecord) {
 		if s.first.CompareAndSwap(false, true) {
 			h.background(func(ctx context.Context) { s.publish(ctx) })
 		}
-	case rec.Epoch == s.epoch && !h.cfg.Pool.Alive(rec.Relay):
+	case rec.Epoch == s.epoch && !h.alive(rec.Relay):
 		h.background(func(ctx context.Context) {
 			if err := h.cfg.Pool.Adopt(ctx, key, s.epoch); err != nil {
 				h.log.Warn("take over an agent whose relay is gone", "agent", key.Agent, "relay", rec.Relay, "error", err)
 			}
 		})
 	}
+}
+
+// alive says whether a relay has a lease.
+func (h *Hub) alive(id ident.RelayID) bool {
+	_, ok := h.cfg.Store.Relay(id)
+	return ok
 }
 
 // publish writes the presence, now that this relay is the agent's first.
@@ -130,10 +133,10 @@ func (h *Hub) claiming(key ident.AgentKey) (done func()) {
 // claim gets the generation for a link: that of the process's session at another
 // relay, or a new one. first says whether this relay is the agent's first.
 func (h *Hub) claim(ctx context.Context, key ident.AgentKey, hello wire.AgentHello) (epoch uint64, first bool, err error) {
-	c := Connect{Instance: hello.Instance, Seen: hello.Generation, Live: h.live(key), Alone: hello.Alone, Capacity: hello.TaskCapacity}
+	c := gate.Claim{Instance: hello.Instance, Seen: hello.Generation, Live: h.live(key), Alone: hello.Alone, Capacity: hello.TaskCapacity}
 	if wantsToJoin(hello) {
 		if h.cfg.Pool == nil {
-			return 0, false, ErrSuperseded
+			return 0, false, gate.ErrSuperseded
 		}
 		rec, err := h.cfg.Pool.Join(ctx, key, c)
 		return hello.Generation, rec.Relay == h.cfg.Relay, err
@@ -188,7 +191,7 @@ func (h *Hub) awaitMoves(ctx context.Context, all []*session) {
 }
 
 func (h *Hub) movedOn(s *session) bool {
-	rec, ok := h.cfg.Pool.Agent(s.key)
+	rec, ok := h.cfg.Store.Agent(s.key)
 	if !ok || rec.Epoch > s.epoch {
 		return true
 	}

@@ -9,8 +9,11 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -21,12 +24,9 @@ import (
 // helloTime bounds the time from a link's upgrade to its agent's hello.
 const helloTime = 10 * time.Second
 
-// pingInterval and silence decide when a link is dead: nothing heard for the
-// silence. Both are well inside the 15 s that the link promises.
-const (
-	pingInterval = 4 * time.Second
-	silence      = 13 * time.Second
-)
+// mute is how long an agent may say nothing on a link that is alive below: it sends its
+// facts every HeartbeatInterval.
+const mute = 3 * wire.HeartbeatInterval
 
 // ServeLink serves GET /agent/v1/link for an authenticated principal. It returns when
 // the connection is a link, which is then served in a goroutine that Run waits for:
@@ -34,7 +34,7 @@ const (
 // should cost little. Refusals are problems over HTTP.
 func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	if p.Kind != creds.KindAgent {
-		return api.NewProblem(http.StatusForbidden, "wrong_credential_kind", api.HopRelay, "links are for agent credentials (ak-…)")
+		return api.NewProblem(api.CodeForbidden, "links are for agent credentials (ak-…)")
 	}
 	if problem := h.mayLink(p); problem != nil {
 		h.metrics.connects.WithLabelValues("refused").Inc()
@@ -49,13 +49,13 @@ func (h *Hub) ServeLink(w http.ResponseWriter, r *http.Request, p creds.Principa
 	switch {
 	case draining:
 		h.metrics.connects.WithLabelValues("refused").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "this relay is stopping; connect to another one, or again in a moment").WithRetry(time.Second)
+		return api.NewProblem(api.CodeRelayDraining, "this relay is stopping; connect to another one, or again in a moment").WithRetry(time.Second)
 	case full:
 		h.metrics.connects.WithLabelValues("refused").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_full", api.HopRelay, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
+		return api.NewProblem(api.CodeRelayFull, "this relay has as many agents as it admits").WithRetry(30 * time.Second)
 	}
 	l, err := link.Accept(w, r, link.Config{
-		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Greets: true, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
+		Window: h.cfg.Window, MaxStreams: h.cfg.MaxStreams, MaxIncoming: maxGateStreams + 1, AcceptBacklog: backlog, Handshake: true, Budget: h.cfg.Budget, Logger: h.log, Hooks: h.metrics.hooks(),
 	})
 	if err != nil {
 		h.serving.Done()
@@ -149,7 +149,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	}
 	key := ident.AgentKey{Team: p.Team, Agent: hello.Agent}
 	if err := h.cfg.Creds.MayLink(*p, key); err != nil {
-		h.cfg.Event(Event{Kind: EventRefused, Key: key, RemoteAddr: remote, Detail: err.Error(), Principal: *p})
+		h.cfg.Event(Event{Kind: audit.AuthRefused, Key: key, RemoteAddr: remote, Detail: "link: " + err.Error(), Principal: *p})
 		return nil, nil, nil, h.refuse(m, wire.GoodbyeError, err.Error())
 	}
 	m.index = hello.LinkIndex
@@ -164,7 +164,7 @@ func (h *Hub) greet(ctx context.Context, l *link.Link, p *creds.Principal, remot
 	return s, m, in, nil
 }
 
-func (h *Hub) refuse(m *member, reason, detail string) error {
+func (h *Hub) refuse(m *member, reason wire.GoodbyeReason, detail string) error {
 	h.metrics.connects.WithLabelValues("refused").Inc()
 	bye := wire.Goodbye{Reason: reason, Detail: detail}
 	m.goodbye(bye)
@@ -179,7 +179,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	if joins {
 		if s := h.join(key, hello, m); s != nil {
 			h.metrics.connects.WithLabelValues("joined").Inc()
-			m.link.Greeted()
+			m.link.HandshakeDone()
 			m.send(h.welcome(s))
 			return s, nil
 		}
@@ -187,11 +187,11 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	defer h.claiming(key)()
 	epoch, first, err := h.claim(ctx, key, hello)
 	switch {
-	case joins && errors.Is(err, ErrSuperseded):
+	case joins && errors.Is(err, gate.ErrSuperseded):
 		// It must not claim a generation: that would supersede its own first link.
 		h.metrics.connects.WithLabelValues("refused").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "a further link joins the session of its process, and there is none of that generation here"}}
-	case errors.Is(err, ErrSuperseded):
+	case errors.Is(err, gate.ErrSuperseded):
 		h.metrics.connects.WithLabelValues("superseded").Inc()
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{
 			Reason: wire.GoodbyeSuperseded,
@@ -213,7 +213,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	now := time.Now().UTC()
 	s := &session{
 		hub: h, key: key, epoch: epoch, instance: hello.Instance, principal: p,
-		members: []*member{m}, streams: make(map[ident.SessionID]map[*Stream]struct{}),
+		members: []*member{m}, streams: make(map[ident.SessionID]map[*fleet.Stream]struct{}),
 		probes: make(map[uint64]chan wire.Probed),
 		presence: store.Presence{
 			Team: key.Team, Agent: key.Agent, Relay: h.cfg.Relay, Epoch: epoch,
@@ -222,6 +222,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		},
 		state: hello.State, news: rate.NewLimiter(sessionNewsRate, sessionNews),
 	}
+	m.session = s
 	s.first.Store(first)
 	h.mu.Lock()
 	if h.draining {
@@ -244,10 +245,10 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 		h.leave(s, m, err)
 		return nil, &GoodbyeError{Goodbye: wire.Goodbye{Reason: wire.GoodbyeError, Detail: "the relay's store is not available; trying again is right"}}
 	}
-	m.link.Greeted()
+	m.link.HandshakeDone()
 	m.send(h.welcome(s))
 	if !first { // the record may have changed before the session could hear of it
-		if rec, ok := h.cfg.Pool.Agent(key); ok {
+		if rec, ok := h.cfg.Store.Agent(key); ok {
 			h.Changed(key, rec)
 		}
 	}
@@ -259,7 +260,7 @@ func (h *Hub) admit(ctx context.Context, m *member, hello wire.AgentHello, p cre
 	h.mu.Unlock()
 	h.metrics.connects.WithLabelValues("ok").Inc()
 	h.log.Info("agent connected", "team", key.Team, "agent", key.Agent, "epoch", epoch, "version", hello.Version, "remote", remote)
-	h.cfg.Event(Event{Kind: EventConnected, Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
+	h.cfg.Event(Event{Kind: audit.AgentConnected, Key: key, Epoch: epoch, RemoteAddr: remote, Principal: p})
 	return s, nil
 }
 
@@ -268,7 +269,7 @@ func (h *Hub) replace(old, s *session, remote string) {
 	detail := "this agent connected again"
 	if old.instance != s.instance {
 		detail = fmt.Sprintf("another process named %q connected from %s; give one of the two another agent_id, or stop one", s.key.Agent, remote)
-		h.cfg.Event(Event{Kind: EventSuperseded, Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
+		h.cfg.Event(Event{Kind: audit.AgentSuperseded, Key: s.key, Epoch: old.epoch, RemoteAddr: remote, Detail: detail, Principal: s.principal})
 	}
 	old.end(wire.Goodbye{Reason: wire.GoodbyeSuperseded, Detail: detail})
 }
@@ -280,6 +281,7 @@ func (h *Hub) join(key ident.AgentKey, hello wire.AgentHello, m *member) *sessio
 	if s == nil || h.draining || s.instance != hello.Instance || s.epoch != hello.Generation || len(s.members) >= maxLinks {
 		return nil
 	}
+	m.session = s
 	s.members = append(s.members, m)
 	return s
 }
@@ -323,12 +325,14 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 			m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
 		}
 	})
-	pace := newPacer(m)
-	err := h.listen(ctx, s, m, in, pace)
+	hung := time.AfterFunc(mute, func() {
+		_ = m.link.Close(fmt.Errorf("nothing heard of the agent for %s", mute))
+	})
+	defer hung.Stop()
+	err := h.listen(ctx, s, m, in, hung)
 	if !spared() {
 		<-revoked
 	}
-	pace.stop()
 	if cause := m.link.Err(); cause != nil {
 		err = cause
 	}
@@ -341,13 +345,13 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 // listen reads the agent's messages until the control stream ends. It waits with as
 // little on its stack as possible, for each link has one: what is said is dealt with
 // elsewhere.
-func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decoder, hung *time.Timer) error {
 	done := make(chan error)
 	for {
 		if err := in.Next(); err != nil {
 			return err
 		}
-		go func() { done <- h.understand(ctx, s, m, in, pace) }()
+		go func() { done <- h.understand(ctx, s, m, in, hung) }()
 		if err := <-done; err != nil {
 			return err
 		}
@@ -355,21 +359,16 @@ func (h *Hub) listen(ctx context.Context, s *session, m *member, in *wire.Decode
 }
 
 // understand deals with the message that came, and returns an error when it was the last.
-func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.Decoder, pace *pacer) error {
+func (h *Hub) understand(ctx context.Context, s *session, m *member, in *wire.Decoder, hung *time.Timer) error {
 	msg, err := in.Message()
 	if err != nil {
 		return err
 	}
 	msg.Bound()
-	pace.heard()
+	hung.Reset(mute)
 	switch {
 	case msg.Type == wire.TypePing && msg.Ping != nil:
 		m.send(wire.Message{Type: wire.TypePong, Ping: msg.Ping})
-	case msg.Type == wire.TypePong && msg.Ping != nil:
-		if d := time.Since(time.Unix(0, msg.Ping.Sent)); d > 0 && d < time.Minute {
-			s.rtt.Store(int64(d))
-			h.metrics.rtt.Observe(d.Seconds())
-		}
 	case msg.Facts != nil || msg.State != nil:
 		// A store that is away must not end the link: what was heard is kept in
 		// memory, and the next heartbeat tries again.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -29,7 +30,7 @@ type session struct {
 
 	// Guarded by hub.mu: who may open streams is decided where closing is.
 	members []*member
-	streams map[ident.SessionID]map[*Stream]struct{}
+	streams map[ident.SessionID]map[*fleet.Stream]struct{}
 	count   int
 
 	mu       sync.Mutex
@@ -41,8 +42,7 @@ type session struct {
 	said     *declaration  // what the gate was told last; nil: nothing yet
 	news     *rate.Limiter // how often changes are written
 	later    atomic.Bool   // one waits for that
-	rtt      atomic.Int64
-	first    atomic.Bool // this relay is the agent's first, which writes the presence
+	first    atomic.Bool   // this relay is the agent's first, which writes the presence
 }
 
 // declaration is what the gate is told of a machine.
@@ -56,12 +56,14 @@ func (d declaration) rule() [3]bool {
 	return [3]bool{d.sick != "", d.state.SyncPhase != "", d.state.Paused}
 }
 
-// member is one link of a session, with its control stream.
+// member is one link of a session, with its control stream. It is the lane of the
+// streams on it.
 type member struct {
-	link  *link.Link
-	out   *wire.Encoder
-	queue *outbox // full: the link is stuck and ends
-	index int
+	link    *link.Link
+	session *session // set before any stream is opened
+	out     *wire.Encoder
+	queue   *outbox // full: the link is stuck and ends
+	index   int
 }
 
 // send queues a message on the session's first living link. A link that cannot
@@ -129,7 +131,7 @@ func (m *member) goodbye(bye wire.Goodbye) {
 type GoodbyeError struct{ wire.Goodbye }
 
 // Error names the reason.
-func (e *GoodbyeError) Error() string { return "goodbye: " + e.Reason + ": " + e.Detail }
+func (e *GoodbyeError) Error() string { return "goodbye: " + string(e.Reason) + ": " + e.Detail }
 
 func (s *session) snapshot() store.Presence {
 	s.mu.Lock()
@@ -267,11 +269,12 @@ func steady(p store.Presence) store.Presence {
 	return p
 }
 
-// Probe asks the agent what listens on a port. It returns ErrAway without a link.
+// Probe asks the agent what listens on a port. It returns fleet.ErrAway
+// without a link.
 func (h *Hub) Probe(ctx context.Context, key ident.AgentKey, p wire.Probe) (wire.Probed, error) {
 	s := h.session(key)
 	if s == nil {
-		return wire.Probed{}, ErrAway
+		return wire.Probed{}, fleet.ErrAway
 	}
 	answer := make(chan wire.Probed, 1)
 	s.mu.Lock()
@@ -303,26 +306,6 @@ func (s *session) probed(p wire.Probed) {
 	}
 }
 
-// Stream is one stream to an agent. Closing it frees its place in the session.
-type Stream struct {
-	*link.Stream
-	session *session
-	tunnel  ident.SessionID
-	once    sync.Once
-}
-
-// Close ends the stream in both directions.
-func (st *Stream) Close() error {
-	st.once.Do(func() { st.session.forget(st) })
-	return st.Stream.Close()
-}
-
-// Reset ends the stream at once: neither end takes what it got for the whole.
-func (st *Stream) Reset() error {
-	st.once.Do(func() { st.session.forget(st) })
-	return st.Stream.Reset()
-}
-
 // Owner is who the data of an agent's stream counts as in the memory of a relay.
 func Owner(key ident.AgentKey, tunnel ident.SessionID) link.Owner {
 	return link.Owner{Tenant: string(key.Team), Agent: string(key.Agent), Tunnel: string(tunnel)}
@@ -330,49 +313,49 @@ func Owner(key ident.AgentKey, tunnel ident.SessionID) link.Owner {
 
 // Open opens a stream to an agent for a tunnel. The hello's epoch is set here; the
 // agent's verdict is read with the first data, or by Stream.Verdict. It returns
-// ErrAway without a link, ErrCut when the tunnel was closed, and the link's errors.
-func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*Stream, error) {
+// fleet.ErrAway without a link, fleet.ErrCut when the tunnel was closed, and the link's
+// errors.
+func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*fleet.Stream, error) {
 	h.mu.Lock()
 	s := h.sessions[key]
 	if s == nil || len(s.members) == 0 {
 		draining := h.draining
 		h.mu.Unlock()
 		if draining {
-			return nil, ErrDraining
+			return nil, fleet.ErrDraining
 		}
 		h.metrics.opens.WithLabelValues("away").Inc()
-		return nil, ErrAway
+		return nil, fleet.ErrAway
 	}
 	if _, gone := h.cut[hello.Session]; gone && hello.Session != "" {
 		h.mu.Unlock()
 		h.metrics.opens.WithLabelValues("cut").Inc()
-		return nil, ErrCut
+		return nil, fleet.ErrCut
 	}
 	if h.draining {
 		h.mu.Unlock()
-		return nil, ErrDraining
+		return nil, fleet.ErrDraining
 	}
 	if s.count >= h.cfg.MaxStreams {
 		h.mu.Unlock()
 		h.metrics.opens.WithLabelValues("limit").Inc()
 		return nil, link.ErrTooManyStreams
 	}
-	// Registered before it is open: a Cut that comes in between finds it.
 	m := s.place()
-	st := &Stream{session: s, tunnel: hello.Session}
 	s.count++
 	h.mu.Unlock()
 
 	hello.Epoch = s.epoch
 	inner, err := link.OpenFor(ctx, m.link, Owner(key, hello.Session), hello)
+	var st *fleet.Stream
 	h.mu.Lock()
 	if err == nil {
-		if _, gone := h.cut[hello.Session]; gone && hello.Session != "" {
-			err = ErrCut
+		if _, gone := h.cut[hello.Session]; gone && hello.Session != "" { // meanwhile
+			err = fleet.ErrCut
 		} else {
-			st.Stream = inner
+			st = fleet.NewStream(inner, hello.Session, m)
 			if s.streams[hello.Session] == nil {
-				s.streams[hello.Session] = make(map[*Stream]struct{})
+				s.streams[hello.Session] = make(map[*fleet.Stream]struct{})
 			}
 			s.streams[hello.Session][st] = struct{}{}
 		}
@@ -391,7 +374,7 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 		}
 		h.metrics.opens.WithLabelValues(outcome).Inc()
 		if errors.Is(err, link.ErrClosed) {
-			return nil, fmt.Errorf("%w: %w", ErrAway, err)
+			return nil, fmt.Errorf("%w: %w", fleet.ErrAway, err)
 		}
 		return nil, err
 	}
@@ -399,16 +382,15 @@ func (h *Hub) Open(ctx context.Context, key ident.AgentKey, hello wire.Hello) (*
 	return st, nil
 }
 
-func (s *session) forget(st *Stream) {
+// Left frees the place of a stream in its session.
+func (m *member) Left(st *fleet.Stream) {
+	s := m.session
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	if set, ok := s.streams[st.tunnel]; ok {
-		if _, ok := set[st]; ok {
-			delete(set, st)
-			s.count--
-		}
-		if len(set) == 0 {
-			delete(s.streams, st.tunnel)
-		}
+	set := s.streams[st.Tunnel]
+	delete(set, st)
+	s.count--
+	if len(set) == 0 {
+		delete(s.streams, st.Tunnel)
 	}
 }

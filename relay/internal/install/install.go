@@ -99,7 +99,7 @@ func (f *Files) answer(serve func(http.ResponseWriter, *http.Request) error) htt
 		p, ok := errors.AsType[*api.Problem](err)
 		if !ok {
 			f.cfg.Logger.Error("read release_dir", "error", err, "request_id", id)
-			p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not read this; its log says why")
+			p = api.NewProblem(api.CodeInternal, "the relay could not read this; its log says why")
 		}
 		p.Write(w, id)
 	})
@@ -229,6 +229,5 @@ func (f *Files) sum(file *os.File, info os.FileInfo) (string, error) {
 }
 
 func missing(name string) *api.Problem {
-	return api.Problemf(http.StatusNotFound, "not_found", api.HopRelay,
-		"this relay hands out no %q: its operator puts the agent's packages and the script `install` of a release into release_dir", name)
+	return api.Problemf(api.CodeNotFound, "this relay hands out no %q: its operator puts the agent's packages and the script `install` of a release into release_dir", name)
 }

@@ -1,6 +1,10 @@
 package install
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 // kind is what somebody asked for.
 type kind string
@@ -15,14 +19,10 @@ const (
 type metrics struct{ fetches *prometheus.CounterVec }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "adit_relay_install_requests_total", Help: "Requests of new machines for the install script and packages, by what was served.",
-	}, []string{"file"})}
+	f := metric.In(r)
+	m := &metrics{fetches: f.Counters("adit_relay_install_requests_total", "Requests of new machines for the install script and packages, by what was served.", "file")}
 	for _, k := range [...]kind{kindScript, kindSums, kindPackage, kindNone} {
 		m.fetches.WithLabelValues(string(k))
-	}
-	if r != nil {
-		r.MustRegister(m.fetches)
 	}
 	return m
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -68,8 +67,6 @@ type Config struct {
 	Usage      Usage
 	Audit      gate.Auditor
 	Key        ident.ClusterKey
-	Every      time.Duration // between writes of use; default 2 s
-	Skew       time.Duration // after its end until a record is removed; default gate.DefaultSkew
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -108,12 +105,6 @@ func New(cfg Config) (*Links, error) {
 	if cfg.Store == nil || cfg.Usage == nil || cfg.Audit == nil || cfg.Logger == nil {
 		return nil, errors.New("namedlinks: Store, Usage, Audit and Logger are required")
 	}
-	if cfg.Every == 0 {
-		cfg.Every = 2 * time.Second
-	}
-	if cfg.Skew == 0 {
-		cfg.Skew = gate.DefaultSkew
-	}
 	return &Links{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), memory: map[ident.LinkID]*memory{}, ended: map[ident.LinkID]ended{}}, nil
 }
 
@@ -137,9 +128,9 @@ func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spe
 	}
 	switch err := l.cfg.Store.CreateLink(ctx, r, MaxPerTunnel); {
 	case errors.Is(err, store.ErrNotFound):
-		return r, api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, "there is no such tunnel")
+		return r, api.NotFound(api.CodeTunnelNotFound)
 	case errors.Is(err, store.ErrLimit):
-		return r, api.Problemf(http.StatusTooManyRequests, "link_limit", api.HopRelay, "the tunnel has %d named links, which is the limit; revoke one", MaxPerTunnel)
+		return r, api.Problemf(api.CodeLinkLimit, "the tunnel has %d named links, which is the limit; revoke one", MaxPerTunnel)
 	case err != nil:
 		return r, unavailable(err)
 	}
@@ -168,12 +159,12 @@ func (l *Links) Revoke(ctx context.Context, by string, session ident.SessionID, 
 			return unavailable(err)
 		}
 		if r, ok = l.cfg.Store.Link(id); !ok || r.Session != session {
-			return notFound()
+			return api.NotFound(api.CodeLinkNotFound)
 		}
 	}
 	switch err := l.cfg.Store.DeleteLink(ctx, session, id); {
 	case errors.Is(err, store.ErrNotFound):
-		return notFound()
+		return api.NotFound(api.CodeLinkNotFound)
 	case err != nil:
 		return unavailable(err)
 	}
@@ -217,10 +208,6 @@ func (l *Links) Why(id ident.LinkID) (ident.SessionID, string, bool) {
 	defer l.mu.Unlock()
 	e, ok := l.ended[id]
 	return e.session, e.text, ok && time.Since(e.at) < endedFor
-}
-
-func notFound() *api.Problem {
-	return api.NewProblem(http.StatusNotFound, "link_not_found", api.HopRelay, "there is no such link")
 }
 
 func unavailable(err error) *api.Problem {

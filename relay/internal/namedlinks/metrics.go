@@ -1,23 +1,21 @@
 package namedlinks
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	created, revoked, uses, refused prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: "adit_relay_links_" + name, Help: help})
+	f := metric.In(reg)
+	return &metrics{
+		created: f.Counter("adit_relay_links_created_total", "Named links made."),
+		revoked: f.Counter("adit_relay_links_revoked_total", "Named links taken back."),
+		uses:    f.Counter("adit_relay_links_uses_total", "New viewers admitted by named links."),
+		refused: f.Counter("adit_relay_links_refused_total", "Viewers refused since a named link was used up."),
 	}
-	m := &metrics{
-		created: counter("created_total", "Named links made."),
-		revoked: counter("revoked_total", "Named links taken back."),
-		uses:    counter("uses_total", "New viewers admitted by named links."),
-		refused: counter("refused_total", "Viewers refused since a named link was used up."),
-	}
-	if reg != nil {
-		reg.MustRegister(m.created, m.revoked, m.uses, m.refused)
-	}
-	return m
 }

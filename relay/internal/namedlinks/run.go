@@ -9,11 +9,14 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 const (
+	// writeEvery is the time between writes of use.
+	writeEvery = 2 * time.Second
 	// lastUseEvery is how exact the last use is in the record; the relay that saw it
 	// knows better.
 	lastUseEvery = 30 * time.Second
@@ -162,12 +165,12 @@ func (e *ends) due(ctx context.Context, wg *sync.WaitGroup) {
 			e.links.cut(x.session, id, x.text)
 			x.cut = true
 			e.at[id] = x
-			e.wake(now.Add(e.links.cfg.Skew))
-		case now.Before(x.expires.Add(e.links.cfg.Skew)):
-			e.wake(x.expires.Add(e.links.cfg.Skew))
+			e.wake(now.Add(gate.Skew))
+		case now.Before(x.expires.Add(gate.Skew)):
+			e.wake(x.expires.Add(gate.Skew))
 		default:
 			wg.Go(func() { e.links.remove(ctx, id) })
-			e.wake(now.Add(e.links.cfg.Skew)) // again, if that did not work
+			e.wake(now.Add(gate.Skew)) // again, if that did not work
 		}
 	}
 }
@@ -194,7 +197,7 @@ func (l *Links) remove(ctx context.Context, id ident.LinkID) {
 
 // writeUse writes uses and last uses to the records, many at once.
 func (l *Links) writeUse(ctx context.Context) {
-	tick := time.NewTicker(l.cfg.Every)
+	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
 	for {
 		select {

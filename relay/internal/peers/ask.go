@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -60,31 +59,4 @@ func (p *Peers) Ask(ctx context.Context, id ident.RelayID, question string, in, 
 		return fmt.Errorf("ask relay %s: %w", id, err)
 	}
 	return nil
-}
-
-// AskAll asks every other relay of the pool at the same time and returns what came
-// within limit: a relay that does not answer is left out.
-func AskAll[T any](ctx context.Context, p *Peers, limit time.Duration, question string, in any) []T {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var mu sync.Mutex
-	var out []T
-	var wg sync.WaitGroup
-	for _, r := range p.cfg.Pool.Relays() {
-		if r.ID == p.cfg.Relay || r.PeerURL == "" {
-			continue
-		}
-		wg.Go(func() {
-			var got T
-			if err := p.Ask(ctx, r.ID, question, in, &got); err != nil {
-				p.log.Debug("another relay does not answer", "peer", r.ID, "question", question, "error", err)
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			out = append(out, got)
-		})
-	}
-	wg.Wait()
-	return out
 }

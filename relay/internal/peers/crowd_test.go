@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/adit-tunnel/adit/relay/internal/peers"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -16,8 +16,8 @@ import (
 // does not keep the relays of the pool apart, and makes room for them at once: not
 // only when the time for a handshake is over.
 func TestSilentConnectionsKeepNoRelayOut(t *testing.T) {
-	relays := two(t, newAuthority(t), func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
-		return nil, peers.ErrNotHere
+	relays := two(t, newAuthority(t), func(context.Context, ident.AgentKey, uint64, wire.Hello) (*fleet.Stream, error) {
+		return nil, fleet.ErrAway
 	})
 	from := func(address string) net.Conn {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
@@ -275,7 +276,7 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 	key := ident.AgentKey{Team: r.Team, Agent: r.Agent}
 	inner, err := p.cfg.Open(ctx, key, h.Epoch, wire.Hello{Kind: r.Kind, Port: h.Port, Session: h.Session, Request: h.Request, Payload: r.Payload, Trace: h.Trace})
 	switch {
-	case errors.Is(err, ErrCut):
+	case errors.Is(err, fleet.ErrCut):
 		refuse(st, wire.CodeUnknownTunnel, err.Error())
 		return
 	case errors.Is(err, link.ErrTooManyStreams), errors.Is(err, link.ErrMemory):
@@ -296,9 +297,7 @@ func (p *Peers) pass(ctx context.Context, st *link.Stream, h wire.Hello, r reque
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	st.OnGivenUp(cancel)
-	if g, ok := inner.(interface{ OnGivenUp(func(error)) }); ok {
-		g.OnGivenUp(cancel)
-	}
+	inner.OnGivenUp(cancel)
 	if _, err := splice.Both(ctx, st, newAgentEnd(ctx, inner), splice.Options{AtoB: passage.move, BtoA: passage.move}); err != nil {
 		p.log.Debug("a stream for another relay ended", "peer", from, "session_id", h.Session, "request_id", h.Request, "error", err)
 	}

@@ -1,6 +1,10 @@
 package peers
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	links   prometheus.Gauge
@@ -11,25 +15,12 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		links: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_peer_links", Help: "Links from this relay to others of its pool.",
-		}),
-		passing: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_peer_streams", Help: "Streams that other relays have through this one to its agents.",
-		}),
-		opens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_peer_opens_total", Help: "Streams opened to agents through another relay, by outcome.",
-		}, []string{"outcome"}),
-		asks: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_peer_questions_total", Help: "Questions to other relays, by outcome.",
-		}, []string{"outcome"}),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_peer_refused_total", Help: "Connections to the peer listener that proved to be no relay's.",
-		}),
+	f := metric.In(r)
+	return &metrics{
+		links:   f.Gauge("adit_relay_peer_links", "Links from this relay to others of its pool."),
+		passing: f.Gauge("adit_relay_peer_streams", "Streams that other relays have through this one to its agents."),
+		opens:   f.Counters("adit_relay_peer_opens_total", "Streams opened to agents through another relay, by outcome.", "outcome"),
+		asks:    f.Counters("adit_relay_peer_questions_total", "Questions to other relays, by outcome.", "outcome"),
+		refused: f.Counter("adit_relay_peer_refused_total", "Connections to the peer listener that proved to be no relay's."),
 	}
-	if r != nil {
-		r.MustRegister(m.links, m.passing, m.opens, m.asks, m.refused)
-	}
-	return m
 }

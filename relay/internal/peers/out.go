@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/backoff"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -46,11 +47,31 @@ type peer struct {
 	known chan struct{} // closed when the last try has an outcome, which stays until the link dies
 }
 
-// way is a link to another relay.
+// way is a link to another relay. It is the lane of the streams that pass there.
 type way struct {
 	*link.Link
+	to      ident.RelayID
+	pool    Pool
 	leaving atomic.Bool // the other relay said that it ends what still passes there
 }
+
+// Stale implements fleet.Lane: the other relay stops or is gone.
+func (w *way) Stale() bool {
+	rec, alive := w.pool.Relay(w.to)
+	return !alive || rec.Draining
+}
+
+// Leaving implements fleet.Lane.
+func (w *way) Leaving() bool { return w.leaving.Load() }
+
+// Crowded implements fleet.Lane: which of the agent's links is, the other relay knows.
+func (w *way) Crowded() bool { return false }
+
+// Outnumbered implements fleet.Lane.
+func (w *way) Outnumbered(int) bool { return false }
+
+// Left implements fleet.Lane.
+func (w *way) Left(*fleet.Stream) {}
 
 // now returns the link or why there is none; neither while a try goes on.
 func (x *peer) now() (*way, error) {
@@ -200,7 +221,7 @@ func (p *Peers) dial(ctx context.Context, id ident.RelayID) (*way, error) {
 		_ = l.Close(err)
 		return nil, fmt.Errorf("dial relay %s: %w", id, err)
 	}
-	return &way{Link: l}, nil
+	return &way{Link: l, to: id, pool: p.cfg.Pool}, nil
 }
 
 func (p *Peers) linkConfig() link.Config {
@@ -272,40 +293,39 @@ func recordCarriers(rec store.AgentRecord) []ident.RelayID {
 
 // Open opens a stream to an agent through another relay that has a link to it. The
 // agent's verdict is read with the first data, or by Stream.Verdict. It returns
-// ErrAway when no other relay has the agent, ErrCut when the tunnel is closed
-// there, and link.ErrTooManyStreams at the other's limit: nothing was sent to the
+// fleet.ErrAway when no other relay has the agent, fleet.ErrCut when the tunnel is
+// closed there, and link.ErrTooManyStreams at the other's limit: nothing was sent to the
 // agent then.
-func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*Stream, error) {
+func (p *Peers) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*fleet.Stream, error) {
 	ids, epoch := p.carriers(key)
 	var errs []error
 	for _, id := range ids {
-		st, w, err := p.openAt(ctx, id, key, epoch, h)
+		st, err := p.openAt(ctx, id, key, epoch, h)
 		if err == nil {
 			p.metrics.opens.WithLabelValues("ok").Inc()
-			return &Stream{Stream: st, way: w, stale: func() bool {
-				rec, alive := p.cfg.Pool.Relay(id)
-				return !alive || rec.Draining
-			}}, nil
+			return st, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if errors.Is(err, link.ErrTooManyStreams) || errors.Is(err, link.ErrMemory) || errors.Is(err, ErrCut) {
+		if errors.Is(err, link.ErrTooManyStreams) || errors.Is(err, link.ErrMemory) || errors.Is(err, fleet.ErrCut) {
 			p.metrics.opens.WithLabelValues("refused").Inc()
 			return nil, err
 		}
 		errs = append(errs, err)
 	}
 	p.metrics.opens.WithLabelValues("away").Inc()
-	return nil, fmt.Errorf("%w: %w", ErrAway, errors.Join(errs...))
+	return nil, fmt.Errorf("%w to any other relay: %w", fleet.ErrAway, errors.Join(errs...))
 }
 
-func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey, epoch uint64, h wire.Hello) (*link.Stream, *way, error) {
+// openAt opens a stream through one relay, which says yes first: the agent's own verdict
+// comes after that.
+func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey, epoch uint64, h wire.Hello) (*fleet.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	w, err := p.to(ctx, id)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	r := request{Op: opStream, Team: key.Team, Agent: key.Agent, Kind: h.Kind, Payload: h.Payload}
 	h.Epoch = epoch
@@ -313,15 +333,16 @@ func (p *Peers) openAt(ctx context.Context, id ident.RelayID, key ident.AgentKey
 	if v, ok := errors.AsType[wire.Verdict](err); ok {
 		switch v.Code {
 		case wire.CodeOverloaded:
-			return nil, nil, fmt.Errorf("relay %s: %w", id, link.ErrTooManyStreams)
+			return nil, fmt.Errorf("relay %s: %w", id, link.ErrTooManyStreams)
 		case wire.CodeUnknownTunnel:
-			return nil, nil, fmt.Errorf("relay %s: %w", id, ErrCut)
+			return nil, fmt.Errorf("relay %s: %w", id, fleet.ErrCut)
 		}
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("relay %s: %w", id, err)
+		return nil, fmt.Errorf("relay %s: %w", id, err)
 	}
-	return st, w, nil
+	st.AwaitVerdict()
+	return fleet.NewStream(st, h.Session, w), nil
 }
 
 // Wait returns when another relay seems to have the agent, or with ctx.
@@ -334,7 +355,7 @@ func (p *Peers) Wait(ctx context.Context, key ident.AgentKey) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for agent: %w", ErrAway)
+			return fmt.Errorf("wait for agent: %w", fleet.ErrAway)
 		}
 	}
 }

@@ -25,19 +25,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/caller"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
-	"github.com/adit-tunnel/adit/shared/splice"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
-// ErrAway says that no other relay can reach the agent now.
-var ErrAway = errors.New("no other relay reaches the agent")
-
 // Pool is what this relay knows of the others; store.Store is one.
 type Pool interface {
-	Relays() []store.RelayRecord
 	Relay(id ident.RelayID) (store.RelayRecord, bool)
 	// CatchUp returns when what is known is at least as new as the call.
 	CatchUp(ctx context.Context) error
@@ -56,19 +52,6 @@ type Changes interface {
 	Close()
 }
 
-// Inner is a stream to an agent that this relay holds: its Verdict is the agent's
-// answer, and its first Read returns it when it is a refusal.
-type Inner interface {
-	splice.Conn
-	Verdict(ctx context.Context) error
-}
-
-// Errors with which Config.Open refuses, besides link.ErrTooManyStreams.
-var (
-	ErrNotHere = errors.New("the agent has no link to this relay")
-	ErrCut     = errors.New("the tunnel is closed")
-)
-
 // Config is what Peers are made of. All but Leaving, Budget, Answers and Registerer is required.
 type Config struct {
 	Relay  ident.RelayID
@@ -80,8 +63,8 @@ type Config struct {
 	// Open opens a stream to an agent over this relay's own links, for another
 	// relay that knows the agent's session of that generation or a later one. It
 	// refuses what is for no tunnel: this package knows none.
-	Open func(ctx context.Context, key ident.AgentKey, epoch uint64, h wire.Hello) (Inner, error)
-	// Leaving is called when another relay ends what still passes there: Streams
+	Open func(ctx context.Context, key ident.AgentKey, epoch uint64, h wire.Hello) (*fleet.Stream, error)
+	// Leaving is called when another relay ends what still passes there: streams
 	// that say Leaving and can begin anew another way should. nil: they are cut when
 	// that relay's time is over.
 	Leaving func()

@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -147,7 +148,7 @@ func (a *authority) files(name string) peers.Files {
 }
 
 // agentSide is an agent's stream: a link's, as the hub's are, on a pipe.
-func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(context.Context, wire.Hello) (peers.Inner, error) {
+func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(context.Context, wire.Hello) (*fleet.Stream, error) {
 	t.Helper()
 	near, far := net.Pipe()
 	relay, err := link.NewServer(near, link.Config{})
@@ -177,7 +178,13 @@ func agentSide(t *testing.T, serve func(st *link.Stream, h wire.Hello)) func(con
 		}
 	}()
 	t.Cleanup(func() { _ = relay.Close(nil); _ = agent.Close(nil); <-done })
-	return func(ctx context.Context, h wire.Hello) (peers.Inner, error) { return link.OpenHello(ctx, relay, h) }
+	return func(ctx context.Context, h wire.Hello) (*fleet.Stream, error) {
+		st, err := link.OpenHello(ctx, relay, h)
+		if err != nil {
+			return nil, err
+		}
+		return fleet.NewStream(st, h.Session, nil), nil
+	}
 }
 
 // duo is relays a and b. b's address is addr, and left names who was told that the
@@ -191,7 +198,7 @@ type duo struct {
 }
 
 // two starts relays a and b; b opens streams as it is told.
-func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error)) duo {
+func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, uint64, wire.Hello) (*fleet.Stream, error)) duo {
 	t.Helper()
 	var addr string
 	left := make(chan ident.RelayID, 8)
@@ -242,15 +249,15 @@ func two(t *testing.T, a *authority, open func(context.Context, ident.AgentKey, 
 // authority that names no relay of the pool: the authority may sign for others, too.
 func TestTheDoorIsForRelaysThatTheStoreKnows(t *testing.T) {
 	ca := newAuthority(t)
-	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
-		return nil, peers.ErrNotHere
+	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (*fleet.Stream, error) {
+		return nil, fleet.ErrAway
 	})
 	b, _ := relays.pool.Relay("b")
 	view := &pool{relays: map[ident.RelayID]store.RelayRecord{"b": b, "c": {ID: "c"}}, fenced: make(chan struct{})}
 	c, err := peers.New(peers.Config{
 		Relay: "c", Listen: "127.0.0.1:0", TLS: ca.files("c"), Pool: view, Logger: slog.New(slog.DiscardHandler),
-		Open: func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
-			return nil, peers.ErrNotHere
+		Open: func(context.Context, ident.AgentKey, uint64, wire.Hello) (*fleet.Stream, error) {
+			return nil, fleet.ErrAway
 		},
 		Subscribe: func(int) peers.Changes { return silent{make(chan store.Change)} },
 	})
@@ -303,14 +310,14 @@ func TestStreamTakesOneHop(t *testing.T) {
 		_, _ = io.Copy(st, st)
 		_ = st.CloseWrite()
 	})
-	relays := two(t, newAuthority(t), func(ctx context.Context, k ident.AgentKey, epoch uint64, h wire.Hello) (peers.Inner, error) {
+	relays := two(t, newAuthority(t), func(ctx context.Context, k ident.AgentKey, epoch uint64, h wire.Hello) (*fleet.Stream, error) {
 		switch {
 		case k != key || epoch != 7 || h.Kind != wire.KindTCP:
-			return nil, fmt.Errorf("%w: %v %d %s", peers.ErrNotHere, k, epoch, h.Kind)
+			return nil, fmt.Errorf("%w: %v %d %s", fleet.ErrAway, k, epoch, h.Kind)
 		case h.Port == 2:
-			return nil, peers.ErrNotHere
+			return nil, fleet.ErrAway
 		case h.Port == 3:
-			return nil, peers.ErrCut
+			return nil, fleet.ErrCut
 		}
 		return toAgent(ctx, h)
 	})
@@ -342,7 +349,7 @@ func TestStreamTakesOneHop(t *testing.T) {
 	}
 	_ = st.Close()
 
-	for port, want := range map[uint16]error{2: peers.ErrAway, 3: peers.ErrCut} {
+	for port, want := range map[uint16]error{2: fleet.ErrAway, 3: fleet.ErrCut} {
 		if _, err := a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: port}); !errors.Is(err, want) {
 			t.Errorf("port %d: %v, want %v", port, err, want)
 		}
@@ -350,7 +357,7 @@ func TestStreamTakesOneHop(t *testing.T) {
 	// What came from a relay goes to no other: the mark of a hop is no kind that an
 	// agent's stream can have.
 	for _, kind := range []wire.Kind{wire.KindPeer, wire.KindGate, wire.KindControl} {
-		if _, err := a.Open(t.Context(), key, wire.Hello{Kind: kind, Port: 9}); !errors.Is(err, peers.ErrAway) {
+		if _, err := a.Open(t.Context(), key, wire.Hello{Kind: kind, Port: 9}); !errors.Is(err, fleet.ErrAway) {
 			t.Errorf("a stream of kind %s should be refused: %v", kind, err)
 		}
 	}
@@ -374,10 +381,10 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 		_, _ = st.Write([]byte("at last"))
 		_ = st.CloseWrite()
 	})
-	relays := two(t, newAuthority(t), func(ctx context.Context, _ ident.AgentKey, _ uint64, h wire.Hello) (peers.Inner, error) {
+	relays := two(t, newAuthority(t), func(ctx context.Context, _ ident.AgentKey, _ uint64, h wire.Hello) (*fleet.Stream, error) {
 		return toAgent(ctx, h)
 	})
-	open := func() *peers.Stream {
+	open := func() *fleet.Stream {
 		st, err := relays.a.Open(t.Context(), key, wire.Hello{Kind: wire.KindTCP, Port: 9, Session: ident.NewSessionID()})
 		if err == nil {
 			err = st.Verdict(t.Context())
@@ -424,8 +431,8 @@ func TestDrainWaitsForAnswers(t *testing.T) {
 // certificate must name the relay that is said to come.
 func TestOnlyRelaysGetIn(t *testing.T) {
 	ca := newAuthority(t)
-	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (peers.Inner, error) {
-		return nil, peers.ErrNotHere
+	relays := two(t, ca, func(context.Context, ident.AgentKey, uint64, wire.Hello) (*fleet.Stream, error) {
+		return nil, fleet.ErrAway
 	})
 	other := newAuthority(t)
 	for name, c := range map[string]struct {

@@ -3,125 +3,18 @@ package peers
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
-	"sync"
-	"sync/atomic"
-	"time"
 
-	"github.com/adit-tunnel/adit/shared/link"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
-
-// Stream is a stream to an agent through another relay. That relay has said yes
-// already; the agent's own verdict is what comes first on the stream.
-type Stream struct {
-	*link.Stream
-	way   *way
-	stale func() bool // the other relay stops or is gone
-
-	done atomic.Bool // the verdict was read
-	mu   sync.Mutex
-	buf  []byte // of the verdict
-	err  error  // what it was
-}
-
-// Read returns the agent's refusal as a wire.Verdict, or its app's data.
-func (s *Stream) Read(p []byte) (int, error) {
-	if !s.done.Load() {
-		if err := s.verdict(); err != nil {
-			return 0, err
-		}
-	} else if s.err != nil {
-		return 0, s.err
-	}
-	n, err := s.Stream.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, link.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) && s.stale() {
-		err = fmt.Errorf("%w: the relay that held the agent stops: %w", link.ErrClosed, err)
-	}
-	return n, err
-}
-
-// Stale says that the other relay stops or is gone: what begins anew should take
-// another way.
-func (s *Stream) Stale() bool { return s.stale() }
-
-// Leaving says that the other relay ends what still passes there: what can begin
-// anew another way should do so now.
-func (s *Stream) Leaving() bool { return s.way.leaving.Load() }
-
-// Verdict waits for the agent's answer to the hello.
-func (s *Stream) Verdict(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
-	err := s.verdict()
-	if !stop() {
-		if ctx.Err() != nil && !s.done.Load() {
-			return context.Cause(ctx)
-		}
-		_ = s.SetReadDeadline(time.Time{})
-	}
-	return err
-}
-
-// verdict reads the verdict, unless another call has. One that a deadline
-// interrupted leaves the rest to the next.
-func (s *Stream) verdict() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !s.done.Load() {
-		// Not a byte more than the verdict: first its fixed part, then the rest.
-		need := 4
-		if len(s.buf) >= 4 {
-			need += int(s.buf[2])<<8 + int(s.buf[3])
-			if need > 4+wire.MaxVerdictText {
-				return wire.ErrMalformed
-			}
-		}
-		if len(s.buf) < need {
-			chunk := make([]byte, need-len(s.buf))
-			n, err := s.Stream.Read(chunk)
-			s.buf = append(s.buf, chunk[:n]...)
-			if errors.Is(err, io.EOF) && len(s.buf) < need {
-				return io.ErrUnexpectedEOF
-			}
-			if err != nil && !errors.Is(err, io.EOF) {
-				return err
-			}
-			continue
-		}
-		v, err := wire.ReadVerdict(&whole{s.buf})
-		if err != nil {
-			return err
-		}
-		if v.Code != wire.CodeOK {
-			s.err = v
-		}
-		s.buf = nil
-		s.done.Store(true)
-	}
-	return s.err
-}
-
-// whole reads a slice.
-type whole struct{ b []byte }
-
-// Read implements io.Reader.
-func (w *whole) Read(p []byte) (int, error) {
-	if len(w.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, w.b)
-	w.b = w.b[n:]
-	return n, nil
-}
 
 // agentEnd is the agent's end of a stream that is passed on: what it reads begins
 // with the agent's verdict, which the other relay waits for. After a refusal it
 // takes the rest of what the user sends and drops it, so that the refusal arrives
 // in order and is not overtaken by a reset.
 type agentEnd struct {
-	Inner
+	*fleet.Stream
 	ctx     context.Context
 	first   []byte // of the verdict, still to be read
 	decided chan struct{}
@@ -129,8 +22,8 @@ type agentEnd struct {
 	refused bool // set before decided is closed
 }
 
-func newAgentEnd(ctx context.Context, inner Inner) *agentEnd {
-	return &agentEnd{Inner: inner, ctx: ctx, decided: make(chan struct{})}
+func newAgentEnd(ctx context.Context, st *fleet.Stream) *agentEnd {
+	return &agentEnd{Stream: st, ctx: ctx, decided: make(chan struct{})}
 }
 
 // Read implements io.Reader.
@@ -157,12 +50,12 @@ func (a *agentEnd) Read(p []byte) (int, error) {
 	if a.refused {
 		return 0, io.EOF
 	}
-	return a.Inner.Read(p)
+	return a.Stream.Read(p)
 }
 
 // Write implements io.Writer.
 func (a *agentEnd) Write(p []byte) (int, error) {
-	n, err := a.Inner.Write(p)
+	n, err := a.Stream.Write(p)
 	if err != nil && a.wasRefused() {
 		return len(p), nil
 	}
@@ -171,7 +64,7 @@ func (a *agentEnd) Write(p []byte) (int, error) {
 
 // CloseWrite implements splice.Conn.
 func (a *agentEnd) CloseWrite() error {
-	if err := a.Inner.CloseWrite(); err != nil && !a.wasRefused() {
+	if err := a.Stream.CloseWrite(); err != nil && !a.wasRefused() {
 		return err
 	}
 	return nil
@@ -182,21 +75,4 @@ func (a *agentEnd) CloseWrite() error {
 func (a *agentEnd) wasRefused() bool {
 	<-a.decided
 	return a.refused
-}
-
-// Reset gives the stream up so that the agent sees an error, if it can be told.
-func (a *agentEnd) Reset() error {
-	if r, ok := a.Inner.(interface{ Reset() error }); ok {
-		return r.Reset()
-	}
-	return a.Close()
-}
-
-// Done is closed when the agent takes no more data, if that can be known. A
-// refusal is no reason to hurry.
-func (a *agentEnd) Done() <-chan struct{} {
-	if d, ok := a.Inner.(interface{ Done() <-chan struct{} }); ok {
-		return d.Done()
-	}
-	return nil
 }

@@ -54,7 +54,7 @@ func (a *API) getAgent(w http.ResponseWriter, r *http.Request, p creds.Principal
 	now := time.Now()
 	x, ok := a.cfg.Store.Presence(key)
 	if !ok || a.left(x, now) {
-		return notFound("agent")
+		return api.NotFound(api.CodeAgentNotFound)
 	}
 	return send(w, http.StatusOK, a.describe(x, now))
 }

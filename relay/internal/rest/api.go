@@ -83,8 +83,8 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals
-// and Logger are required.
+// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links,
+// Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
@@ -97,11 +97,10 @@ type Config struct {
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has
 	Audit      gate.Auditor
-	// Remote returns the caller's address; nil: that of the connection.
-	Remote     func(r *http.Request) string
-	ProbeWait  time.Duration // how long opening waits for the probe; default 300 ms
-	Grace      time.Duration // how long a lost agent stays in lists; default 30 s
-	Comment    time.Duration // between comments of an event stream; default 15 s
+	Remote     func(r *http.Request) string // the caller's address
+	ProbeWait  time.Duration                // how long opening waits for the probe; default 300 ms
+	Grace      time.Duration                // how long a lost agent stays in lists
+	Comment    time.Duration                // between comments of an event stream; default 15 s
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -112,7 +111,6 @@ type API struct {
 	log     *slog.Logger
 	metrics *metrics
 	mux     *http.ServeMux
-	routes  map[string]route // by pattern
 	spec    []byte
 	events  *history
 
@@ -128,20 +126,14 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
 	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 30 * time.Second
-	}
 	if cfg.Comment == 0 {
 		cfg.Comment = 15 * time.Second
-	}
-	if cfg.Remote == nil {
-		cfg.Remote = func(r *http.Request) string { return r.RemoteAddr }
 	}
 	spec, err := specification()
 	if err != nil {
@@ -149,17 +141,20 @@ func New(cfg Config) (*API, error) {
 	}
 	a := &API{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(),
-		routes: make(map[string]route), spec: spec, events: newHistory(),
+		spec: spec, events: newHistory(),
 	}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	for _, rt := range a.table() {
-		pattern := rt.method + " " + api.Base + rt.path
-		a.routes[pattern] = rt
-		a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			c := r.Context().Value(callKey{}).(*call)
-			c.err = c.route.serve(w, r, c.principal)
+		a.mux.HandleFunc(rt.method+" "+api.Base+rt.path, func(w http.ResponseWriter, r *http.Request) {
+			c := callOf(r)
+			c.route = rt
+			c.err = a.call(w, r, c)
 		})
 	}
+	a.mux.HandleFunc(anything, func(w http.ResponseWriter, r *http.Request) {
+		c := callOf(r)
+		c.err = a.unrouted(w, r, c)
+	})
 	return a, nil
 }
 
@@ -180,12 +175,15 @@ func (a *API) Drain() { a.stop(errDraining) }
 
 // call is one request on its way.
 type call struct {
-	route     route
+	known     *creds.Principal // who calls, where the link says so
+	route     route            // empty: there is none
 	principal creds.Principal
 	err       error
 }
 
 type callKey struct{}
+
+func callOf(r *http.Request) *call { return r.Context().Value(callKey{}).(*call) }
 
 // Timeouts of one request. Those that may take longer lift them.
 const (
@@ -215,7 +213,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 	h.Set(api.HeaderRequestID, string(id))
 
 	out := &answer{ResponseWriter: w}
-	c := &call{}
+	c := &call{known: known}
 	ctx := gate.WithTrace(r.Context(), gate.Trace{Request: id, Remote: a.cfg.Remote(r)})
 	r = r.WithContext(context.WithValue(ctx, callKey{}, c))
 	defer func() {
@@ -231,45 +229,43 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, known *creds.Princip
 		_ = rc.Flush()
 		_ = rc.SetWriteDeadline(time.Time{})
 	}()
-	c.err = a.dispatch(out, r, c, known)
+	if !clean(r) {
+		c.err = a.unrouted(out, r, c)
+		return
+	}
+	a.mux.ServeHTTP(out, r)
 }
 
-// dispatch finds the route, authenticates, and calls it.
-func (a *API) dispatch(w http.ResponseWriter, r *http.Request, c *call, known *creds.Principal) error {
-	_, pattern := a.mux.Handler(r)
-	rt, found := a.routes[pattern]
-	c.route = rt
-	if !found || !rt.public {
-		p, err := a.authenticate(r, rt, known)
-		if err != nil {
+// call authenticates the caller and serves the route.
+func (a *API) call(w http.ResponseWriter, r *http.Request, c *call) error {
+	if !c.route.public {
+		if err := a.authenticate(r, c); err != nil {
 			return err
 		}
-		c.principal = p
+		if !c.route.admitsKind(c.principal.Kind) {
+			return api.Problemf(api.CodeForbidden, "this route is not for callers of kind %s", c.principal.Kind)
+		}
 	}
-	if !found || !clean(r) {
-		return a.unrouted(w, r)
-	}
-	if !rt.public && !rt.admitsKind(c.principal.Kind) {
-		return api.Problemf(http.StatusForbidden, forbidden, api.HopRelay, "this route is not for callers of kind %s", c.principal.Kind)
-	}
-	a.mux.ServeHTTP(w, r)
-	return c.err
+	return c.route.serve(w, r, c.principal)
 }
 
 // kindTunnelAdmin is the principal of a tunnel's admin token: the team's, for that
 // one tunnel.
 const kindTunnelAdmin creds.Kind = "tunnel_admin"
 
-func (a *API) authenticate(r *http.Request, rt route, known *creds.Principal) (creds.Principal, error) {
-	if known != nil {
-		return *known, nil
+func (a *API) authenticate(r *http.Request, c *call) (err error) {
+	if c.known != nil {
+		c.principal = *c.known
+		return nil
 	}
-	if rt.admitsKind(kindTunnelAdmin) {
+	if c.route.admitsKind(kindTunnelAdmin) {
 		if secret, err := creds.Bearer(r); err == nil && strings.HasPrefix(secret.Reveal(), ident.PrefixAdmin) {
-			return a.tunnelAdmin(r, secret)
+			c.principal, err = a.tunnelAdmin(r, secret)
+			return err
 		}
 	}
-	return a.cfg.Auth.Authenticate(r)
+	c.principal, err = a.cfg.Auth.Authenticate(r)
+	return err
 }
 
 // tunnelAdmin authenticates a tunnel's admin token for the tunnel that the path
@@ -279,7 +275,7 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	text, _, _ := strings.Cut(path, "/")
 	id, err := ident.ParseSessionID(text)
 	if err != nil || !secret.Matches(a.cfg.Gate.AdminToken(id).Hash()) {
-		return creds.Principal{}, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "the admin token is not this tunnel's")
+		return creds.Principal{}, api.NewProblem(api.CodeUnauthenticated, "the admin token is not this tunnel's")
 	}
 	if a.cfg.Store.Status().Stale { // it may have been closed since
 		return creds.Principal{}, unavailable(errStale)
@@ -294,20 +290,27 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
 }
 
-// unrouted answers what no route is for: 404, or 405 with what is allowed.
-func (a *API) unrouted(w http.ResponseWriter, r *http.Request) error {
+// anything is the pattern of what no route is for.
+const anything = "/"
+
+// unrouted answers what no route is for, once it is known who asks: 404, or 405 with
+// what is allowed.
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request, c *call) error {
+	if err := a.authenticate(r, c); err != nil {
+		return err
+	}
 	var allowed []string
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
-		if _, pattern := a.mux.Handler(probe); a.routes[pattern].serve != nil && clean(r) {
+		if _, pattern := a.mux.Handler(probe); pattern != anything && clean(r) {
 			allowed = append(allowed, m)
 		}
 	}
 	if len(allowed) == 0 {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "there is no such route; GET "+api.Base+"/openapi.json describes all of them")
+		return api.NewProblem(api.CodeNotFound, "there is no such route; GET "+api.Base+"/openapi.json describes all of them")
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	return api.Problemf(http.StatusMethodNotAllowed, "method_not_allowed", api.HopRelay, "allowed here: %s", strings.Join(allowed, ", "))
+	return api.Problemf(api.CodeMethodNotAllowed, "allowed here: %s", strings.Join(allowed, ", "))
 }
 
 // clean says whether a path is its own shortest form. Of others http.ServeMux makes
@@ -331,12 +334,12 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 				a.log.Warn("api call", "operation", operation, "request_id", id, "error", p.Cause)
 			}
 		case errors.Is(c.err, errDraining):
-			p = api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, "the relay restarts; try again at once").WithRetry(time.Second)
+			p = api.NewProblem(api.CodeRelayDraining, "the relay restarts; try again at once").WithRetry(time.Second)
 		case r.Context().Err() != nil:
-			p = api.NewProblem(http.StatusServiceUnavailable, "canceled", api.HopRelay, "the caller left") // nobody reads it
+			p = api.NewProblem(api.CodeCanceled, "the caller left") // nobody reads it
 		default:
 			a.log.Error("api call", "operation", operation, "request_id", id, "error", c.err)
-			p = api.NewProblem(http.StatusInternalServerError, "internal", api.HopRelay, "the relay could not do this; its log says why, under the request_id")
+			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
 			p.Write(w, id)

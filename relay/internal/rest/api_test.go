@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
-	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -354,7 +354,7 @@ func TestPortPolicyOfTheAgent(t *testing.T) {
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
 	eventually(t, "the tunnel closes", func() bool {
 		reason, ok := w.local.WasCut(o.SessionID)
-		return ok && reason == gate.ReasonPort
+		return ok && reason == store.ReasonPort
 	})
 	w.prober.set(wire.Probed{Allowed: true, Listening: false}, 300*time.Millisecond)
 	o = into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
@@ -402,7 +402,7 @@ func TestCredentials(t *testing.T) {
 	if l := into[api.CredentialList](t, r, 200); len(l.Credentials) != 1 || strings.Contains(string(r.body), c.Secret) {
 		t.Errorf("listed as %s", r.body)
 	}
-	w.want(w.do("DELETE", "/credentials/"+string(c.ID), "stranger", ""), "Not Found not_found")
+	w.want(w.do("DELETE", "/credentials/"+string(c.ID), "stranger", ""), "Not Found credential_not_found")
 	if r := w.do("DELETE", "/credentials/"+string(c.ID), "user", ""); r.status != 204 {
 		t.Errorf("revoke: %d %s", r.status, r.body)
 	}

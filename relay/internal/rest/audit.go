@@ -39,10 +39,12 @@ func (a *API) refused(r *http.Request, c *call, p *api.Problem) {
 	rec := audit.Record{Event: audit.APIRefused, Detail: fmt.Sprintf("%d %s%s", p.Status, p.Code, route)}
 	switch {
 	case c.principal.Kind == "":
-		rec.Event, rec.Detail = audit.AuthRefused, "api: "+p.Code+route
+		rec.Event, rec.Detail = audit.AuthRefused, "api: "+string(p.Code)+route
+		a.audit(r, c.principal, rec) // what nobody names may be nothing
+		return
 	case c.route.serve == nil:
 		return // there is nothing at all, for nobody
-	case c.route.gated && p.Status != http.StatusNotFound && p.Code != forbidden:
+	case c.route.gated && p.Status != http.StatusNotFound && p.Code != api.CodeForbidden:
 		return // the gate did; the others never got there
 	}
 	if id, err := ident.ParseAgentID(r.PathValue("agent_id")); err == nil {
@@ -53,6 +55,3 @@ func (a *API) refused(r *http.Request, c *call, p *api.Problem) {
 	}
 	a.audit(r, c.principal, rec)
 }
-
-// forbidden is the code for callers for whom a route, or an agent, is not.
-const forbidden = "forbidden"

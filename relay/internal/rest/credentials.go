@@ -36,7 +36,7 @@ func (a *API) listCredentials(w http.ResponseWriter, r *http.Request, p creds.Pr
 func (a *API) revokeCredential(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	id, err := ident.ParseCredentialID(r.PathValue("credential_id"))
 	if err != nil {
-		return notFound("credential")
+		return api.NotFound(api.CodeCredentialNotFound)
 	}
 	q, err := query(r, "keep_tunnels")
 	if err != nil {

@@ -25,9 +25,9 @@ func decode(w http.ResponseWriter, r *http.Request, into any, required bool) err
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return api.Problemf(http.StatusRequestEntityTooLarge, "body_too_large", api.HopRelay, "the body is longer than %d bytes", maxBody)
+			return api.Problemf(api.CodeBodyTooLarge, "the body is longer than %d bytes", maxBody)
 		}
-		return api.NewProblem(http.StatusBadRequest, "body_incomplete", api.HopRelay, "the body ended early or did not come in time").WithCause(err)
+		return api.NewProblem(api.CodeBodyIncomplete, "the body ended early or did not come in time").WithCause(err)
 	}
 	// All is read: what waits later must not be ended by the deadline.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
@@ -38,13 +38,13 @@ func decode(w http.ResponseWriter, r *http.Request, into any, required bool) err
 		return nil
 	}
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return api.NewProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", api.HopRelay, "send the body as Content-Type: application/json")
+		return api.NewProblem(api.CodeUnsupportedMediaType, "send the body as Content-Type: application/json")
 	}
 	return decodeObject(body, into)
 }
 
 func badJSON(format string, args ...any) error {
-	return api.Problemf(http.StatusBadRequest, "invalid_body", api.HopRelay, format, args...)
+	return api.Problemf(api.CodeInvalidBody, format, args...)
 }
 
 // decodeObject goes through the object by itself, since encoding/json cannot name
@@ -68,7 +68,7 @@ func decodeObject(body []byte, into any) error {
 		field, known := fields[name]
 		switch {
 		case !known:
-			return api.Problemf(http.StatusBadRequest, "unknown_field", api.HopRelay, "%s: there is no such field", quote(name))
+			return api.Problemf(api.CodeUnknownField, "%s: there is no such field", quote(name))
 		case seen[name]:
 			return badJSON("%s: the field is there twice", quote(name))
 		}
@@ -78,7 +78,7 @@ func decodeObject(body []byte, into any) error {
 			return badJSON("%s: %s", quote(name), syntax(err))
 		}
 		if err := json.Unmarshal(raw, field.Addr().Interface()); err != nil {
-			return api.Problemf(http.StatusBadRequest, "invalid_field", api.HopRelay, "%s: %s", quote(name), expected(err, field.Type()))
+			return api.Problemf(api.CodeInvalidField, "%s: %s", quote(name), expected(err, field.Type()))
 		}
 	}
 	if _, err := d.Token(); err != nil {
@@ -138,7 +138,7 @@ func expected(err error, t reflect.Type) string {
 
 // invalid is a value out of its range: well-formed, and refused.
 func invalid(field, format string, args ...any) error {
-	return api.Problemf(http.StatusUnprocessableEntity, "out_of_range", api.HopRelay, "%s: %s", field, fmt.Sprintf(format, args...))
+	return api.Problemf(api.CodeOutOfRange, "%s: %s", field, fmt.Sprintf(format, args...))
 }
 
 // send writes an answer whole, so that its length is known.

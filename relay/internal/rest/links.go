@@ -82,7 +82,7 @@ func (a *API) revokeLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	id, err := ident.ParseLinkID(r.PathValue("link_id"))
 	if err != nil {
-		return notFound("link")
+		return api.NotFound(api.CodeLinkNotFound)
 	}
 	if err := a.cfg.Links.Revoke(r.Context(), p.Name, t.Session, id); err != nil {
 		return err

@@ -2,7 +2,6 @@ package rest_test
 
 import (
 	"context"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -51,7 +50,7 @@ func (l *links) Revoke(_ context.Context, _ string, session ident.SessionID, id 
 			return nil
 		}
 	}
-	return api.NewProblem(http.StatusNotFound, "link_not_found", api.HopRelay, "there is no such link")
+	return api.NewProblem(api.CodeLinkNotFound, "there is no such link")
 }
 
 func TestNamedLinks(t *testing.T) {

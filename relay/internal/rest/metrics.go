@@ -1,6 +1,10 @@
 package rest
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	requests *prometheus.CounterVec
@@ -9,20 +13,10 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_api_requests_total", Help: "Calls of the HTTP interface, by operation and status code.",
-		}, []string{"operation", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "adit_relay_api_request_seconds", Help: "Time to answer a call, by operation; calls that wait or stream are not in it.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
-		}, []string{"operation"}),
-		watchers: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_api_watchers", Help: "Event streams that are open.",
-		}),
+	f := metric.In(r)
+	return &metrics{
+		requests: f.Counters("adit_relay_api_requests_total", "Calls of the HTTP interface, by operation and status code.", "operation", "code"),
+		seconds:  f.Histograms("adit_relay_api_request_seconds", "Time to answer a call, by operation; calls that wait or stream are not in it.", []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10}, "operation"),
+		watchers: f.Gauge("adit_relay_api_watchers", "Event streams that are open."),
 	}
-	if r != nil {
-		r.MustRegister(m.requests, m.seconds, m.watchers)
-	}
-	return m
 }

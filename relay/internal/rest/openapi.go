@@ -5,21 +5,33 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
-// description is the interface in OpenAPI 3.1, written by hand.
+// description is the interface in OpenAPI 3.1, written by hand. It ends with the
+// schemas, to which specification adds the codes.
 //
 //go:embed openapi.yaml
 var description []byte
 
 // specification is the description as JSON, as it is served.
 func specification() ([]byte, error) {
+	text := append(slices.Clone(description), "    Code:\n      type: string\n      description: |\n"+
+		"        Which problem it is. Releases add codes: what is not known is treated by its status.\n\n"...)
+	for _, c := range api.RelayCodes() {
+		text = fmt.Appendf(text, "        - `%s`: %s\n", c, c.Meaning())
+	}
+	text = append(text, "      enum:\n"...)
+	for _, c := range api.RelayCodes() {
+		text = fmt.Appendf(text, "        - %s\n", c)
+	}
 	var doc map[string]any
-	if err := yaml.Unmarshal(description, &doc); err != nil {
+	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", err)
 	}
 	out, err := json.Marshal(doc)

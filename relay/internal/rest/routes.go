@@ -77,17 +77,13 @@ func (a *API) Routes() [][2]string {
 	return out
 }
 
-func notFound(what string) *api.Problem {
-	return api.NewProblem(http.StatusNotFound, what+"_not_found", api.HopRelay, "there is no such "+what)
-}
-
 // agent finds the agent that the path names, in the caller's team: one of another
 // team is not there. A miss is confirmed, since the caller may be faster than the
 // store's watch.
 func (a *API) agent(r *http.Request, p creds.Principal) (ident.AgentKey, error) {
 	id, err := ident.ParseAgentID(r.PathValue("agent_id"))
 	if err != nil {
-		return ident.AgentKey{}, notFound("agent")
+		return ident.AgentKey{}, api.NotFound(api.CodeAgentNotFound)
 	}
 	key := ident.AgentKey{Team: p.Team, Agent: id}
 	if _, ok := a.cfg.Store.Agent(key); ok {
@@ -99,7 +95,7 @@ func (a *API) agent(r *http.Request, p creds.Principal) (ident.AgentKey, error) 
 	if _, ok := a.cfg.Store.Agent(key); ok {
 		return key, nil
 	}
-	return key, notFound("agent")
+	return key, api.NotFound(api.CodeAgentNotFound)
 }
 
 // tunnel finds an open tunnel by its id.
@@ -110,12 +106,12 @@ func (a *API) tunnel(ctx context.Context, id ident.SessionID) (store.TunnelRecor
 			return t, err
 		}
 		if t, ok = a.cfg.Store.Tunnel(id); !ok {
-			return t, notFound("tunnel")
+			return t, api.NotFound(api.CodeTunnelNotFound)
 		}
 	}
 	rec, _ := a.cfg.Store.Agent(t.Key())
 	if !open(rec, t) {
-		return t, notFound("tunnel")
+		return t, api.NotFound(api.CodeTunnelNotFound)
 	}
 	return t, nil
 }
@@ -124,11 +120,11 @@ func (a *API) tunnel(ctx context.Context, id ident.SessionID) (store.TunnelRecor
 func (a *API) pathTunnel(r *http.Request, p creds.Principal) (store.TunnelRecord, error) {
 	id, err := ident.ParseSessionID(r.PathValue("session_id"))
 	if err != nil {
-		return store.TunnelRecord{}, notFound("tunnel")
+		return store.TunnelRecord{}, api.NotFound(api.CodeTunnelNotFound)
 	}
 	t, err := a.tunnel(r.Context(), id)
 	if err == nil && t.Team != p.Team {
-		return store.TunnelRecord{}, notFound("tunnel")
+		return store.TunnelRecord{}, api.NotFound(api.CodeTunnelNotFound)
 	}
 	return t, a.orWhy(err, id, p.Team)
 }
@@ -136,11 +132,11 @@ func (a *API) pathTunnel(r *http.Request, p creds.Principal) (store.TunnelRecord
 // orWhy turns the answer that there is no such tunnel into why it is over, for a
 // caller of the team that had it.
 func (a *API) orWhy(err error, id ident.SessionID, team ident.TeamID) error {
-	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != "tunnel_not_found" {
+	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != api.CodeTunnelNotFound {
 		return err
 	}
 	if e, ok := a.cfg.Gate.Why(id); ok && e.Key.Team == team {
-		return api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, e.String())
+		return api.NewProblem(api.CodeTunnelNotFound, e.String())
 	}
 	return err
 }
@@ -153,8 +149,7 @@ func (a *API) catchUp(ctx context.Context) error {
 }
 
 func unavailable(err error) *api.Problem {
-	return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-		"the relay's store does not answer; it cannot be known whether this exists").WithRetry(retryStore).WithCause(err)
+	return api.StoreUnavailable("the relay's store does not answer; it cannot be known whether this exists", err)
 }
 
 // query returns one parameter; unknown ones, and one given twice, are refused so
@@ -163,10 +158,10 @@ func query(r *http.Request, known ...string) (map[string]string, error) {
 	out := map[string]string{}
 	for name, values := range r.URL.Query() {
 		if !slices.Contains(known, name) {
-			return nil, api.Problemf(http.StatusBadRequest, "unknown_parameter", api.HopRelay, "%s: there is no such query parameter", quote(name))
+			return nil, api.Problemf(api.CodeUnknownParameter, "%s: there is no such query parameter", quote(name))
 		}
 		if len(values) > 1 {
-			return nil, api.Problemf(http.StatusBadRequest, "invalid_parameter", api.HopRelay, "%s: given more than once", quote(name))
+			return nil, api.Problemf(api.CodeInvalidParameter, "%s: given more than once", quote(name))
 		}
 		out[name] = values[0]
 	}

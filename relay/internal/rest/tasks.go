@@ -21,8 +21,7 @@ const (
 // tasks only, and an agent that is not the caller is none of its business.
 func (a *API) taskAgent(r *http.Request, p creds.Principal) (ident.AgentKey, error) {
 	if p.Kind == creds.KindAgent && (p.Agent == "" || string(p.Agent) != r.PathValue("agent_id")) {
-		return ident.AgentKey{}, api.NewProblem(http.StatusForbidden, forbidden, api.HopRelay,
-			"an agent credential may only handle the tasks of its own agent")
+		return ident.AgentKey{}, api.NewProblem(api.CodeForbidden, "an agent credential may only handle the tasks of its own agent")
 	}
 	return a.agent(r, p)
 }
@@ -113,14 +112,14 @@ func (a *API) releaseTask(w http.ResponseWriter, r *http.Request, p creds.Princi
 	if req.LeaseToken == "" {
 		return invalid("lease_token", "is needed, in the body or as "+headerLease)
 	}
-	outcome, ok := q["outcome"]
-	if !ok {
-		outcome = "completed"
+	outcome := api.TaskCompleted
+	if text, ok := q["outcome"]; ok {
+		outcome = api.TaskOutcome(text)
 	}
-	if outcome != "completed" && outcome != "failed" {
+	if outcome != api.TaskCompleted && outcome != api.TaskFailed {
 		return invalid("outcome", "completed or failed")
 	}
-	if err := a.cfg.Gate.Release(r.Context(), p.Name, key, ident.TaskID(r.PathValue("task_id")), ident.Secret(req.LeaseToken), outcome == "completed"); err != nil {
+	if err := a.cfg.Gate.Release(r.Context(), p.Name, key, ident.TaskID(r.PathValue("task_id")), ident.Secret(req.LeaseToken), outcome == api.TaskCompleted); err != nil {
 		return err
 	}
 	return sendNothing(w)

@@ -18,16 +18,15 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
 const (
-	defaultPort = 8188 // ComfyUI's
-	maxLabel    = 64   // characters
-	maxOrigins  = 16   // of allow_origins
-	maxKey      = 255  // characters of an idempotency key
-	retryStore  = 2 * time.Second
+	maxLabel   = 64  // characters
+	maxOrigins = 16  // of allow_origins
+	maxKey     = 255 // characters of an idempotency key
 	// probeTime is how long a probe may go on in the background.
 	probeTime = 10 * time.Second
 )
@@ -80,7 +79,7 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 // would get.
 func ended(cause error) error {
 	if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
-		return api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, cause.Error())
+		return api.NewProblem(api.CodeUnauthenticated, cause.Error())
 	}
 	return cause
 }
@@ -88,7 +87,7 @@ func ended(cause error) error {
 // openSpec checks ranges and fills in the defaults that are the API's.
 func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	s := gate.OpenSpec{
-		Port: defaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
+		Port: apps.DefaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
 		Label: req.Label, AllowOrigins: req.AllowOrigins,
 	}
 	if req.TargetPort != nil {
@@ -221,7 +220,7 @@ func (a *API) probe(ctx context.Context, t *store.TunnelRecord) (*lateProbe, err
 		if !got.Allowed {
 			return nil, portNotAllowed(t.Port, got.Detail)
 		}
-		fill(t, got)
+		_ = t.Found(got) // it is not written yet
 		return nil, nil
 	case <-timer.C:
 	case <-ctx.Done():
@@ -233,20 +232,7 @@ func portNotAllowed(port uint16, detail string) *api.Problem {
 	if detail == "" {
 		detail = "allow_ports in its configuration says which are"
 	}
-	return api.Problemf(http.StatusForbidden, "port_not_allowed", api.HopAgent, "the agent does not allow port %d: %s", port, detail)
-}
-
-// fill writes what a probe found into a tunnel's record.
-func fill(t *store.TunnelRecord, got wire.Probed) {
-	t.App, t.Warnings = got.App, got.Warnings
-	if !got.Listening {
-		t.Warnings = append(t.Warnings, fmt.Sprintf("nothing listens on port %d yet", t.Port))
-	}
-	if t.AskedHost == api.HostAuto || t.AskedHost == "" {
-		if h := api.HostHeader(got.HostHeader); h == api.HostPublic || h == api.HostLocal {
-			t.HostHeader = h
-		}
-	}
+	return api.Problemf(api.CodePortNotAllowed, "the agent does not allow port %d: %s", port, detail)
 }
 
 // follow waits in the background for a probe that was late, and writes or acts on
@@ -263,12 +249,12 @@ func (l *lateProbe) follow(a *API, t store.TunnelRecord) {
 		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		defer cancel()
 		if !got.Allowed {
-			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, gate.ReasonPort); cerr != nil {
+			if _, cerr := a.cfg.Gate.Close(ctx, "agent:"+string(t.Agent), t.Key(), []ident.SessionID{t.Session}, false, store.ReasonPort); cerr != nil {
 				a.log.Warn("close a tunnel to a port that is not allowed", "session_id", t.Session, "error", cerr)
 			}
 			return
 		}
-		if _, err := a.cfg.Store.UpdateTunnel(ctx, t.Session, func(t *store.TunnelRecord) error { fill(t, got); return nil }); err != nil {
+		if _, err := a.cfg.Store.UpdateTunnel(ctx, t.Session, func(t *store.TunnelRecord) error { return t.Found(got) }); err != nil {
 			a.log.Debug("write what a probe found", "session_id", t.Session, "error", err)
 		}
 	})
@@ -332,11 +318,11 @@ func (a *API) closeTunnels(w http.ResponseWriter, r *http.Request, p creds.Princ
 	if one {
 		id, err := ident.ParseSessionID(text)
 		if err != nil {
-			return notFound("tunnel")
+			return api.NotFound(api.CodeTunnelNotFound)
 		}
 		ids = append(ids, id)
 	}
-	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, gate.ReasonAsked)
+	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, store.ReasonAsked)
 	if err != nil {
 		return err
 	}
@@ -412,7 +398,7 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
 	if err != nil || !a.cfg.Usage.Kick(r.Context(), t.Session, id) {
-		return notFound("viewer")
+		return api.NotFound(api.CodeViewerNotFound)
 	}
 	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
 	return sendNothing(w)

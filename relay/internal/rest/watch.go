@@ -124,8 +124,7 @@ func (a *API) watchAgents(w http.ResponseWriter, r *http.Request, p creds.Princi
 	defer stop()
 	wake, from, leave := a.events.join(p.Team, r.Header.Get("Last-Event-ID"))
 	if wake == nil {
-		return api.Problemf(http.StatusTooManyRequests, "team_watch_limit", api.HopRelay,
-			"the team has %d event streams on this relay, as many as one team may have; end some", maxStreams).WithRetry(30 * time.Second)
+		return api.Problemf(api.CodeTeamWatchLimit, "the team has %d event streams on this relay, as many as one team may have; end some", maxStreams).WithRetry(30 * time.Second)
 	}
 	defer leave()
 	feed := a.cfg.Store.Subscribe(1024)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/gate/gatetest"
@@ -50,7 +51,7 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	}
 	p, ok := a.by[secret.Reveal()]
 	if !ok {
-		return p, api.NewProblem(http.StatusUnauthorized, "unauthenticated", api.HopRelay, "unknown secret")
+		return p, api.NewProblem(api.CodeUnauthenticated, "unknown secret")
 	}
 	return p, nil
 }
@@ -84,7 +85,7 @@ func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, i
 			return out, nil
 		}
 	}
-	return api.Revoked{}, api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "no such credential")
+	return api.Revoked{}, api.NotFound(api.CodeCredentialNotFound)
 }
 
 func (a *auth) List(_ creds.Principal, team ident.TeamID) ([]api.Credential, error) {
@@ -205,14 +206,15 @@ func newWorld(t *testing.T) *world {
 	var err error
 	w.gate, err = gate.New(gate.Config{
 		Store: w.store, Local: w.local, Audit: w.audit, Relay: "r", Key: ident.ClusterKey{1}, Logger: log,
-		Limits: gate.Limits{OpensBurst: 1000},
+		Limits: gatetest.Limits(gate.Limits{OpensBurst: 1000}),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
 		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
-		ProbeWait: 100 * time.Millisecond, Comment: 200 * time.Millisecond,
+		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
+		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +299,7 @@ func (w *world) do(method, path, secret, body string, headers ...string) reply {
 func (r reply) code() string {
 	var p api.Problem
 	_ = json.Unmarshal(r.body, &p)
-	return strings.TrimSpace(http.StatusText(r.status) + " " + p.Code)
+	return strings.TrimSpace(http.StatusText(r.status) + " " + string(p.Code))
 }
 
 func (w *world) want(r reply, want string) {

@@ -25,12 +25,6 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// Reasons for which tunnels close, as audit, notices and logs name them.
-const (
-	reasonOperator = "closed by the operator"
-	reasonTeam     = "the team was removed"
-)
-
 // atOnce is how many agents' tunnels are closed at the same time.
 const atOnce = 16
 
@@ -45,7 +39,7 @@ type Creds interface {
 
 // Gate closes tunnels.
 type Gate interface {
-	Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason string) ([]ident.SessionID, error)
+	Close(ctx context.Context, by string, key ident.AgentKey, ids []ident.SessionID, all bool, reason store.Reason) ([]ident.SessionID, error)
 }
 
 // Links takes named links back.
@@ -62,7 +56,7 @@ type Store interface {
 	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
 	Presences(team ident.TeamID) []store.Presence
 	DeleteAgent(ctx context.Context, key ident.AgentKey) error
-	DeleteEnrolments(ctx context.Context, team ident.TeamID) (int, error)
+	DeleteEnrollments(ctx context.Context, team ident.TeamID) (int, error)
 	CatchUp(ctx context.Context) error
 }
 
@@ -113,7 +107,7 @@ func (r *Rights) Revoke(ctx context.Context, by creds.Principal, team ident.Team
 		return t.Team == team && opened(t.Credential) && !slices.ContainsFunc(tunnels, func(o store.TunnelRecord) bool { return o.Session == t.Session })
 	})...)
 	out.Tunnels = len(tunnels)
-	if cerr := r.close(ctx, by, tunnels, gate.ReasonRevoked); cerr != nil {
+	if cerr := r.close(ctx, by, tunnels, store.ReasonRevoked); cerr != nil {
 		return out, cerr
 	}
 	for _, l := range links {
@@ -152,12 +146,12 @@ func (r *Rights) openedBy(t store.TunnelRecord, user ident.UserID) bool {
 // Close closes the tunnels that a filter chooses, and returns them.
 func (r *Rights) Close(ctx context.Context, by creds.Principal, f Filter) ([]store.TunnelRecord, error) {
 	list := r.Tunnels(f)
-	return list, r.close(ctx, by, list, reasonOperator)
+	return list, r.close(ctx, by, list, store.ReasonOperator)
 }
 
 // close closes tunnels, those of an agent in one step. What others closed meanwhile is
 // passed over.
-func (r *Rights) close(ctx context.Context, by creds.Principal, tunnels []store.TunnelRecord, reason string) error {
+func (r *Rights) close(ctx context.Context, by creds.Principal, tunnels []store.TunnelRecord, reason store.Reason) error {
 	of := map[ident.AgentKey][]ident.SessionID{}
 	for _, t := range tunnels {
 		of[t.Key()] = append(of[t.Key()], t.Session)
@@ -222,7 +216,7 @@ func (r *Rights) Teams() []Team {
 type Removed struct {
 	Credentials int `json:"credentials_revoked"`
 	Tunnels     int `json:"tunnels_closed"`
-	Enrolments  int `json:"enrolments_deleted"`
+	Enrollments int `json:"enrolments_deleted"`
 	Agents      int `json:"agents_deleted"`
 	// Left are agents that could not be deleted, since they were still linked or had
 	// tunnels again.
@@ -230,18 +224,18 @@ type Removed struct {
 }
 
 // RemoveTeam revokes a team's credentials, closes its tunnels, whoever opened them, with
-// their named links, and deletes its enrolment tokens and what is known of its agents.
+// their named links, and deletes its enrollment tokens and what is known of its agents.
 // The revoked credentials stay as tombstones for their time. Each step can be done
 // again: a removal that was interrupted is finished by another one.
 func (r *Rights) RemoveTeam(ctx context.Context, by creds.Principal, team ident.TeamID) (out Removed, err error) {
 	defer func() {
 		if aerr := r.audit(ctx, by, audit.Record{Event: audit.TeamRemoved, Team: team, Detail: fmt.Sprintf(
-			"%d credentials, %d tunnels, %d enrolment tokens, %d agents; %d agents left", out.Credentials, out.Tunnels, out.Enrolments, out.Agents, out.Left)}); err == nil {
+			"%d credentials, %d tunnels, %d enrollment tokens, %d agents; %d agents left", out.Credentials, out.Tunnels, out.Enrollments, out.Agents, out.Left)}); err == nil {
 			err = aerr
 		}
 	}()
 	// New tokens first, so that none becomes a credential behind this one's back.
-	if out.Enrolments, err = r.cfg.Store.DeleteEnrolments(ctx, team); err != nil {
+	if out.Enrollments, err = r.cfg.Store.DeleteEnrollments(ctx, team); err != nil {
 		return out, unavailable(err)
 	}
 	mine := r.tunnels(func(t store.TunnelRecord) bool { return t.Team == team })
@@ -262,7 +256,7 @@ func (r *Rights) RemoveTeam(ctx context.Context, by creds.Principal, team ident.
 		return t.Team == team && !slices.ContainsFunc(mine, func(o store.TunnelRecord) bool { return o.Session == t.Session })
 	})
 	out.Tunnels += len(late)
-	if err := r.close(ctx, by, append(mine, late...), reasonTeam); err != nil {
+	if err := r.close(ctx, by, append(mine, late...), store.ReasonTeam); err != nil {
 		return out, err
 	}
 	if err := r.cutOff(ctx, team); err != nil {
@@ -353,6 +347,5 @@ func notFound(err error) bool {
 }
 
 func unavailable(err error) *api.Problem {
-	return api.NewProblem(503, "store_unavailable", api.HopRelay,
-		"the relay's store does not answer; what was done so far stays done, and doing it again finishes the rest").WithRetry(2 * time.Second).WithCause(err)
+	return api.StoreUnavailable("the relay's store does not answer; what was done so far stays done, and doing it again finishes the rest", err)
 }

@@ -35,13 +35,13 @@ type relay struct {
 	tunnels     map[ident.SessionID]store.TunnelRecord
 	links       map[ident.LinkID]store.LinkRecord
 	agents      map[ident.AgentKey]store.AgentRecord
-	enrolments  map[ident.TeamID]int
-	reasons     map[ident.SessionID]string
+	enrollments map[ident.TeamID]int
+	reasons     map[ident.SessionID]store.Reason
 	failAt      int
 	audit       *gatetest.Audit
 }
 
-var errDown = api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "down")
+var errDown = api.NewProblem(api.CodeStoreUnavailable, "down")
 
 // step begins a change; it needs r.mu.
 func (r *relay) step() error {
@@ -92,14 +92,14 @@ func (r *relay) DeleteAgent(_ context.Context, key ident.AgentKey) error {
 	return nil
 }
 
-func (r *relay) DeleteEnrolments(_ context.Context, team ident.TeamID) (int, error) {
+func (r *relay) DeleteEnrollments(_ context.Context, team ident.TeamID) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.step(); err != nil {
 		return 0, err
 	}
-	n := r.enrolments[team]
-	delete(r.enrolments, team)
+	n := r.enrollments[team]
+	delete(r.enrollments, team)
 	return n, nil
 }
 
@@ -130,12 +130,12 @@ func (r revoker) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID,
 // closer is the gate.
 type closer struct{ *relay }
 
-func (r closer) Close(_ context.Context, _ string, key ident.AgentKey, ids []ident.SessionID, _ bool, reason string) ([]ident.SessionID, error) {
+func (r closer) Close(_ context.Context, _ string, key ident.AgentKey, ids []ident.SessionID, _ bool, reason store.Reason) ([]ident.SessionID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, id := range ids {
 		if t, ok := r.tunnels[id]; !ok || t.Key() != key {
-			return nil, api.NewProblem(http.StatusNotFound, "tunnel_not_found", api.HopRelay, "gone")
+			return nil, api.NewProblem(api.CodeTunnelNotFound, "gone")
 		}
 	}
 	if err := r.step(); err != nil {
@@ -156,7 +156,7 @@ func (r linker) Revoke(_ context.Context, _ string, _ ident.SessionID, id ident.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.links[id]; !ok {
-		return api.NewProblem(http.StatusNotFound, "link_not_found", api.HopRelay, "gone")
+		return api.NewProblem(api.CodeLinkNotFound, "gone")
 	}
 	if err := r.step(); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (r linker) Revoke(_ context.Context, _ string, _ ident.SessionID, id ident.
 func newRelay() (*relay, *rights.Rights) {
 	r := &relay{
 		credentials: map[ident.CredentialID]store.CredentialRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{}, links: map[ident.LinkID]store.LinkRecord{},
-		agents: map[ident.AgentKey]store.AgentRecord{}, enrolments: map[ident.TeamID]int{ours: 2, theirs: 1}, reasons: map[ident.SessionID]string{}, audit: &gatetest.Audit{},
+		agents: map[ident.AgentKey]store.AgentRecord{}, enrollments: map[ident.TeamID]int{ours: 2, theirs: 1}, reasons: map[ident.SessionID]store.Reason{}, audit: &gatetest.Audit{},
 	}
 	for _, c := range []store.CredentialRecord{
 		{ID: "maker", Team: ours, User: "bob"}, {ID: "child", Team: ours, MadeBy: "maker"}, {ID: "other", Team: ours}, {ID: "foreign", Team: theirs, MadeBy: "maker"},
@@ -282,8 +282,8 @@ func TestARemovalThatWasInterruptedIsFinished(t *testing.T) {
 				t.Errorf("interrupted at step %d: credential %s: revoked %v", at, id, c.RevokedAt)
 			}
 		}
-		if len(r.agents) != 1 || r.enrolments[ours] != 0 || r.enrolments[theirs] != 1 {
-			t.Errorf("interrupted at step %d: agents %v, enrolment tokens %v", at, r.agents, r.enrolments)
+		if len(r.agents) != 1 || r.enrollments[ours] != 0 || r.enrollments[theirs] != 1 {
+			t.Errorf("interrupted at step %d: agents %v, enrollment tokens %v", at, r.agents, r.enrollments)
 		}
 		if got := x.Teams(); len(got) != 1 || got[0] != (rights.Team{Team: theirs, Credentials: 1, Agents: 1, Tunnels: 1}) {
 			// What another team says was made with ours is none of ours: it lives on.

@@ -15,7 +15,7 @@ import (
 // crowd fills a mirror with tunnels, ten per agent, without any etcd.
 func crowd(b *testing.B, tunnels int) (*store.Store, []ident.SessionID, []string) {
 	b.Helper()
-	s, err := store.New(store.Config{DataDir: b.TempDir(), Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
+	s, err := store.New(store.Config{DataDir: b.TempDir(), QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func BenchmarkMirrorMemory(b *testing.B) {
 
 // BenchmarkUpdateAgent is opening a tunnel in an embedded store, synced to disk.
 func BenchmarkUpdateAgent(b *testing.B) {
-	s, err := store.New(store.Config{DataDir: b.TempDir(), Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
+	s, err := store.New(store.Config{DataDir: b.TempDir(), QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -127,8 +127,8 @@ func keepInDump(key string, value []byte) (until time.Time, keep bool) {
 			return time.Time{}, false
 		}
 		return r.Until, true
-	case dirEnrolment:
-		var r EnrolmentRecord
+	case dirEnrollment:
+		var r EnrollmentRecord
 		if json.Unmarshal(value, &r) != nil {
 			return time.Time{}, false
 		}

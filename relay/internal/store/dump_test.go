@@ -39,7 +39,7 @@ func fill(t *testing.T, s *store.Store, tunnels int) {
 	if err := s.CreateCredential(ctx, store.CredentialRecord{ID: "cred_0", Team: teamA, Name: "<ci & co>", Hash: "h"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.CreateEnrolment(ctx, store.EnrolmentRecord{Hash: "e", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+	if err := s.CreateEnrollment(ctx, store.EnrollmentRecord{Hash: "e", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.UpdateAgent(ctx, gpu1, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
@@ -86,8 +86,8 @@ func compare(t *testing.T, got, want *store.Store) {
 	if err := got.CheckClusterKey(t.Context(), "other"); !errors.Is(err, store.ErrClusterKey) {
 		t.Errorf("another cluster key gave %v, expected ErrClusterKey", err)
 	}
-	if e, err := got.TakeEnrolment(t.Context(), "e"); err != nil || e.Team != teamA {
-		t.Errorf("the enrolment token is %+v, %v", e, err)
+	if e, err := got.TakeEnrollment(t.Context(), "e"); err != nil || e.Team != teamA {
+		t.Errorf("the enrollment token is %+v, %v", e, err)
 	}
 	if _, ok := got.Presence(gpu1); ok {
 		t.Error("a copy shows an agent as connected")
@@ -103,7 +103,7 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum.Records != 30+7+5 { // tunnels, agents; cluster, floor, credential, enrolment, once
+		if sum.Records != 30+7+5 { // tunnels, agents; cluster, floor, credential, enrollment, once
 			t.Errorf("the backup has %d records, expected 42", sum.Records)
 		}
 		dir := t.TempDir()

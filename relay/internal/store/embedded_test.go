@@ -21,7 +21,7 @@ import (
 
 func newStore(t *testing.T, dir string) *store.Store {
 	t.Helper()
-	s, err := store.New(store.Config{DataDir: dir, Relay: store.RelayRecord{ID: "relay-1"}, Logger: testkit.Logger(t)})
+	s, err := store.New(store.Config{DataDir: dir, QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "relay-1"}, Logger: testkit.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,11 +177,12 @@ func TestConfig(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	ok := store.RelayRecord{ID: "relay-1"}
 	for name, cfg := range map[string]store.Config{
-		"nowhere":      {Relay: ok, Logger: log},
-		"no relay":     {DataDir: "d", Logger: log},
-		"no logger":    {DataDir: "d", Relay: ok},
-		"half seconds": {DataDir: "d", Relay: ok, Logger: log, LeaseTTL: 2500 * time.Millisecond},
-		"one second":   {DataDir: "d", Relay: ok, Logger: log, LeaseTTL: time.Second},
+		"nowhere":      {QuotaBytes: 2 << 30, Relay: ok, Logger: log},
+		"no quota":     {DataDir: "d", Relay: ok, Logger: log},
+		"no relay":     {DataDir: "d", QuotaBytes: 2 << 30, Logger: log},
+		"no logger":    {DataDir: "d", QuotaBytes: 2 << 30, Relay: ok},
+		"half seconds": {DataDir: "d", QuotaBytes: 2 << 30, Relay: ok, Logger: log, LeaseTTL: 2500 * time.Millisecond},
+		"one second":   {DataDir: "d", QuotaBytes: 2 << 30, Relay: ok, Logger: log, LeaseTTL: time.Second},
 	} {
 		if _, err := store.New(cfg); err == nil {
 			t.Errorf("%s: the configuration was accepted", name)

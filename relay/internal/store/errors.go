@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -48,10 +47,10 @@ func (e *OnceError) Error() string { return "done already under this key" }
 func Refusal(err error) *api.Problem {
 	switch {
 	case errors.Is(err, ErrFull):
-		return api.NewProblem(http.StatusServiceUnavailable, "store_full", api.HopRelay,
+		return api.NewProblem(api.CodeStoreFull,
 			"the relay's store is nearly full: nothing new is made until its operator sees to it (adit-relay status); what exists goes on, and can be closed and revoked").WithRetry(30 * time.Second).WithCause(err)
 	case errors.Is(err, ErrUnavailable):
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
+		return api.NewProblem(api.CodeStoreUnavailable,
 			"the relay's store does not answer: it has no quorum, or more to do than it can; what runs goes on, nothing new is granted").WithRetry(2 * time.Second).WithCause(err)
 	}
 	return nil

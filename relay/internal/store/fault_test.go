@@ -191,7 +191,7 @@ func TestLostAnswersElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		cred := store.CredentialRecord{ID: ident.NewCredentialID(), Team: teamA, Hash: "h"}
-		enrol := store.EnrolmentRecord{Hash: "e", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}
+		enroll := store.EnrollmentRecord{Hash: "e", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}
 		for _, land := range []bool{true, false} {
 			for what, do := range map[string]func() error{
 				"update tunnel": func() error {
@@ -208,7 +208,7 @@ func TestLostAnswersElsewhere(t *testing.T) {
 				}
 			}
 			// These follow one another.
-			cred.ID, enrol.Hash = ident.NewCredentialID(), ident.NewNonce()
+			cred.ID, enroll.Hash = ident.NewCredentialID(), ident.NewNonce()
 			plan(fault{land: land})
 			if err := s.CreateCredential(ctx, cred); err != nil {
 				t.Errorf("create credential (landed %v): %v", land, err)
@@ -218,12 +218,12 @@ func TestLostAnswersElsewhere(t *testing.T) {
 				t.Errorf("revoke credential (landed %v): %+v, %v", land, r, err)
 			}
 			plan(fault{land: land})
-			if err := s.CreateEnrolment(ctx, enrol); err != nil {
-				t.Errorf("create enrolment (landed %v): %v", land, err)
+			if err := s.CreateEnrollment(ctx, enroll); err != nil {
+				t.Errorf("create enrollment (landed %v): %v", land, err)
 			}
 			plan(fault{land: land})
-			if r, err := s.TakeEnrolment(ctx, enrol.Hash); err != nil || r.Team != teamA {
-				t.Errorf("take enrolment (landed %v): %+v, %v", land, r, err)
+			if r, err := s.TakeEnrollment(ctx, enroll.Hash); err != nil || r.Team != teamA {
+				t.Errorf("take enrollment (landed %v): %+v, %v", land, r, err)
 			}
 		}
 		if err := s.CatchUp(ctx); err != nil {

@@ -21,8 +21,8 @@ const (
 	dirRelay      = "relay"
 	dirFloor      = "floor" // where the counts of a team's new agents begin
 	dirOnce       = "once"
-	dirEnrolment  = "enrolment"
-	dirTaken      = "taken" // enrolment tokens used up, until they would have expired
+	dirEnrollment = "enrolment"
+	dirTaken      = "taken" // enrollment tokens used up, until they would have expired
 	dirCode       = "code"  // that enter terminals, once
 	dirFile       = "file"  // what ACME keeps, sealed
 	dirLock       = "lock"  // held by a lease of its own
@@ -45,7 +45,7 @@ func tunnelKey(id ident.SessionID) string            { return root + dirTunnel +
 func credentialKey(id ident.CredentialID) string     { return root + dirCredential + "/" + string(id) }
 func relayKey(id ident.RelayID) string               { return root + dirRelay + "/" + string(id) }
 func floorKey(team ident.TeamID) string              { return root + dirFloor + "/" + string(team) }
-func enrolmentKey(hash string) string                { return root + dirEnrolment + "/" + hash }
+func enrollmentKey(hash string) string               { return root + dirEnrollment + "/" + hash }
 func takenKey(hash string) string                    { return root + dirTaken + "/" + hash }
 func codesPrefix(id ident.SessionID) string          { return root + dirCode + "/" + string(id) + "/" }
 func codeKey(id ident.SessionID, hash string) string { return codesPrefix(id) + hash }

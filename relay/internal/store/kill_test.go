@@ -24,7 +24,7 @@ const childEnv = "ADIT_STORE_TEST_CHILD"
 // child opens tunnels as fast as it can and says which were acknowledged, until it
 // is killed.
 func child(dir string) int {
-	s, err := store.New(store.Config{DataDir: dir, Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
+	s, err := store.New(store.Config{DataDir: dir, QuotaBytes: 2 << 30, Relay: store.RelayRecord{ID: "relay-1"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

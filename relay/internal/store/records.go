@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -41,8 +42,25 @@ type AgentRecord struct {
 // TunnelEnd is when and why a tunnel closed.
 type TunnelEnd struct {
 	At     time.Time `json:"at"`
-	Reason string    `json:"reason"`
+	Reason Reason    `json:"reason"`
 }
+
+// Reason says why a tunnel closes, as records, audit, notices and logs name it.
+type Reason string
+
+// The reasons. Relays of other releases may write others into records.
+const (
+	ReasonAsked    Reason = "closed by a user"
+	ReasonExpired  Reason = "expired"
+	ReasonIdle     Reason = "idle"
+	ReasonRevoked  Reason = "the credential that opened it was revoked"
+	ReasonPort     Reason = "the agent does not allow the port"
+	ReasonWait     Reason = "the running tasks did not end in time"
+	ReasonLeft     Reason = "the caller left while waiting"
+	ReasonOperator Reason = "closed by the operator"
+	ReasonTeam     Reason = "the team was removed"
+	ReasonClosed   Reason = "closed" // why is not known: a relay of the last release wrote the record
+)
 
 // Clone returns a copy that shares nothing with r; its maps are never nil.
 func (r AgentRecord) Clone() AgentRecord {
@@ -77,7 +95,7 @@ type TunnelState struct {
 	Expires time.Time `json:"expires"`
 	// Closing says since when and why a closing tunnel closes.
 	ClosingSince time.Time `json:"closing_since,omitzero"`
-	Reason       string    `json:"reason,omitempty"`
+	Reason       Reason    `json:"reason,omitempty"`
 	// Cut are the relays that carry nothing of a closing tunnel any more; not kept
 	// where one relay alone can.
 	Cut []ident.RelayID `json:"cut,omitempty"`
@@ -120,6 +138,28 @@ type TunnelRecord struct {
 
 // Key names the tunnel's agent.
 func (t TunnelRecord) Key() ident.AgentKey { return ident.AgentKey{Team: t.Team, Agent: t.Agent} }
+
+// Found notes what a probe of the tunnel's port found; ErrUnchanged says that there was
+// nothing to note. The Host that the app wants is as it was asked for when the tunnel was
+// opened, else as the last probe found that could tell. An agent that does not allow the
+// port has not looked.
+func (t *TunnelRecord) Found(p wire.Probed) error {
+	if !p.Allowed {
+		return ErrUnchanged
+	}
+	host, warnings := t.HostHeader, slices.Clone(p.Warnings)
+	if h := api.HostHeader(p.HostHeader); (t.AskedHost == api.HostAuto || t.AskedHost == "") && (h == api.HostPublic || h == api.HostLocal) {
+		host = h
+	}
+	if !p.Listening {
+		warnings = append(warnings, fmt.Sprintf("nothing listens on port %d yet", t.Port))
+	}
+	if t.App == p.App && t.HostHeader == host && slices.Equal(t.Warnings, warnings) {
+		return ErrUnchanged
+	}
+	t.App, t.HostHeader, t.Warnings = p.App, host, warnings
+	return nil
+}
 
 // Presence says that an agent is connected, where, and what it told of itself.
 // It is attached to its relay's lease: when the relay is gone, so is it.
@@ -165,8 +205,8 @@ type CredentialRecord struct {
 	LastUsed    time.Time `json:"last_used,omitzero"`
 }
 
-// EnrolmentRecord is a single-use token with which one agent gets its credential.
-type EnrolmentRecord struct {
+// EnrollmentRecord is a single-use token with which one agent gets its credential.
+type EnrollmentRecord struct {
 	Hash      string        `json:"sha256"` // of the token
 	Team      ident.TeamID  `json:"team"`
 	Agent     ident.AgentID `json:"agent,omitempty"` // the only agent that may use it; empty: any

@@ -2,14 +2,17 @@ package store_test
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
+	msg "github.com/adit-tunnel/adit/shared/wire" // wire is a type of these tests
 )
 
 func presenceOf(key ident.AgentKey, epoch uint64) store.Presence {
@@ -264,16 +267,16 @@ func TestDeletingATeamsRecords(t *testing.T) {
 			t.Error("the agent is still there")
 		}
 		for hash, team := range map[string]ident.TeamID{"a": teamA, "b": teamA, "c": teamB} {
-			if err := s.CreateEnrolment(ctx, store.EnrolmentRecord{Hash: hash, Team: team, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+			if err := s.CreateEnrollment(ctx, store.EnrollmentRecord{Hash: hash, Team: team, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, want := range []int{2, 0} {
-			if n, err := s.DeleteEnrolments(ctx, teamA); err != nil || n != want {
+			if n, err := s.DeleteEnrollments(ctx, teamA); err != nil || n != want {
 				t.Errorf("deleted %d tokens, %v; want %d", n, err, want)
 			}
 		}
-		if _, err := s.Enrolment(ctx, "c"); err != nil {
+		if _, err := s.Enrollment(ctx, "c"); err != nil {
 			t.Errorf("another team's token is gone: %v", err)
 		}
 	})
@@ -313,19 +316,19 @@ func TestTouchAgainstRevoke(t *testing.T) {
 	})
 }
 
-// Of many who use one enrolment token exactly one gets it.
-func TestEnrolment(t *testing.T) {
+// Of many who use one enrollment token exactly one gets it.
+func TestEnrollment(t *testing.T) {
 	everywhere(t, func(t *testing.T, w *world) {
 		stores := []*store.Store{w.relay(), w.relay()}
-		r := store.EnrolmentRecord{Hash: "abc", Team: teamA, Agent: "gpu-1", CreatedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour).UTC()}
-		if err := stores[0].CreateEnrolment(t.Context(), r); err != nil {
+		r := store.EnrollmentRecord{Hash: "abc", Team: teamA, Agent: "gpu-1", CreatedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour).UTC()}
+		if err := stores[0].CreateEnrollment(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		var won atomic.Int32
 		for i := range 12 {
 			wg.Go(func() {
-				got, err := stores[i%2].TakeEnrolment(t.Context(), r.Hash)
+				got, err := stores[i%2].TakeEnrollment(t.Context(), r.Hash)
 				switch {
 				case err == nil && got.Agent == r.Agent:
 					won.Add(1)
@@ -338,18 +341,18 @@ func TestEnrolment(t *testing.T) {
 		if won.Load() != 1 {
 			t.Errorf("%d callers got the token, expected exactly one", won.Load())
 		}
-		if err := stores[0].CreateEnrolment(t.Context(), store.EnrolmentRecord{Hash: "old", ExpiresAt: time.Now().Add(-time.Second)}); err == nil {
+		if err := stores[0].CreateEnrollment(t.Context(), store.EnrollmentRecord{Hash: "old", ExpiresAt: time.Now().Add(-time.Second)}); err == nil {
 			t.Error("a token that has expired was created")
 		}
-		short := store.EnrolmentRecord{Hash: "short", Team: teamA, ExpiresAt: time.Now().Add(300 * time.Millisecond)}
-		if err := stores[0].CreateEnrolment(t.Context(), short); err != nil {
+		short := store.EnrollmentRecord{Hash: "short", Team: teamA, ExpiresAt: time.Now().Add(300 * time.Millisecond)}
+		if err := stores[0].CreateEnrollment(t.Context(), short); err != nil {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "an expired token is unknown", func() bool {
 			if time.Now().Before(short.ExpiresAt) {
 				return false
 			}
-			_, err := stores[0].TakeEnrolment(t.Context(), short.Hash)
+			_, err := stores[0].TakeEnrollment(t.Context(), short.Hash)
 			return errors.Is(err, store.ErrNotFound)
 		})
 	})
@@ -372,4 +375,32 @@ func TestClusterKey(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestARecordKeepsWhatProbesFound(t *testing.T) {
+	r := store.TunnelRecord{Port: 8188, AskedHost: api.HostAuto}
+	for _, step := range []struct {
+		found   msg.Probed
+		changes bool
+		want    store.TunnelRecord
+	}{
+		{msg.Probed{Listening: true, App: "comfyui"}, false, r}, // a port that is not allowed was not looked at
+		{msg.Probed{Allowed: true}, true, store.TunnelRecord{Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true}, false, store.TunnelRecord{Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true, Listening: true, App: "comfyui", HostHeader: "local", Warnings: []string{"slow"}}, true, store.TunnelRecord{App: "comfyui", HostHeader: api.HostLocal, Warnings: []string{"slow"}}},
+		{msg.Probed{Allowed: true}, true, store.TunnelRecord{HostHeader: api.HostLocal, Warnings: []string{"nothing listens on port 8188 yet"}}},
+		{msg.Probed{Allowed: true, Listening: true, HostHeader: "strange"}, true, store.TunnelRecord{HostHeader: api.HostLocal}},
+	} {
+		err := r.Found(step.found)
+		if changed := err == nil; changed != step.changes || err != nil && !errors.Is(err, store.ErrUnchanged) {
+			t.Errorf("%+v: %v, want a change: %v", step.found, err, step.changes)
+		}
+		if r.App != step.want.App || r.HostHeader != step.want.HostHeader || !slices.Equal(r.Warnings, step.want.Warnings) {
+			t.Errorf("after %+v the record says %q, %q, %q; want %+v", step.found, r.App, r.HostHeader, r.Warnings, step.want)
+		}
+	}
+	asked := store.TunnelRecord{AskedHost: api.HostPublic, HostHeader: api.HostPublic}
+	if err := asked.Found(msg.Probed{Allowed: true, Listening: true, HostHeader: "local"}); !errors.Is(err, store.ErrUnchanged) || asked.HostHeader != api.HostPublic {
+		t.Errorf("a probe changed the Host that was asked for: %v, %q", err, asked.HostHeader)
+	}
 }

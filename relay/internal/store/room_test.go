@@ -71,7 +71,7 @@ func TestRoomIsKeptForWhatMustAlwaysBePossible(t *testing.T) {
 		"a new credential": s.CreateCredential(t.Context(), store.CredentialRecord{ID: "cred_2", Team: teamA}),
 		"a new link":       s.CreateLink(t.Context(), store.LinkRecord{ID: "l", Session: known.Session}, 5),
 		"a terminal code":  s.CreateCode(t.Context(), store.CodeRecord{Hash: "c", Session: known.Session, ExpiresAt: now.Add(time.Hour)}, 5),
-		"a new enrolment":  s.CreateEnrolment(t.Context(), store.EnrolmentRecord{Hash: "e", ExpiresAt: now.Add(time.Hour)}),
+		"a new enrollment": s.CreateEnrollment(t.Context(), store.EnrollmentRecord{Hash: "e", ExpiresAt: now.Add(time.Hour)}),
 	} {
 		if !errors.Is(err, store.ErrFull) || !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s gave %v, expected ErrFull", what, err)

@@ -33,7 +33,7 @@ type Config struct {
 	Relay      RelayRecord
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are kept, not registered
-	QuotaBytes int64                 // of the embedded store; default 2 GiB
+	QuotaBytes int64                 // of the embedded store, which needs it
 	LeaseTTL   time.Duration         // whole seconds, at least 2; default 10 s
 	Now        func() time.Time      // wall clock; default time.Now
 }
@@ -97,6 +97,9 @@ func New(cfg Config) (*Store, error) {
 	if len(cfg.Endpoints) == 0 && cfg.DataDir == "" {
 		errs = append(errs, errors.New("data_dir: is needed unless store.endpoints are given"))
 	}
+	if len(cfg.Endpoints) == 0 && cfg.QuotaBytes <= 0 {
+		errs = append(errs, errors.New("store.quota_bytes: is needed unless store.endpoints are given"))
+	}
 	for _, e := range cfg.Endpoints {
 		if cfg.TLS != nil && strings.HasPrefix(e, "http://") {
 			errs = append(errs, fmt.Errorf("store.endpoints: %s would not use store.tls; write https://", e))
@@ -104,9 +107,6 @@ func New(cfg Config) (*Store, error) {
 	}
 	if _, err := ident.ParseRelayID(string(cfg.Relay.ID)); err != nil {
 		errs = append(errs, fmt.Errorf("relay id: %w", err))
-	}
-	if cfg.QuotaBytes == 0 {
-		cfg.QuotaBytes = 2 << 30
 	}
 	if cfg.LeaseTTL == 0 {
 		cfg.LeaseTTL = 10 * time.Second
@@ -140,10 +140,7 @@ func New(cfg Config) (*Store, error) {
 	for i := range s.stripes {
 		s.stripes[i] = make(stripe, 1)
 	}
-	var err error
-	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
-		return nil, err
-	}
+	s.metrics = newMetrics(cfg.Registerer, s)
 	return s, nil
 }
 

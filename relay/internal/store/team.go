@@ -47,20 +47,20 @@ func (s *Store) DeleteAgent(ctx context.Context, key ident.AgentKey) error {
 	})
 }
 
-// DeleteEnrolments deletes a team's enrolment tokens that are still good and returns
+// DeleteEnrollments deletes a team's enrollment tokens that are still good and returns
 // how many those were.
-func (s *Store) DeleteEnrolments(ctx context.Context, team ident.TeamID) (int, error) {
-	defer s.metrics.took(opEnrolment)()
-	const doing = "delete a team's enrolment tokens"
+func (s *Store) DeleteEnrollments(ctx context.Context, team ident.TeamID) (int, error) {
+	defer s.metrics.took(opEnrollment)()
+	const doing = "delete a team's enrollment tokens"
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	resp, err := s.do(ctx, clientv3.OpGet(root+dirEnrolment+"/", clientv3.WithPrefix()))
+	resp, err := s.do(ctx, clientv3.OpGet(root+dirEnrollment+"/", clientv3.WithPrefix()))
 	if err != nil {
 		return 0, unavailable(ctx, doing, err)
 	}
 	n := 0
 	for _, kv := range resp.Get().Kvs {
-		var r EnrolmentRecord
+		var r EnrollmentRecord
 		if err := json.Unmarshal(kv.Value, &r); err != nil || r.Team != team {
 			continue
 		}

@@ -167,7 +167,7 @@ func (w *world) relayWith(opts ...option) (*store.Store, func()) {
 		Logger:    slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if len(cfg.Endpoints) == 0 {
-		cfg.DataDir = w.dir
+		cfg.DataDir, cfg.QuotaBytes = w.dir, 2<<30
 	}
 	var prepare []func(*store.Store)
 	for _, o := range opts {

@@ -8,7 +8,6 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
@@ -107,13 +106,12 @@ func (t *Terminal) Mint(ctx context.Context, tunnel store.TunnelRecord, by strin
 	code := t.newCode(tunnel.Session)
 	switch err := t.cfg.Store.CreateCode(ctx, store.CodeRecord{Hash: code.Hash(), Session: tunnel.Session, ReadOnly: readOnly, CreatedBy: by, Credential: credential, ExpiresAt: until}, maxCodes); {
 	case errors.Is(err, store.ErrLimit):
-		return "", until, api.Problemf(http.StatusTooManyRequests, "terminal_code_limit", api.HopRelay,
+		return "", until, api.Problemf(api.CodeTerminalCodeLimit,
 			"the tunnel has %d terminal codes that nobody has used, which is the limit; use one, or wait for their end", maxCodes).WithRetry(time.Minute)
 	case errors.Is(err, store.ErrFull):
 		return "", until, store.Refusal(err)
 	case err != nil:
-		return "", until, api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay,
-			"the relay's store does not answer; nothing was granted").WithRetry(2 * time.Second).WithCause(err)
+		return "", until, api.StoreUnavailable("the relay's store does not answer; nothing was granted", err)
 	}
 	rec := audit.Record{
 		Event: audit.TerminalCode, Actor: by, Team: tunnel.Team, Agent: tunnel.Agent, Session: tunnel.Session,

@@ -1,6 +1,10 @@
 package terminal
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/adit-tunnel/adit/shared/metric"
+)
 
 type metrics struct {
 	active  prometheus.Gauge
@@ -9,19 +13,10 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		active: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "adit_relay_terminal_viewers", Help: "Viewers attached to terminals now.",
-		}),
-		opened: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "adit_relay_terminal_opened_total", Help: "Attachments to terminals.",
-		}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "adit_relay_terminal_refused_total", Help: "Attachments that were refused, by reason.",
-		}, []string{"reason"}), // origin, rate, store, limit, token, late, agent, closed
+	f := metric.In(r)
+	return &metrics{
+		active:  f.Gauge("adit_relay_terminal_viewers", "Viewers attached to terminals now."),
+		opened:  f.Counter("adit_relay_terminal_opened_total", "Attachments to terminals."),
+		refused: f.Counters("adit_relay_terminal_refused_total", "Attachments that were refused, by reason.", "reason"), // origin, rate, store, limit, token, late, agent, closed
 	}
-	if r != nil {
-		r.MustRegister(m.active, m.opened, m.refused)
-	}
-	return m
 }

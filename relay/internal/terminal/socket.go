@@ -15,7 +15,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
-	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -35,14 +35,9 @@ const (
 	pingTimeout = 20 * time.Second
 	// writeTimeout bounds one message to a viewer that does not read.
 	writeTimeout = 30 * time.Second
-	// verdictWait bounds the agent's answer.
-	verdictWait = 20 * time.Second
 	// revokedEvery is how often it is looked whether the credential lives by which a
 	// viewer is here.
 	revokedEvery = time.Second
-	// An agent may need a moment to learn of a tunnel that was just opened.
-	toldWait  = 100 * time.Millisecond
-	toldTries = 10
 )
 
 // socket is one viewer's WebSocket.
@@ -62,7 +57,7 @@ type socket struct {
 	conn    net.Conn        // below it
 	dropped bool            // another one needed its place; guarded by t.mu
 	joined  bool            // it counts as one of its team; guarded by t.mu
-	stream  edge.Stream     // to the machine, once there is one; guarded by t.mu
+	stream  *fleet.Stream   // to the machine, once there is one; guarded by t.mu
 
 	in, out atomic.Int64 // bytes typed and printed
 	ended   sync.Once
@@ -199,7 +194,7 @@ func (s *socket) first(ctx context.Context) (wire.TerminalAttach, error) {
 }
 
 // open opens the agent's stream, and waits for an agent that is away.
-func (s *socket) open(ctx context.Context, a wire.TerminalAttach) (edge.Stream, error) {
+func (s *socket) open(ctx context.Context, a wire.TerminalAttach) (*fleet.Stream, error) {
 	o := wire.TerminalOpen{
 		Terminal: a.Attach, Cols: a.Cols, Rows: a.Rows, ReadOnly: a.ReadOnly, Instance: a.Instance, Seen: a.Seen,
 		Who: s.actor + " from " + s.remote,
@@ -209,50 +204,18 @@ func (s *socket) open(ctx context.Context, a wire.TerminalAttach) (edge.Stream, 
 		return nil, err
 	}
 	hello := wire.Hello{Kind: wire.KindTerminal, Session: s.session, Request: s.request, Payload: payload}
-	until := time.Now().Add(s.t.cfg.Hold)
-	for told := 0; ; {
-		stream, err := s.try(ctx, hello)
-		var v wire.Verdict
-		switch {
-		case err == nil:
-			return stream, nil
-		case ctx.Err() != nil:
-			return nil, err
-		case errors.Is(err, edge.ErrAway) && time.Now().Before(until):
+	stream, err := s.t.cfg.Fleet.Connect(ctx, s.record.Key(), hello, &fleet.Hold{For: s.t.cfg.Hold, Waiting: func(begins bool) {
+		if begins {
 			s.tell(ctx, wire.TerminalReady{State: wire.TerminalWaiting, Agent: string(s.record.Agent)})
-			wctx, cancel := context.WithDeadline(ctx, until)
-			_ = s.t.cfg.Dialer.Wait(wctx, s.record.Key()) // the next try says it
-			cancel()
-		case errors.As(err, &v) && (v.Code == wire.CodeStaleEpoch || v.Code == wire.CodeUnknownTunnel) && told < toldTries:
-			told++
-			pause(ctx, toldWait)
-		default:
-			return nil, opening(err)
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
-
-func (s *socket) try(ctx context.Context, hello wire.Hello) (edge.Stream, error) {
-	stream, err := s.t.cfg.Dialer.Open(ctx, s.record.Key(), hello)
-	if err != nil {
+	}})
+	switch {
+	case err == nil:
+		return stream, nil
+	case ctx.Err() != nil:
 		return nil, err
 	}
-	vctx, cancel := context.WithTimeout(ctx, verdictWait)
-	defer cancel()
-	if err := stream.Verdict(vctx); err != nil {
-		_ = stream.Close()
-		return nil, err
-	}
-	return stream, nil
+	return nil, opening(err)
 }
 
 // opening tells the viewer why the machine gave no terminal.
@@ -290,7 +253,7 @@ func (s *socket) tell(ctx context.Context, r wire.TerminalReady) {
 }
 
 // attached carries frames until either side ends, between two records.
-func (s *socket) attached(ctx context.Context, use *usage.Use, stream edge.Stream, a wire.TerminalAttach) error {
+func (s *socket) attached(ctx context.Context, use *usage.Use, stream *fleet.Stream, a wire.TerminalAttach) error {
 	what := fmt.Sprintf("terminal %s, %s, tunnel opened by %s", a.Attach, how(a.ReadOnly), s.record.OpenedBy)
 	if err := s.t.append(ctx, s, audit.TerminalOpened, s.actor, what); err != nil {
 		return &closing{code: wire.CloseInternal, reason: "the relay could not record this session, and so does not admit it", cause: err}
@@ -365,7 +328,7 @@ func (s *socket) lost(ctx context.Context, use *usage.Use, err error) *closing {
 }
 
 // down carries what the agent sends.
-func (s *socket) down(ctx context.Context, use *usage.Use, stream edge.Stream) error {
+func (s *socket) down(ctx context.Context, use *usage.Use, stream *fleet.Stream) error {
 	var buf, message []byte
 	for {
 		typ, payload, grown, err := wire.ReadFrame(stream, buf)
@@ -394,7 +357,7 @@ func (s *socket) down(ctx context.Context, use *usage.Use, stream edge.Stream) e
 }
 
 // up carries what the viewer sends. Typing of who only looks on goes nowhere.
-func (s *socket) up(ctx context.Context, use *usage.Use, stream edge.Stream, readOnly bool) error {
+func (s *socket) up(ctx context.Context, use *usage.Use, stream *fleet.Stream, readOnly bool) error {
 	var frames []byte
 	over := false
 	for {

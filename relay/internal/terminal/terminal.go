@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -19,7 +18,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
-	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -55,8 +54,8 @@ type Auditor interface {
 	Append(ctx context.Context, r audit.Record) error
 }
 
-// Config is what a Terminal needs. All but Stopping, Hold, Remote, FirstMessage
-// and Registerer are required.
+// Config is what a Terminal needs. All but Stopping, Hold, FirstMessage and
+// Registerer are required.
 type Config struct {
 	Page   http.Handler // the page, the same for everybody
 	Origin string       // of the page: the relay's public one, canonical
@@ -68,10 +67,10 @@ type Config struct {
 	Why func(ident.SessionID) (string, bool)
 	// Stopping says that the relay is about to drain; nil: it never does.
 	Stopping func() bool
-	Dialer   edge.Dialer
+	Fleet    *fleet.Fleet
 	Meter    *usage.Meter
 	Audit    Auditor
-	Remote   func(r *http.Request) string // the caller's address; nil: that of the connection
+	Remote   func(r *http.Request) string // the caller's address
 	Hold     time.Duration                // how long a viewer waits for an agent that is away
 	// FirstMessage is how long a viewer may take to send its token; default 10 s.
 	FirstMessage time.Duration
@@ -107,20 +106,11 @@ const crowded = "too many viewers are about to connect; connect again in a momen
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config) (*Terminal, error) {
-	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Dialer == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Logger == nil || cfg.Origin == "" {
-		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Dialer, Meter, Audit and Logger are required")
+	if cfg.Page == nil || cfg.Store == nil || cfg.AdminToken == nil || cfg.Why == nil || cfg.Fleet == nil || cfg.Meter == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Logger == nil || cfg.Origin == "" {
+		return nil, errors.New("terminal: Page, Origin, Store, AdminToken, Why, Fleet, Meter, Audit, Remote and Logger are required")
 	}
 	if cfg.FirstMessage <= 0 {
 		cfg.FirstMessage = 10 * time.Second
-	}
-	if cfg.Remote == nil {
-		cfg.Remote = func(r *http.Request) string {
-			host, _, err := net.SplitHostPort(r.RemoteAddr)
-			if err != nil {
-				return r.RemoteAddr
-			}
-			return host
-		}
 	}
 	return &Terminal{
 		cfg: cfg, metrics: newMetrics(cfg.Registerer), tries: caller.NewLimits(triesEvery, triesBurst, maxAddresses),
@@ -139,7 +129,7 @@ func (t *Terminal) Routes() map[string]http.Handler {
 // page is the same for every session id, so that it tells nothing of tunnels.
 func (t *Terminal) page(w http.ResponseWriter, r *http.Request) {
 	if _, err := ident.ParseSessionID(r.PathValue("session")); err != nil {
-		api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
+		api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
 		return
 	}
 	t.cfg.Page.ServeHTTP(w, r)
@@ -182,26 +172,26 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 	id, err := ident.ParseSessionID(r.PathValue("session"))
 	if err != nil {
-		return api.NewProblem(http.StatusNotFound, "not_found", api.HopRelay, "a terminal's address ends in a tunnel's session id")
+		return api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id")
 	}
 	s.session = id
 	if wait := t.tries.Wait(s.remote, time.Now()); wait > 0 {
 		t.metrics.refused.WithLabelValues("rate").Inc()
-		return api.NewProblem(http.StatusTooManyRequests, "too_many_tries", api.HopRelay, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
+		return api.NewProblem(api.CodeTooManyTries, "too many wrong tokens came from this address; wait a little").WithRetry(wait)
 	}
 	if !t.originAllowed(r) {
 		t.metrics.refused.WithLabelValues("origin").Inc()
 		t.note(r.Context(), s, audit.TerminalRefused, "anonymous", "the page that asked is of another origin")
-		return api.NewProblem(http.StatusForbidden, "cross_origin", api.HopRelay, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
+		return api.NewProblem(api.CodeCrossOrigin, "terminals are for the relay's own page, at its public address ("+t.cfg.Origin+")")
 	}
 	if t.cfg.Store.Status().Stale { // the tunnel may have been closed since, and its token with it
 		t.metrics.refused.WithLabelValues("store").Inc()
-		return api.NewProblem(http.StatusServiceUnavailable, "store_unavailable", api.HopRelay, "this relay has not heard from its store for a while: connect again in a moment, or through another relay").WithRetry(2 * time.Second)
+		return api.StoreUnavailable("this relay has not heard from its store for a while: connect again in a moment, or through another relay", nil)
 	}
 	t.mu.Lock()
 	if t.draining {
 		t.mu.Unlock()
-		return api.NewProblem(http.StatusServiceUnavailable, "relay_draining", api.HopRelay, restarting).WithRetry(2 * time.Second)
+		return api.NewProblem(api.CodeRelayDraining, restarting).WithRetry(2 * time.Second)
 	}
 	t.sockets[s] = struct{}{}
 	t.serving.Add(1)
@@ -299,7 +289,7 @@ func (t *Terminal) Yield() {
 	t.mu.Lock()
 	var all []*socket
 	for s := range t.sockets {
-		if l, ok := s.stream.(interface{ Leaving() bool }); ok && l.Leaving() {
+		if s.stream != nil && s.stream.Leaving() {
 			all = append(all, s)
 		}
 	}

@@ -18,11 +18,13 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
-	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/caller"
+	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/testkit"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
@@ -37,19 +39,21 @@ const (
 
 func tokenOf(id ident.SessionID) ident.Secret { return ident.Secret("adm-" + string(id)) }
 
-// world is a relay of which all but the terminal is pretended.
+// world is a relay of which all but the terminal is pretended, with an agent at the
+// other end of a link.
 type world struct {
 	*testing.T
-	meter   *usage.Meter
-	term    *terminal.Terminal
-	server  *httptest.Server
-	open    atomic.Bool
-	away    atomic.Bool
-	stale   atomic.Bool // what the relay knows of the store
-	revoked atomic.Bool // maker
-	refusal atomic.Pointer[wire.Verdict]
-	opens   atomic.Int32
-	why     atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
+	fleet.Hub // what is not below is not asked
+	meter     *usage.Meter
+	term      *terminal.Terminal
+	server    *httptest.Server
+	open      atomic.Bool
+	away      atomic.Bool
+	stale     atomic.Bool // what the relay knows of the store
+	revoked   atomic.Bool // maker
+	refusal   atomic.Pointer[wire.Verdict]
+	opens     atomic.Int32
+	why       atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
 
 	mu      sync.Mutex
 	codes   map[string]store.CodeRecord
@@ -57,15 +61,17 @@ type world struct {
 	records []audit.Record
 	broken  bool // the audit log cannot be written
 	agents  chan *stream
+	link    *link.Link
 }
 
 func newWorld(t *testing.T, change func(*terminal.Config)) *world {
 	t.Helper()
 	w := &world{T: t, meter: usage.New(usage.Config{}), agents: make(chan *stream, 16), codes: map[string]store.CodeRecord{}}
 	w.open.Store(true)
+	w.connect()
 	cfg := terminal.Config{
 		Page:   http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "page") }),
-		Origin: origin, Store: w, AdminToken: tokenOf, Why: w.whyOver, Dialer: w, Meter: w.meter, Audit: w, Hold: testkit.Patience, FirstMessage: 5 * time.Second, Logger: testkit.Logger(t),
+		Origin: origin, Store: w, AdminToken: tokenOf, Why: w.whyOver, Fleet: fleet.New(fleet.Config{Hub: w}), Meter: w.meter, Audit: w, Remote: func(r *http.Request) string { return caller.Peer(r).String() }, Hold: testkit.Patience, FirstMessage: 5 * time.Second, Logger: testkit.Logger(t),
 	}
 	if change != nil {
 		change(&cfg)
@@ -165,43 +171,73 @@ func (w *world) audited(e audit.Event) (found []audit.Record) {
 	return found
 }
 
-// stream is the relay's end of a stream; peer is the pretended agent's.
+// stream is the agent's end of a stream.
 type stream struct {
-	net.Conn
-	peer  net.Conn
+	peer  *link.Stream
 	hello wire.Hello
-	world *world
-	deaf  atomic.Bool // writes fail
 }
 
-func (s *stream) Write(p []byte) (int, error) {
-	if s.deaf.Load() {
-		return 0, net.ErrClosed
+// connect makes the agent's link.
+func (w *world) connect() {
+	w.Helper()
+	near, far := net.Pipe()
+	var err error
+	if w.link, err = link.NewServer(near, link.Config{}); err != nil {
+		w.Fatal(err)
 	}
-	return s.Conn.Write(p)
-}
-
-func (s *stream) CloseWrite() error { return nil }
-func (s *stream) Watch(func())      {}
-func (s *stream) Unwatch() bool     { return true }
-
-func (s *stream) Verdict(context.Context) error {
-	if v := s.world.refusal.Load(); v != nil {
-		return *v
+	agent, err := link.NewClient(far, link.Config{})
+	if err != nil {
+		w.Fatal(err)
 	}
-	return nil
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			st, err := agent.Accept(ctx)
+			if err != nil {
+				return
+			}
+			serving.Go(func() { w.take(ctx, st) })
+		}
+	})
+	w.Cleanup(func() {
+		cancel()
+		_ = w.link.Close(nil)
+		_ = agent.Close(nil)
+		serving.Wait()
+	})
 }
 
-func (w *world) Open(_ context.Context, _ ident.AgentKey, h wire.Hello) (edge.Stream, error) {
+// take answers a stream as the agent, and gives it to the test.
+func (w *world) take(ctx context.Context, st *link.Stream) {
+	hello, err := wire.ReadHello(st)
+	if err != nil {
+		_ = st.Close()
+		return
+	}
+	select {
+	case w.agents <- &stream{st, hello}:
+	case <-ctx.Done():
+		return
+	}
+	if v := w.refusal.Load(); v != nil {
+		_, _ = st.Write(wire.AppendVerdict(nil, *v))
+		_ = st.Close()
+		return
+	}
+	_, _ = st.Write(wire.AppendVerdict(nil, wire.Verdict{}))
+}
+
+func (w *world) Open(ctx context.Context, _ ident.AgentKey, h wire.Hello) (*fleet.Stream, error) {
 	w.opens.Add(1)
 	if w.away.Load() {
-		return nil, fmt.Errorf("open: %w", edge.ErrAway)
+		return nil, fmt.Errorf("open: %w", fleet.ErrAway)
 	}
-	near, far := net.Pipe()
-	s := &stream{Conn: near, peer: far, hello: h, world: w}
-	w.Cleanup(func() { _ = far.Close() })
-	w.agents <- s
-	return s, nil
+	st, err := link.OpenHello(ctx, w.link, h)
+	if err != nil {
+		return nil, err
+	}
+	return fleet.NewStream(st, h.Session, nil), nil
 }
 
 func (w *world) Wait(ctx context.Context, _ ident.AgentKey) error {
@@ -345,26 +381,28 @@ func TestFramesPassBothWays(t *testing.T) {
 // An acknowledgement that crosses the program's end does not make it a loss.
 func TestEndIsNoLoss(t *testing.T) {
 	w := newWorld(t, nil)
-	c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
-	s := <-w.agents
-	if _, _, err := w.read(c); err != nil {
-		t.Fatal(err)
-	}
-	// The agent takes nothing any more, and still has something to say.
-	blocked := make(chan struct{})
-	s.deaf.Store(true)
-	go func() {
-		defer close(blocked)
-		for range 20 {
-			_ = c.Write(t.Context(), websocket.MessageBinary, append([]byte{byte(wire.FrameAck)}, wire.Position(1)...))
+	for range 20 { // the two cross now and then
+		c := w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+		s := <-w.agents
+		if _, _, err := w.read(c); err != nil {
+			t.Fatal(err)
 		}
-	}()
-	<-blocked
-	if _, err := s.peer.Write(wire.AppendFrame(nil, wire.FrameExit, wire.Exit{}.Payload())); err != nil {
-		t.Fatal(err)
-	}
-	if code, _ := w.ends(c); code != wire.CloseEnded {
-		t.Errorf("the viewer is told %d, want the program's end, %d", code, wire.CloseEnded)
+		acknowledged := make(chan struct{})
+		go func() {
+			defer close(acknowledged)
+			for range 20 {
+				_ = c.Write(t.Context(), websocket.MessageBinary, append([]byte{byte(wire.FrameAck)}, wire.Position(1)...))
+			}
+		}()
+		// The agent's last word; from here on it takes nothing.
+		if _, err := s.peer.Write(wire.AppendFrame(nil, wire.FrameExit, wire.Exit{}.Payload())); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.peer.Reset()
+		if code, _ := w.ends(c); code != wire.CloseEnded {
+			t.Errorf("the viewer is told %d, want the program's end, %d", code, wire.CloseEnded)
+		}
+		<-acknowledged
 	}
 }
 

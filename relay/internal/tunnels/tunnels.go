@@ -20,9 +20,9 @@ import (
 // PathBase begins every path form address; a segment follows.
 const PathBase = "/tunnel/"
 
-// DefaultCatchUp bounds how long a request may wait for the store to confirm that
+// catchUp bounds how long a request may wait for the store to confirm that
 // a rightly signed tunnel does not exist.
-const DefaultCatchUp = 2 * time.Second
+const catchUp = 2 * time.Second
 
 var (
 	// ErrNotTunnel says that the address is no tunnel's: the relay's own routes
@@ -90,20 +90,17 @@ type Config struct {
 	// ConsoleURL is where the relay's own pages are, when not at PublicURL; nil: they
 	// are there. No tunnel has an address on its host.
 	ConsoleURL *url.URL
-	// CatchUp bounds the wait for the store on a miss; 0 means DefaultCatchUp.
-	CatchUp time.Duration
 }
 
 // Resolver finds tunnels and writes their addresses. It is safe for concurrent use.
 type Resolver struct {
-	store   Store
-	key     ident.ClusterKey
-	scheme  string // of the public URL
-	host    string // lower case, without port
-	port    string // with its colon, or empty
-	origin  string // canonical public origin
-	suffix  string // "." + wildcard domain, or empty
-	catchUp time.Duration
+	store  Store
+	key    ident.ClusterKey
+	scheme string // of the public URL
+	host   string // lower case, without port
+	port   string // with its colon, or empty
+	origin string // canonical public origin
+	suffix string // "." + wildcard domain, or empty
 
 	pathForm      bool
 	console       string // host of ConsoleURL, as host; or empty
@@ -121,7 +118,7 @@ func New(c Config) (*Resolver, error) {
 		return nil, err
 	}
 	r := &Resolver{
-		store: c.Store, key: c.Key, scheme: u.Scheme, host: host, origin: origin, catchUp: c.CatchUp,
+		store: c.Store, key: c.Key, scheme: u.Scheme, host: host, origin: origin,
 		pathForm: c.PathForm, consoleOrigin: origin,
 	}
 	if p := u.Port(); p != "" {
@@ -131,9 +128,6 @@ func New(c Config) (*Resolver, error) {
 		if r.console, r.consoleOrigin, err = base("console", c.ConsoleURL); err != nil {
 			return nil, err
 		}
-	}
-	if r.catchUp <= 0 {
-		r.catchUp = DefaultCatchUp
 	}
 	if w := strings.Trim(c.WildcardDomain, "."); w != "" {
 		w, port, ok := SplitHost(strings.TrimPrefix(w, "*."))
@@ -285,7 +279,7 @@ func (r *Resolver) find(ctx context.Context, segment ident.Segment, form Form, r
 	}
 	if !live {
 		// The user may be faster than the watch that feeds the memory copy.
-		ctx, cancel := context.WithTimeout(ctx, r.catchUp)
+		ctx, cancel := context.WithTimeout(ctx, catchUp)
 		defer cancel()
 		if err := r.store.CatchUp(ctx); err != nil {
 			return nil, ErrNoTunnel // without quorum no tunnel was opened either

@@ -36,7 +36,7 @@ type place struct {
 func (p Party) place() place { return place{caller.Network(p.Remote), p.Link} }
 
 // Kick ends all that a viewer has open on a tunnel and refuses its place for
-// Config.Block: it holds the link and would be back at once. The link itself stays
+// some minutes: it holds the link and would be back at once. The link itself stays
 // valid for others, and for the same person from elsewhere; to take it back, close the
 // tunnel or revoke the named link. It reports whether there was such a viewer.
 func (m *Meter) Kick(id ident.SessionID, viewer ident.ViewerID) bool {
@@ -58,7 +58,7 @@ func (m *Meter) KickParty(id ident.SessionID, party Party) {
 	if s.kicked == nil {
 		s.kicked = map[place]time.Time{}
 	}
-	s.kicked[at] = time.Now().Add(m.config.Block)
+	s.kicked[at] = time.Now().Add(blocked)
 	for u := range s.uses {
 		if u.viewer.place == at {
 			u.cancel(ErrKicked)

@@ -59,7 +59,7 @@ func (m *Meter) LinkUse(id ident.SessionID, link ident.LinkID) (viewers int, las
 		if v.place.link != link {
 			continue
 		}
-		if v.present(now, m.config.Presence) {
+		if v.present(now) {
 			viewers++
 		}
 		if seen := time.Unix(0, v.lastSeen.Load()); seen.After(last) {

@@ -1,15 +1,13 @@
 // Package usage knows who uses which tunnel on this relay, how much, and since
-// when nobody does. It owns the counters, the viewers and the reason for which an
-// open tunnel will close, and it ends uses when a tunnel closes or a viewer is
-// sent away. It never opens or closes a tunnel itself, reads no request and
-// writes nothing to the store.
+// when nobody does. It owns the counters and the viewers, and it ends uses when a
+// tunnel closes or a viewer is sent away. It never opens or closes a tunnel itself,
+// reads no request and writes nothing to the store.
 package usage
 
 import (
 	"context"
 	"errors"
-	"iter"
-	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -17,16 +15,16 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// What Config's zero values mean.
 const (
-	DefaultPresence = time.Minute
-	DefaultLinger   = 5 * time.Minute
-	DefaultBlock    = 10 * time.Minute
-	DefaultEvery    = 5 * time.Second
+	// presence is how long after its last sign a party still is a viewer "now":
+	// browsers are between two requests most of the time.
+	presence = time.Minute
+	linger   = 5 * time.Minute  // how long a party keeps its viewer id without connections
+	blocked  = 10 * time.Minute // how long a kicked viewer's place is refused
+	sweeping = 5 * time.Second  // between two sweeps
 )
 
 // Bounds of the memory that hostile use could otherwise grow.
@@ -82,26 +80,10 @@ type Party struct {
 
 // Config is what a Meter needs. All of it may be absent.
 type Config struct {
-	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-	// Tunnels lists the open tunnels that this relay is to close when idle: those
-	// whose agent it holds. Use through other relays reaches it by Touch. Without
-	// it Run closes none.
-	Tunnels func() iter.Seq[store.TunnelRecord]
-	// CloseIdle closes one tunnel that nobody used for its idle timeout.
-	CloseIdle func(ctx context.Context, record store.TunnelRecord, reason string) error
 	// Viewed is called when a party becomes a viewer of a tunnel: at its first use, or
 	// one after it was forgotten. The use waits for it, so it must not wait itself.
 	Viewed func(View)
-	// Presence is how long after its last sign a party still is a viewer "now";
-	// browsers are between two requests most of the time.
-	Presence time.Duration
-	// Linger is how long a party keeps its viewer id without connections.
-	Linger time.Duration
-	// Block is how long a kicked viewer's place is refused.
-	Block time.Duration
-	// Every is the interval of Run.
-	Every time.Duration
 }
 
 // View is a use by which a party became a viewer.
@@ -115,9 +97,7 @@ type View struct {
 // Meter counts. It is safe for concurrent use; counting takes no lock.
 type Meter struct {
 	config  Config
-	log     *slog.Logger
 	metrics *metrics
-	started time.Time
 
 	mu       sync.RWMutex
 	sessions map[ident.SessionID]*session
@@ -125,20 +105,48 @@ type Meter struct {
 
 // New returns a Meter.
 func New(c Config) *Meter {
-	for _, d := range []struct {
-		v *time.Duration
-		d time.Duration
-	}{{&c.Presence, DefaultPresence}, {&c.Linger, DefaultLinger}, {&c.Block, DefaultBlock}, {&c.Every, DefaultEvery}} {
-		if *d.v <= 0 {
-			*d.v = d.d
+	return &Meter{config: c, metrics: newMetrics(c.Registerer), sessions: map[ident.SessionID]*session{}}
+}
+
+// Run forgets what is over, until ctx ends.
+func (m *Meter) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweeping)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			m.sweep(time.Now())
 		}
 	}
-	m := &Meter{config: c, log: c.Logger, started: time.Now(), sessions: map[ident.SessionID]*session{}}
-	if m.log == nil {
-		m.log = slog.New(slog.DiscardHandler)
+}
+
+// sweep drops viewers that are gone for long and sessions that are over.
+func (m *Meter) sweep(now time.Time) {
+	m.mu.RLock()
+	gone := []ident.SessionID{}
+	for id, s := range m.sessions {
+		s.mu.Lock()
+		for p, v := range s.viewers {
+			seen := time.Unix(0, v.lastSeen.Load())
+			if v.uses == 0 && now.Sub(seen) >= linger {
+				delete(s.viewers, p)
+			}
+		}
+		maps.DeleteFunc(s.kicked, func(_ place, until time.Time) bool { return !now.Before(until) })
+		s.forgetLinks(now)
+		if s.over != nil && len(s.uses) == 0 && now.Sub(s.overAt) >= closedFor {
+			gone = append(gone, id)
+		}
+		s.mu.Unlock()
 	}
-	m.metrics = newMetrics(c.Registerer)
-	return m
+	m.mu.RUnlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range gone {
+		delete(m.sessions, id)
+	}
 }
 
 // session is what is known of one tunnel.

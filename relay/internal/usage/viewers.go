@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -26,7 +27,7 @@ func (m *Meter) Totals(id ident.SessionID) Totals {
 	s.mu.Lock()
 	n := 0
 	for _, v := range s.viewers {
-		if v.present(now, m.config.Presence) {
+		if v.present(now) {
 			n++
 		}
 	}
@@ -35,8 +36,8 @@ func (m *Meter) Totals(id ident.SessionID) Totals {
 }
 
 // present says whether the viewer is using the tunnel now.
-func (v *viewer) present(now time.Time, within time.Duration) bool {
-	return v.uses > 0 || now.Sub(time.Unix(0, v.lastSeen.Load())) < within
+func (v *viewer) present(now time.Time) bool {
+	return v.uses > 0 || now.Sub(time.Unix(0, v.lastSeen.Load())) < presence
 }
 
 // Viewers lists who uses the tunnel now, the longest there first.
@@ -49,7 +50,7 @@ func (m *Meter) Viewers(id ident.SessionID) []api.Viewer {
 	now := time.Now()
 	s.mu.Lock()
 	for p, v := range s.viewers {
-		if !v.present(now, m.config.Presence) {
+		if !v.present(now) {
 			continue
 		}
 		remote := ""
@@ -64,22 +65,9 @@ func (m *Meter) Viewers(id ident.SessionID) []api.Viewer {
 	}
 	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b api.Viewer) int {
-		if c := a.Since.Compare(b.Since); c != 0 {
-			return c
-		}
-		return compare(a.ViewerID, b.ViewerID)
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ViewerID, b.ViewerID))
 	})
 	return list
-}
-
-func compare(a, b ident.ViewerID) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // Cut says that a tunnel is over: it ends all uses with the cause (ErrClosed if
@@ -99,29 +87,4 @@ func (m *Meter) Cut(id ident.SessionID, cause error) int {
 		u.cancel(cause)
 	}
 	return len(s.uses)
-}
-
-// Touch notes a use that this relay does not see itself, at a time: through
-// another relay, or the extension of the tunnel.
-func (m *Meter) Touch(id ident.SessionID, at time.Time) {
-	s := m.findOrMake(id)
-	for {
-		old := s.lastUsed.Load()
-		if at.UnixNano() <= old || s.lastUsed.CompareAndSwap(old, at.UnixNano()) {
-			return
-		}
-	}
-}
-
-// Forget drops what is known of a tunnel whose record is gone. That it is over is
-// remembered for a while, for requests that resolved it just before.
-func (m *Meter) Forget(id ident.SessionID) {
-	m.Cut(id, nil)
-	s := m.find(id)
-	if s == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.viewers)
 }

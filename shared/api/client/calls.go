@@ -119,27 +119,6 @@ func (c *Client) KickViewer(ctx context.Context, session ident.SessionID, viewer
 	})
 }
 
-// Credentials lists the team's stored credentials.
-func (c *Client) Credentials(ctx context.Context) (api.CredentialList, error) {
-	var out api.CredentialList
-	err := c.do(ctx, call{what: "list credentials", method: http.MethodGet, path: "/credentials", out: &out})
-	return out, err
-}
-
-// CreateCredential makes a credential and returns its secret, the only time it
-// is shown. It is never repeated: each call makes one.
-func (c *Client) CreateCredential(ctx context.Context, req api.CreateCredentialRequest) (api.CreatedCredential, error) {
-	var out api.CreatedCredential
-	err := c.do(ctx, call{what: "create credential", method: http.MethodPost, path: "/credentials", in: req, out: &out, onceOnly: true})
-	return out, err
-}
-
-// RevokeCredential ends a credential and all that lives by it, and closes what it
-// opened.
-func (c *Client) RevokeCredential(ctx context.Context, id ident.CredentialID) error {
-	return c.do(ctx, call{what: "revoke credential " + string(id), method: http.MethodDelete, path: "/credentials/" + url.PathEscape(string(id))})
-}
-
 func agentPath(id ident.AgentID) string { return "/agents/" + url.PathEscape(string(id)) }
 
 func sessionPath(id ident.SessionID) string { return "/tunnels/" + url.PathEscape(string(id)) }

@@ -96,7 +96,7 @@ func TestRefusalsAreProblems(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		write      func(http.ResponseWriter)
-		code       string
+		code       api.Code
 		status     int
 		retry      time.Duration
 		request    ident.RequestID
@@ -107,7 +107,7 @@ func TestRefusalsAreProblems(t *testing.T) {
 		{
 			name: "problem with all fields",
 			write: func(w http.ResponseWriter) {
-				api.NewProblem(409, "agent_offline", api.HopLink, "agent gpu-7 is away").WithRetry(7*time.Second).Write(w, "req-1")
+				api.NewProblem(api.CodeAgentOffline, "agent gpu-7 is away").WithStatus(http.StatusConflict).WithRetry(7*time.Second).Write(w, "req-1")
 			},
 			code: "agent_offline", status: 409, retry: 7 * time.Second, request: "req-1", temporary: true,
 			descriptor: "show agent gpu-7: agent_offline: agent gpu-7 is away (hop: link, request: req-1)",
@@ -116,21 +116,21 @@ func TestRefusalsAreProblems(t *testing.T) {
 			name: "request id in the header only",
 			write: func(w http.ResponseWriter) {
 				w.Header().Set("X-Request-ID", "req-2")
-				api.NewProblem(404, "agent_not_found", api.HopRelay, "no such agent").Write(w, "")
+				api.NewProblem(api.CodeAgentNotFound, "no such agent").Write(w, "")
 			},
 			code: "agent_not_found", status: 404, request: "req-2",
 		},
 		{
 			name: "no quorum",
 			write: func(w http.ResponseWriter) {
-				api.NewProblem(503, "store_unavailable", api.HopRelay, "no quorum").WithRetry(2*time.Second).Write(w, "r")
+				api.NewProblem(api.CodeStoreUnavailable, "no quorum").WithRetry(2*time.Second).Write(w, "r")
 			},
 			code: "store_unavailable", status: 503, retry: 2 * time.Second, request: "r", temporary: true,
 		},
 		{
 			name: "an app that is not there does not come by waiting",
 			write: func(w http.ResponseWriter) {
-				api.NewProblem(502, "app_refused", api.HopApp, "nothing listens on 8188").Write(w, "r")
+				api.NewProblem(api.CodeAppRefused, "nothing listens on 8188").Write(w, "r")
 			},
 			code: "app_refused", status: 502, request: "r",
 		},
@@ -141,7 +141,7 @@ func TestRefusalsAreProblems(t *testing.T) {
 				w.WriteHeader(502)
 				_, _ = io.WriteString(w, "<h1>bad gateway</h1>")
 			},
-			code: client.CodeNotARelay, status: 502, temporary: true, detailHas: "502 Bad Gateway (text/html)",
+			code: api.CodeNotARelay, status: 502, temporary: true, detailHas: "502 Bad Gateway (text/html)",
 		},
 		{
 			name: "a redirect is not followed",
@@ -149,12 +149,12 @@ func TestRefusalsAreProblems(t *testing.T) {
 				w.Header().Set("Location", "https://elsewhere.example/")
 				w.WriteHeader(301)
 			},
-			code: client.CodeNotARelay, status: 301, detailHas: "redirects",
+			code: api.CodeNotARelay, status: 301, detailHas: "redirects",
 		},
 		{
 			name:  "success that is no document",
 			write: func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>login here</html>") },
-			code:  client.CodeNotARelay, status: 200, detailHas: "not the expected document",
+			code:  api.CodeNotARelay, status: 200, detailHas: "not the expected document",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -198,13 +198,13 @@ func TestALostConnectionIsTriedAgainWithTheSameKey(t *testing.T) {
 	}
 }
 
-func TestMakingACredentialIsNeverRepeated(t *testing.T) {
+func TestMakingALinkIsNeverRepeated(t *testing.T) {
 	var calls atomic.Int32
 	srv := serve(t, func(http.ResponseWriter, *http.Request) {
 		calls.Add(1)
 		panic(http.ErrAbortHandler)
 	})
-	_, err := newClient(t, srv.URL, nil).CreateCredential(t.Context(), api.CreateCredentialRequest{Kind: api.KindIntegration, Name: "ci"})
+	_, err := newClient(t, srv.URL, nil).CreateLink(t.Context(), "s", api.CreateLinkRequest{Name: "ci"})
 	if err == nil || calls.Load() != 1 {
 		t.Errorf("error %v after %d calls; expected an error after one", err, calls.Load())
 	}
@@ -356,8 +356,6 @@ func TestTheOtherRoutes(t *testing.T) {
 		"POST /api/v1/tunnels/s/extend":               func() error { _, err := c.Extend(ctx, "s", api.ExtendRequest{}); return err },
 		"GET /api/v1/tunnels/s/viewers":               func() error { _, err := c.Viewers(ctx, "s"); return err },
 		"DELETE /api/v1/tunnels/s/viewers/v":          func() error { return c.KickViewer(ctx, "s", "v") },
-		"GET /api/v1/credentials":                     func() error { _, err := c.Credentials(ctx); return err },
-		"DELETE /api/v1/credentials/cred_1":           func() error { return c.RevokeCredential(ctx, "cred_1") },
 	} {
 		if err := do(); err != nil || got != want {
 			t.Errorf("called %q (error %v), expected %q", got, err, want)

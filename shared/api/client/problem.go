@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,15 +19,11 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// CodeNotARelay is the code of a problem made here: something that is no Adit
-// relay answered, a proxy's error page for instance.
-const CodeNotARelay = "not_a_relay"
-
 // maxProblem bounds what is read of a refusal's body.
 const maxProblem = 64 << 10
 
 // ReadProblem turns an answer that is no success into a problem. The body is read
-// but not closed. What is no problem document becomes one with CodeNotARelay.
+// but not closed. What is no problem document becomes one with api.CodeNotARelay.
 func ReadProblem(res *http.Response) *api.Problem {
 	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if res.StatusCode/100 == 3 {
@@ -50,7 +47,7 @@ func notARelay(res *http.Response, why string) *api.Problem {
 	if kind == "" {
 		kind = "no content type"
 	}
-	p := api.Problemf(res.StatusCode, CodeNotARelay, "", "the address answered %d %s (%s): %s", res.StatusCode, http.StatusText(res.StatusCode), kind, why)
+	p := api.Problemf(api.CodeNotARelay, "the address answered %d %s (%s): %s", res.StatusCode, http.StatusText(res.StatusCode), kind, why).WithStatus(res.StatusCode)
 	p.RetryAfter = retryAfter(res.Header.Get("Retry-After"), time.Now())
 	return p
 }
@@ -67,9 +64,7 @@ func retryAfter(s string, now time.Time) api.Duration {
 }
 
 // busy are the codes that mean 'later', whatever their status.
-var busy = map[string]bool{
-	"agent_busy": true, "agent_offline": true, "agent_in_tunnel": true, "agent_unhealthy": true, "agent_syncing": true,
-}
+var busy = []api.Code{api.CodeAgentBusy, api.CodeAgentOffline, api.CodeAgentInTunnel, api.CodeAgentUnhealthy, api.CodeAgentSyncing}
 
 // Temporary says whether the same call may succeed later without anybody mending
 // anything: the agent is busy or away, limits, no quorum, a lost connection.
@@ -79,9 +74,9 @@ func Temporary(err error) bool {
 		case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return true
 		case http.StatusBadGateway: // app_refused needs somebody to start the app
-			return p.Code == CodeNotARelay || p.Hop == api.HopLink
+			return p.Code == api.CodeNotARelay || p.Hop == api.HopLink
 		}
-		return busy[p.Code]
+		return slices.Contains(busy, p.Code)
 	}
 	if errors.Is(err, ErrTimeout) {
 		return true

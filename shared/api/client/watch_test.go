@@ -57,7 +57,7 @@ func TestWatchResumesBehindTheLastEvent(t *testing.T) {
 
 func TestWatchEndsWhereRepeatingIsOfNoUse(t *testing.T) {
 	srv := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		api.NewProblem(401, "unauthenticated", api.HopRelay, "no such credential").Write(w, "r")
+		api.NewProblem(api.CodeUnauthenticated, "no such credential").Write(w, "r")
 	})
 	err := newClient(t, srv.URL, nil).Watch(t.Context(), func(api.Event) error { return nil }, nil)
 	var p *api.Problem

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/backoff"
+	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
@@ -20,9 +21,6 @@ import (
 
 // atOnce bounds how many agents connect at a time.
 const atOnce = 64
-
-// pingInterval is an agent's.
-const pingInterval = 5 * time.Second
 
 // Crowd is the agents. Grow and Churn are for one caller.
 type Crowd struct {
@@ -120,7 +118,7 @@ func (c *Crowd) live(ctx context.Context, i int, a *agent, up *uplink) {
 func (c *Crowd) connect(ctx context.Context, i int) (*uplink, error) {
 	dial, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	l, err := link.Dial(dial, link.DialOptions{URL: c.URL, Token: c.Token})
+	l, err := link.Dial(dial, carrier.DialOptions{URL: c.URL, Token: c.Token}, link.Config{})
 	if err != nil {
 		return nil, err
 	}
@@ -163,17 +161,14 @@ func converse(ctx context.Context, a *uplink) {
 	defer pace.Wait()
 	defer cancel()
 	pace.Go(func() {
-		ping, fact := time.NewTicker(pingInterval), time.NewTicker(wire.HeartbeatInterval)
-		defer ping.Stop()
+		fact := time.NewTicker(wire.HeartbeatInterval)
 		defer fact.Stop()
 		f := facts()
 		for id := uint64(1); ; id++ {
 			var err error
 			select {
-			case now := <-ping.C:
-				err = a.out.Write(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id, Sent: now.UnixNano()}})
 			case <-fact.C:
-				err = a.out.Write(wire.Message{Type: wire.TypeFacts, Facts: &f})
+				err = errors.Join(a.out.Write(wire.Message{Type: wire.TypeFacts, Facts: &f}), a.out.Write(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id}}))
 			case <-ctx.Done():
 				_ = a.link.Close(context.Cause(ctx))
 				return
@@ -187,8 +182,6 @@ func converse(ctx context.Context, a *uplink) {
 		m, err := a.in.Read()
 		switch {
 		case err != nil:
-		case m.Type == wire.TypePing && m.Ping != nil:
-			err = a.out.Write(wire.Message{Type: wire.TypePong, Ping: m.Ping})
 		case m.Probe != nil:
 			err = a.out.Write(wire.Message{Type: wire.TypeProbed, Probed: &wire.Probed{ID: m.Probe.ID, Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}})
 		}

@@ -48,7 +48,7 @@ type bar struct {
 	tls   float64 // of adit-tls
 }
 
-// bars are those of the design, by case.
+// bars are what a relay must reach beside what it is compared with, by case.
 var bars = map[string][]bar{
 	Loopback: {
 		{"rps-16", byRatio, 0.50, 0.45},

@@ -45,7 +45,7 @@ func (a *Audit) Events() []audit.Event {
 // Local records what is cut and told on one relay. It implements gate.Local.
 type Local struct {
 	mu     sync.Mutex
-	cut    map[ident.SessionID]string
+	cut    map[ident.SessionID]store.Reason
 	opened []ident.SessionID
 	closed []ident.SessionID
 	used   map[ident.SessionID]time.Time
@@ -53,11 +53,11 @@ type Local struct {
 
 // NewLocal returns a Local that nothing was told yet.
 func NewLocal() *Local {
-	return &Local{cut: map[ident.SessionID]string{}, used: map[ident.SessionID]time.Time{}}
+	return &Local{cut: map[ident.SessionID]store.Reason{}, used: map[ident.SessionID]time.Time{}}
 }
 
 // Cut implements gate.Local.
-func (l *Local) Cut(id ident.SessionID, reason string) {
+func (l *Local) Cut(_ ident.AgentKey, id ident.SessionID, reason store.Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.cut[id]; !ok {
@@ -76,7 +76,7 @@ func (l *Local) Opened(_ ident.AgentKey, t store.TunnelRecord) {
 func (l *Local) Changed(ident.AgentKey, store.AgentRecord) {}
 
 // Closed implements gate.Local.
-func (l *Local) Closed(_ ident.AgentKey, id ident.SessionID, _ string) {
+func (l *Local) Closed(_ ident.AgentKey, id ident.SessionID, _ store.Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = append(l.closed, id)
@@ -97,7 +97,7 @@ func (l *Local) Use(id ident.SessionID) {
 }
 
 // WasCut says whether and why a tunnel was cut.
-func (l *Local) WasCut(id ident.SessionID) (reason string, ok bool) {
+func (l *Local) WasCut(id ident.SessionID) (reason store.Reason, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	reason, ok = l.cut[id]

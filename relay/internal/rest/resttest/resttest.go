@@ -73,7 +73,7 @@ func (c *Checker) Check(req *http.Request, res *http.Response, body []byte) {
 	if res.StatusCode >= 400 {
 		c.problem(call, res, body)
 	}
-	if res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotFound && bytes.Contains(body, []byte(`"code":"not_found"`)) ||
+	if res.StatusCode == http.StatusMethodNotAllowed || res.StatusCode == http.StatusNotFound && bytes.Contains(body, []byte(`"code":"`+string(api.CodeNotFound)+`"`)) ||
 		res.StatusCode == http.StatusUnauthorized || strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") || req.Method == http.MethodHead {
 		return // no operation of the description: any path answers so
 	}

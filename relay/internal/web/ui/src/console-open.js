@@ -2,16 +2,13 @@
 import { html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Choice, Copy, Dialog, Fault, QR } from "./console-parts.js";
-import { clock, plural } from "./console-text.js";
+import { clock, plural, presets } from "./console-text.js";
 
-const presets = [
-  ["comfyui", "ComfyUI", 8188, "http"], ["jupyter", "Jupyter", 8888, "http"], ["gradio", "Gradio", 7860, "http"],
-  ["ssh", "SSH", 22, "tcp"], ["custom", "Custom", 8000, "http"],
-];
+const custom = { id: "custom", name: "Custom", ports: [8000] };
 
 export function Open({ agent, api, close, opened }) {
-  const [preset, setPreset] = useState("comfyui");
-  const [port, setPort] = useState("8188");
+  const [preset, setPreset] = useState(presets[0].id);
+  const [port, setPort] = useState(String(presets[0].ports[0]));
   const [protocol, setProtocol] = useState("http");
   const [label, setLabel] = useState("");
   const [idle, setIdle] = useState("");
@@ -24,7 +21,7 @@ export function Open({ agent, api, close, opened }) {
   const key = useRef(null);
   useEffect(() => () => abort.current?.abort(), []);
 
-  const pick = ([id, , p, proto]) => { setPreset(id); setPort(String(p)); setProtocol(proto); };
+  const pick = (p) => { setPreset(p.id); setPort(String(p.ports[0])); setProtocol(p.tcp ? "tcp" : "http"); };
   const submit = async (e) => {
     e.preventDefault();
     const n = Number(port);
@@ -51,7 +48,7 @@ export function Open({ agent, api, close, opened }) {
   return html`<${Dialog} title=${`Open a tunnel to ${agent.agent_id}`} close=${close}>
     <form onSubmit=${submit}>
       <fieldset class="presets"><legend>What listens there</legend>
-        ${presets.map((p) => html`<label key=${p[0]}><input type="radio" name="preset" value=${p[0]} checked=${preset === p[0]} onChange=${() => pick(p)} /><span>${p[1]}${p[0] !== "custom" && html` <small>${p[2]}</small>`}</span></label>`)}
+        ${[...presets, custom].map((p) => html`<label key=${p.id}><input type="radio" name="preset" value=${p.id} checked=${preset === p.id} onChange=${() => pick(p)} /><span>${p.name}${p !== custom && html` <small>${p.ports[0]}</small>`}</span></label>`)}
       </fieldset>
       <div class="pair">
         <label class="field" for="open-port"><span>Port</span><input id="open-port" inputmode="numeric" required value=${port} onInput=${(e) => { setPort(e.target.value); setPreset("custom"); }} /></label>

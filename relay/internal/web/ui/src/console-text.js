@@ -1,4 +1,6 @@
 // What people read: sizes, times, names.
+import apps from "../../../../../shared/apps/apps.json";
+
 const units = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 export function bytes(n) {
@@ -28,11 +30,11 @@ export function seconds(text) {
   return n;
 }
 
-const apps = { comfyui: "ComfyUI", jupyter: "Jupyter", gradio: "Gradio", streamlit: "Streamlit", tensorboard: "TensorBoard", "code-server": "code-server", ollama: "Ollama", vllm: "vLLM", ssh: "SSH", postgres: "PostgreSQL" };
-const ports = { 22: "SSH", 7860: "Gradio", 8188: "ComfyUI", 8888: "Jupyter" };
+/** presets are the apps that a tunnel is opened to by name. */
+export const presets = apps.filter((a) => a.preset);
 
 /** appName is what listens behind a tunnel, as far as is known. */
-export const appName = (s) => apps[s.app] || s.app || ports[s.target_port] || "";
+export const appName = (s) => apps.find((a) => a.id === s.app)?.name || s.app || presets.find((a) => a.ports[0] === s.target_port)?.name || "";
 
 export const states = {
   idle: ["Idle", "ready for tasks and tunnels"],
