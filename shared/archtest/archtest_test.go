@@ -1,9 +1,12 @@
 package archtest_test
 
 import (
+	"cmp"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +82,58 @@ func tracked(t *testing.T) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// cited finds what looks like a path of this repository in a document.
+var cited = regexp.MustCompile("(?:agent|relay|shared|configs|scripts|\\.github|\\.ci)/[A-Za-z0-9_./@-]*[A-Za-z0-9_@]")
+
+var citedTest = regexp.MustCompile(`\bTest[A-Z]\w+`)
+
+// TestDocumentsCiteWhatIsThere keeps the documents true when files move and tests are
+// renamed.
+func TestDocumentsCiteWhatIsThere(t *testing.T) {
+	tests := map[string]bool{}
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && (d.Name() == "node_modules" || strings.HasPrefix(d.Name(), ".") && p != root) {
+			return cmp.Or(err, fs.SkipDir)
+		}
+		if strings.HasSuffix(p, "_test.go") {
+			src, err := os.ReadFile(p)
+			for _, f := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(src, -1) {
+				tests[string(f[1])] = true
+			}
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range []string{
+		"README.md", "relay/ARCHITECTURE.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md",
+		"configs/README.md", "configs/hooks/README.md", "relay/e2e/bench/README.md",
+	} {
+		text, err := os.ReadFile(filepath.Join(root, doc))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for n, line := range strings.Split(string(text), "\n") {
+			for _, name := range citedTest.FindAllString(line, -1) {
+				if !tests[name] {
+					t.Errorf("%s:%d names %s, and there is no such test", doc, n+1, name)
+				}
+			}
+			for _, at := range cited.FindAllStringIndex(line, -1) {
+				if at[0] > 0 && strings.ContainsAny(line[at[0]-1:at[0]], "/-.~$_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") {
+					continue // a part of another path
+				}
+				if _, err := os.Stat(filepath.Join(root, line[at[0]:at[1]])); err != nil {
+					t.Errorf("%s:%d names %s, which is not there", doc, n+1, line[at[0]:at[1]])
+				}
+			}
+		}
+	}
 }
 
 // TestRules breaks each rule once, so that a rule that sees nothing is noticed.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/adit-tunnel/adit/relay/internal/config"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -58,9 +59,12 @@ func TestExampleLoadsAsItIsAndUncommented(t *testing.T) {
 	if err := c.Validate(); err != nil {
 		t.Errorf("the example's values are valid: %v", err)
 	}
+	var tree map[string]any
+	if err := yaml.Unmarshal([]byte(open), &tree); err != nil {
+		t.Fatal(err)
+	}
 	for _, k := range conf.Keys(config.Default()) {
-		leaf := k.Name[strings.LastIndex(k.Name, ".")+1:]
-		if !regexp.MustCompile(`(?m)^ *` + leaf + `:`).MatchString(open) {
+		if !present(tree, strings.Split(k.Name, ".")) {
 			t.Errorf("the example file explains the key %s", k.Name)
 		}
 	}
@@ -68,6 +72,15 @@ func TestExampleLoadsAsItIsAndUncommented(t *testing.T) {
 	if c.Tunnel != def.Tunnel || c.Drain != def.Drain {
 		t.Errorf("the example shows the defaults: %+v, want %+v", c.Tunnel, def.Tunnel)
 	}
+}
+
+func present(tree map[string]any, path []string) bool {
+	v, ok := tree[path[0]]
+	if len(path) == 1 || !ok {
+		return ok
+	}
+	sub, ok := v.(map[string]any)
+	return ok && present(sub, path[1:])
 }
 
 func TestFaultsNameTheirKeys(t *testing.T) {

@@ -353,6 +353,8 @@ func label(reason store.Reason) string {
 		return "expired"
 	case store.ReasonRevoked:
 		return "revoked"
+	case store.ReasonIdle:
+		return "idle"
 	}
-	return "idle"
+	return "other"
 }

@@ -55,7 +55,8 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 	for _, v := range []any{
 		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{}, api.TerminalRequest{}, api.TerminalCode{},
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
-		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{},
+		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
+		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
