@@ -67,6 +67,16 @@ func TestAgentOffline(t *testing.T) {
 	}
 }
 
+func TestRelayThatStopsSaysSo(t *testing.T) {
+	w := newWorld(t, nil)
+	_, seg := w.tunnel(1, nil)
+	w.machine.draining.Store(true)
+	resp := w.get(seg, "/")
+	if body := text(t, resp.Body); resp.StatusCode != 503 || !strings.Contains(body, `"relay_draining"`) || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
+	}
+}
+
 func TestRefusalsNameTheHop(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, c := range []struct {

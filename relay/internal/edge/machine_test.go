@@ -23,6 +23,7 @@ type machine struct {
 	fleet.Hub              // what is not below is not asked
 	budget    *link.Budget // of the relay's end; nil: the link's default
 	lane      fleet.Lane   // of its streams
+	draining  atomic.Bool  // its relay takes no more streams
 	opened    atomic.Int64
 	refuse    atomic.Pointer[wire.Verdict] // what the agent says; nil: yes. Of the text "once" it says it once
 
@@ -111,6 +112,9 @@ func (m *machine) serve(ctx context.Context, s *link.Stream) {
 
 // Open implements fleet.Hub.
 func (m *machine) Open(ctx context.Context, key ident.AgentKey, h wire.Hello) (*fleet.Stream, error) {
+	if m.draining.Load() {
+		return nil, fleet.ErrDraining
+	}
 	m.mu.Lock()
 	l := m.link
 	m.mu.Unlock()

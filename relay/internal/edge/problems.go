@@ -91,6 +91,8 @@ func (x *exchange) problemOf(err error) *api.Problem {
 		return verdictProblem(v, port).WithCause(err)
 	case errors.Is(err, fleet.ErrAway):
 		return errOffline().WithCause(err)
+	case errors.Is(err, fleet.ErrDraining): // and no other relay has the agent
+		return errDraining().WithCause(err)
 	case errors.Is(err, link.ErrMemory):
 		return errMemory().WithCause(err)
 	case errors.Is(err, link.ErrTooManyStreams):
