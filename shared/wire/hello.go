@@ -1,6 +1,3 @@
-// Package wire owns what Adit's two halves say to each other over a link: the
-// binary hello and verdict that begin a stream, and the JSON messages of the
-// control stream. It never opens a connection and knows neither half.
 package wire
 
 import (
