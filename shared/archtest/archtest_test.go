@@ -85,7 +85,7 @@ func tracked(t *testing.T) []string {
 }
 
 // cited finds what looks like a path of this repository in a document.
-var cited = regexp.MustCompile("(?:agent|relay|shared|configs|scripts|\\.github|\\.ci)/[A-Za-z0-9_./@-]*[A-Za-z0-9_@]")
+var cited = regexp.MustCompile(`(?:agent|relay|shared|configs|scripts|\.github|\.ci)/[A-Za-z0-9_./@-]*[A-Za-z0-9_@]`)
 
 var citedTest = regexp.MustCompile(`\bTest[A-Z]\w+`)
 

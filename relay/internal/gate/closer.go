@@ -257,7 +257,7 @@ func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store
 		if e.reason != store.ReasonRevoked || p.now.Before(e.due.Add(grace)) {
 			continue
 		}
-		if _, err := c.begin(ctx, key, rec, e); err != nil {
+		if _, err := c.begin(ctx, key, &rec, e); err != nil {
 			return err
 		}
 	}
@@ -298,7 +298,7 @@ func (p *plan) later(t time.Time) {
 func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	by := "relay:" + string(c.relay)
 	for _, e := range p.close {
-		closing, err := c.begin(ctx, key, rec, e)
+		closing, err := c.begin(ctx, key, &rec, e)
 		if err != nil {
 			return err
 		}
@@ -322,15 +322,19 @@ func (c *closer) carryOut(ctx context.Context, key ident.AgentKey, rec store.Age
 	return nil
 }
 
-// begin is the first phase of a close that is due, unless it is not any more.
-func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, e ending) (closing bool, err error) {
+// begin is the first phase of a close that is due, unless it is not any more. rec is the
+// agent's record as it was looked at, and then as it is.
+func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec *store.AgentRecord, e ending) (closing bool, err error) {
 	id := e.tunnel.Session
-	_, err = c.step(ctx, key, "relay:"+string(c.relay), func(s *Step) error {
+	after, err := c.step(ctx, key, "relay:"+string(c.relay), func(s *Step) error {
 		closing = false
 		switch t := s.Record.Tunnels[id]; {
 		case s.Record.Relay != rec.Relay, t.State != store.TunnelOpen,
-			// It may have been extended or used since it was looked at.
+			// It may have been extended or used since it was looked at. Extending is use,
+			// which stands in the tunnel's own record, but changes the agent's too: after
+			// any change of that, look again.
 			e.reason == store.ReasonExpired && !s.past(t.Expires),
+			e.reason == store.ReasonIdle && s.Record.N != rec.N,
 			e.reason == store.ReasonIdle && c.lastUse(e.tunnel).Add(e.tunnel.IdleTimeout.D()).After(s.Now):
 			return errUnchanged
 		}
@@ -341,6 +345,7 @@ func (c *closer) begin(ctx context.Context, key ident.AgentKey, rec store.AgentR
 	if err != nil || !closing {
 		return false, err
 	}
+	*rec = after
 	c.local.Cut(key, id, e.reason)
 	c.metrics.closes.WithLabelValues(label(e.reason)).Inc()
 	c.log.Info("tunnel closes", "session_id", id, "agent", key.Agent, "reason", e.reason)

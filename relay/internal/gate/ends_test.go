@@ -95,6 +95,38 @@ func TestAnIdleEndThatTheStoreDidNotTakeIsTriedAgain(t *testing.T) {
 }
 
 // A relay that was just started knows nothing of earlier use.
+// Whoever was told that the tunnel is extended keeps it, also when another relay has just
+// decided that it is idle. An extension to an end that is earlier moves no end.
+func TestExtendingIsInTimeUntilTheCloseIsWritten(t *testing.T) {
+	for name, by := range map[string]time.Duration{"a later end": 48 * time.Hour, "no later end": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(t)
+				a, b := p.relay("a", 0, gate.Limits{}), p.relay("b", 0, gate.Limits{})
+				p.connect(a, "a", 1)
+				o := a.open(t, gate.OpenSpec{Port: 1, ExpiresIn: 24 * time.Hour, IdleTimeout: 10 * time.Minute})
+				extend := func() {
+					if _, err := b.Extend(t.Context(), "x", box, o.Tunnel.Session, by); err != nil {
+						t.Errorf("extend: %v", err)
+					}
+				}
+				a.before.Store(&extend) // a's next change is the close
+				time.Sleep(11 * time.Minute)
+				if a.before.Load() != nil {
+					t.Fatal("nothing was about to be closed")
+				}
+				if why, cut := a.local.WasCut(o.Tunnel.Session); cut {
+					t.Errorf("it was extended, and closed because %q", why)
+				}
+				time.Sleep(10 * time.Minute)
+				if why, _ := a.local.WasCut(o.Tunnel.Session); why != store.ReasonIdle {
+					t.Errorf("unused for its idle time after that, it was cut because %q", why)
+				}
+			})
+		})
+	}
+}
+
 func TestRestartDoesNotCloseWhatWasUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPool(t)

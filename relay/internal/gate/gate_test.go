@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,9 +30,24 @@ var (
 // relay is one relay of a pool: its gate, what it cut and told, and its records.
 type relay struct {
 	*gate.Gate
-	local *gatetest.Local
-	audit *gatetest.Audit
-	stop  func()
+	local  *gatetest.Local
+	audit  *gatetest.Audit
+	before atomic.Pointer[func()] // called once, before this relay's next change of a record
+	stop   func()
+}
+
+// view is a relay's way to the store.
+type view struct {
+	gatetest.View
+	r *relay
+}
+
+// UpdateAgent implements gate.Store.
+func (v view) UpdateAgent(ctx context.Context, key ident.AgentKey, change func(time.Time, *store.AgentRecord) (store.Effects, error)) (store.AgentRecord, error) {
+	if before := v.r.before.Swap(nil); before != nil {
+		(*before)()
+	}
+	return v.View.UpdateAgent(ctx, key, change)
 }
 
 type pool struct {
@@ -49,7 +65,7 @@ func (p *pool) relay(id ident.RelayID, off time.Duration, limits gate.Limits) *r
 	p.t.Helper()
 	r := &relay{local: gatetest.NewLocal(), audit: p.audit}
 	g, err := gate.New(gate.Config{
-		Store: gatetest.View{Store: p.store, Off: off}, Local: r.local, Audit: p.audit, Relay: id,
+		Store: view{gatetest.View{Store: p.store, Off: off}, r}, Local: r.local, Audit: p.audit, Relay: id,
 		Key: ident.ClusterKey{1}, Limits: gatetest.Limits(limits), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
