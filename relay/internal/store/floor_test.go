@@ -26,13 +26,15 @@ func TestRemovedAgentsCountOn(t *testing.T) {
 			for _, key := range []ident.AgentKey{gpu1, gpu2} {
 				wg.Go(func() {
 					for range rounds {
-						r, err := s.UpdateAgent(t.Context(), key, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
-							r.Epoch++
-							r.Fencing++
-							return store.Effects{}, nil
-						})
-						if err != nil {
-							t.Errorf("an agent that comes back while it is removed: %v", err)
+						var r store.AgentRecord
+						if !insist(t, "an agent that comes back while it is removed", func() (err error) {
+							r, err = s.UpdateAgent(t.Context(), key, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
+								r.Epoch++
+								r.Fencing++
+								return store.Effects{}, nil
+							})
+							return err
+						}) {
 							return
 						}
 						mu.Lock()
@@ -45,9 +47,7 @@ func TestRemovedAgentsCountOn(t *testing.T) {
 				if i == 0 {
 					wg.Go(func() {
 						for range rounds {
-							if err := s.RemoveAgent(t.Context(), key, always); err != nil {
-								t.Errorf("remove an agent: %v", err)
-							}
+							insist(t, "remove an agent", func() error { return s.RemoveAgent(t.Context(), key, always) })
 						}
 					})
 				}

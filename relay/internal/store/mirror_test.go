@@ -27,12 +27,8 @@ func TestMissIsConfirmed(t *testing.T) {
 				key := ident.AgentKey{Team: teamA, Agent: ident.AgentID(fmt.Sprintf("gpu-%d", i))}
 				for range 15 {
 					tu := tunnelOf(key, time.Now())
-					if _, err := a.UpdateAgent(t.Context(), key, open(tu)); err != nil {
-						t.Errorf("open: %v", err)
-						return
-					}
-					if err := b.CatchUp(t.Context()); err != nil {
-						t.Errorf("catch up: %v", err)
+					if !insist(t, "open", func() error { _, err := a.UpdateAgent(t.Context(), key, open(tu)); return err }) ||
+						!insist(t, "catch up", func() error { return b.CatchUp(t.Context()) }) {
 						return
 					}
 					if _, ok := b.Tunnel(tu.Session); !ok {

@@ -295,15 +295,14 @@ func TestTouchAgainstRevoke(t *testing.T) {
 			for i := range 6 {
 				wg.Go(func() {
 					at := time.Now().Add(time.Duration(i) * time.Hour)
-					if err := stores[i%2].TouchCredential(t.Context(), r.ID, at); err != nil {
-						t.Errorf("touch: %v", err)
-					}
+					insist(t, "touch", func() error { return stores[i%2].TouchCredential(t.Context(), r.ID, at) })
 				})
 			}
 			wg.Go(func() {
-				if _, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now(), false); err != nil {
-					t.Errorf("revoke: %v", err)
-				}
+				insist(t, "revoke", func() error {
+					_, err := stores[1].RevokeCredential(t.Context(), teamA, r.ID, time.Now(), false)
+					return err
+				})
 			})
 			wg.Wait()
 			if err := stores[0].CatchUp(t.Context()); err != nil {

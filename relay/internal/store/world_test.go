@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -361,5 +362,21 @@ func tunnelOf(key ident.AgentKey, opened time.Time) store.TunnelRecord {
 		Session: ident.NewSessionID(), Team: key.Team, Agent: key.Agent, Port: 8188, Protocol: "http",
 		OpenedBy: "user:alice", OpenedAt: opened.UTC().Truncate(time.Millisecond), ExpiresAt: opened.Add(time.Hour).UTC().Truncate(time.Millisecond),
 		AdminHash: ident.NewSecret(ident.PrefixAdmin).Hash(), AskedHost: "auto",
+	}
+}
+
+// insist calls what may be called again until the store has answered: on a machine that has
+// much to do, an operation's time may be over before it is.
+func insist(t *testing.T, what string, f func() error) bool {
+	t.Helper()
+	for end := time.Now().Add(testkit.Patience); ; {
+		err := f()
+		if err == nil {
+			return true
+		}
+		if !errors.Is(err, store.ErrUnavailable) || time.Now().After(end) {
+			t.Errorf("%s: %v", what, err)
+			return false
+		}
 	}
 }
