@@ -38,11 +38,6 @@
 // A hello and the first credit travel with their stream's SYN: the mux holds yamux's header
 // back until the opener has added them. An ACK is held back until the acceptor pauses.
 //
-// yamux waits for its connection without a context, and so would whoever opens a stream. So
-// the mux takes yamux's headers without waiting, and an opener waits in the mux for a place
-// in the peer's backlog before yamux would. Openers are bounded by that, acceptors by what
-// waits to be written, and a peer that has streams refused and does not read loses the link.
-//
 // # Locks
 //
 // They are taken in this order, and of one line one at a time.

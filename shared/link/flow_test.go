@@ -225,31 +225,3 @@ func TestEndMeetsWriter(t *testing.T) {
 		}
 	})
 }
-
-// A peer that opens streams which nobody accepts, and does not read that they are refused,
-// must not fill the memory with that.
-func TestOpeningWithoutReading(t *testing.T) {
-	c, s := net.Pipe() // which has no buffers
-	l, err := link.NewServer(s, link.Config{AcceptBacklog: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close(); _ = l.Close(errTest) }()
-	var syns []byte
-	for id := uint32(1); ; id += 2 {
-		if syns = append(syns, frame(1, 1, id, 0, "")...); len(syns) < 48<<10 {
-			continue
-		}
-		if _, err := c.Write(syns); err != nil {
-			break
-		}
-		if id > 2<<20 {
-			t.Fatal("a million refusals are kept for a peer that does not read")
-		}
-		syns = syns[:0]
-	}
-	<-l.Done()
-	if err := l.Err(); !strings.Contains(err.Error(), "does not read") {
-		t.Errorf("the link ended with %v; want what was wrong", err)
-	}
-}

@@ -144,7 +144,8 @@ type Link struct {
 	congestion string
 	remote     net.Addr
 
-	out, in atomic.Int32 // streams open, by who opened them
+	opening chan struct{} // bounds calls into yamux that may block
+	out, in atomic.Int32  // streams open, by who opened them
 
 	closeOnce sync.Once
 	done      chan struct{}
@@ -189,12 +190,14 @@ func NewServer(conn net.Conn, cfg Config) (*Link, error) {
 func newLink(c carrier.Conn, cfg Config, client bool) (*Link, error) {
 	cfg = cfg.withDefaults()
 	l := &Link{
-		cfg:    cfg,
-		conn:   c,
-		mux:    newMux(c, &cfg),
-		remote: c.NetConn().RemoteAddr(),
-		done:   make(chan struct{}),
+		cfg:     cfg,
+		conn:    c,
+		remote:  c.NetConn().RemoteAddr(),
+		opening: make(chan struct{}, max(1, cfg.AcceptBacklog*3/4)),
+		done:    make(chan struct{}),
 	}
+	l.mux = newMux(c, cfg.Hooks, cfg.Budget, cfg.Window)
+	l.mux.handshake.Store(cfg.Handshake)
 	l.congestion, l.mux.line = carrier.Tune(c)
 	yc := &yamux.Config{
 		AcceptBacklog:     cfg.AcceptBacklog,

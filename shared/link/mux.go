@@ -28,11 +28,8 @@ const (
 )
 
 const (
-	// maxPending is how much may wait to be written; beyond it whoever has data waits.
+	// maxPending is how much may wait to be written; beyond it the writer waits.
 	maxPending = 64 << 10
-	// mostPending is how much may wait when yamux refuses a stream: it does not wait, and a
-	// peer that goes on opening streams and does not read could fill the memory.
-	mostPending = 4 * maxPending
 	// directMin is the size from which a body is written from where it is, without
 	// being copied behind the frames that wait.
 	directMin = 16 << 10
@@ -52,10 +49,8 @@ const (
 	lingerTime = time.Second
 )
 
-var (
-	errNoHeader = errors.New("a write of yamux is no frame's header") // it would be a yamux that sends data
-	errUnread   = errors.New("the peer does not read what it asked for")
-)
+// errNoHeader would be a yamux that sends data.
+var errNoHeader = errors.New("a write of yamux is no frame's header")
 
 type header = [headerSize]byte
 
@@ -107,19 +102,17 @@ type mux struct {
 
 	flowsMu sync.Mutex
 	flows   map[uint32]*flow
-	opened  map[uint32]bool // streams whose SYN was sent and not acknowledged
-	opening chan struct{}   // has an element for each, from before its SYN
-	dead    bool            // the link has ended
+	dead    bool // the link has ended
 
 	maxWindow int64
 	window    atomic.Int64 // of each stream now: see window.go
 
 	// The reading side belongs to yamux's one reader.
 	head       header
-	headRead   int    // bytes of head that were read
-	headLeft   int    // bytes of head that yamux still has to get
-	passed     uint16 // the flags of the last head that yamux was given, until it asks for more
-	synSeen    bool   // the peer has opened a stream at some time
+	headRead   int  // bytes of head that were read
+	headLeft   int  // bytes of head that yamux still has to get
+	synPassed  bool // head had a stream begin, and yamux was given it
+	synSeen    bool // the peer has opened a stream at some time
 	leastRTT   time.Duration
 	handshake  atomic.Bool // the peer may open one stream and no more
 	onIncoming atomic.Pointer[func()]
@@ -127,12 +120,8 @@ type mux struct {
 	hasInject  atomic.Bool
 }
 
-func newMux(c carrier.Conn, cfg *Config) *mux {
-	m := &mux{
-		conn: c, hooks: cfg.Hooks, budget: cfg.Budget, base: time.Now(), maxWindow: int64(cfg.Window),
-		flows: make(map[uint32]*flow), opened: make(map[uint32]bool), opening: make(chan struct{}, cfg.AcceptBacklog),
-	}
-	m.handshake.Store(cfg.Handshake)
+func newMux(c carrier.Conn, hooks Hooks, budget *Budget, window uint32) *mux {
+	m := &mux{conn: c, hooks: hooks, base: time.Now(), flows: make(map[uint32]*flow), budget: budget, maxWindow: int64(window)}
 	m.frameSize.Store(firstFrame)
 	m.window.Store(m.maxWindow) // until the line is known
 	m.room.L = &m.mu
@@ -142,78 +131,46 @@ func newMux(c carrier.Conn, cfg *Config) *mux {
 
 func (m *mux) now() time.Duration { return time.Since(m.base) }
 
-// Write takes yamux's frames, which are a header each. It never waits: those who call
-// yamux would wait with it, and some of them not for long.
+// Write takes yamux's frames, which are a header each.
 func (m *mux) Write(p []byte) (int, error) {
 	if len(p) != headerSize {
 		return 0, errNoHeader
 	}
 	h := header(p)
-	flushes := m.handleOutgoing(&h)
+	flush := m.handleOutgoing(&h)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !flushes && len(m.pendingBytes()) > mostPending {
-		m.fail(errUnread)
-	}
-	if m.err != nil {
+	if err := m.makeRoom(); err != nil {
 		return m.discard(p)
 	}
 	m.add(h[:])
 	m.frames++
-	if !flushes {
-		m.flushLater()
+	if flush {
+		m.flush()
 	}
 	return len(p), nil
 }
 
-// handleOutgoing looks at a header that yamux sends, and says whether somebody flushes it:
-// whoever opens, accepts or closes a stream does, when what belongs to it was added.
+// handleOutgoing looks at a header that yamux sends. It returns false for one that needs
+// no flush of its own.
 func (m *mux) handleOutgoing(h *header) bool {
 	flags, id := binary.BigEndian.Uint16(h[2:]), binary.BigEndian.Uint32(h[4:])
-	if h[1] != typeWindow {
-		return false
-	}
-	if flags&flagRST != 0 {
+	switch {
+	case h[1] != typeWindow:
+		return true
+	case flags&flagRST != 0:
 		m.dropFlow(id) // yamux refused a stream that nobody accepted
-		return false
+		return true
+	case flags&(flagSYN|flagACK) == 0:
+		return true
 	}
 	if flags&flagSYN != 0 {
 		m.openFlow(id)
-		m.flowsMu.Lock()
-		m.opened[id] = true
-		m.flowsMu.Unlock()
 	}
 	binary.BigEndian.PutUint32(h[8:], 0) // yamux knows nothing of windows: see window.go
-	return true
-}
-
-// acknowledged notes that yamux knows of the peer's answer to a SYN, or of a reset: it has
-// room for another one.
-func (m *mux) acknowledged(id uint32) {
-	m.flowsMu.Lock()
-	defer m.flowsMu.Unlock()
-	if m.opened[id] {
-		delete(m.opened, id)
-		<-m.opening
-	}
-}
-
-// sendOpening sends what follows a stream's SYN at once: the first credit, and the hello.
-func (m *mux) sendOpening(f *flow, hello []byte) {
-	credit := f.openWindow(m, len(hello))
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.err != nil {
-		return
-	}
-	for _, h := range [...]header{makeHeader(typeWindow, 0, f.id, uint32(credit)), makeHeader(typeData, 0, f.id, uint32(len(hello)))} {
-		if binary.BigEndian.Uint32(h[8:]) > 0 {
-			m.add(h[:])
-			m.frames++
-		}
-	}
-	m.add(hello)
-	m.flushLater()
+	// Whoever opens or accepts a stream flushes when it has added what belongs
+	// to it, so that a hello travels with its SYN.
+	return false
 }
 
 // sendData sends one frame of a stream's data. It returns when the data was written, or
@@ -435,6 +392,16 @@ func (m *mux) sendControlLocked(h header) {
 		m.add(h[:])
 		m.frames++
 		m.flushLater()
+	}
+}
+
+// queueControl is sendControl for a frame that goes with others: see flushDeferred.
+func (m *mux) queueControl(h header) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.add(h[:])
+		m.frames++
 	}
 }
 

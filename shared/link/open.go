@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/hashicorp/yamux"
-
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -31,6 +29,11 @@ func OpenFor(ctx context.Context, l *Link, o Owner, h wire.Hello) (*Stream, erro
 	return l.open(ctx, o, b)
 }
 
+type opened struct {
+	s   *Stream
+	err error
+}
+
 func (l *Link) open(ctx context.Context, o Owner, hello []byte) (*Stream, error) {
 	if o != (Owner{}) && !l.mux.budget.admits(o) {
 		return nil, fmt.Errorf("open stream: %w by the streams of its tenant", ErrMemory)
@@ -39,39 +42,77 @@ func (l *Link) open(ctx context.Context, o Owner, hello []byte) (*Stream, error)
 		l.out.Add(-1)
 		return nil, fmt.Errorf("open stream: %w", ErrTooManyStreams)
 	}
-	ys, err := l.openYamux(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.OpenTimeout, errOpenTimeout)
+	defer cancel()
+	s, err := l.openSlot(ctx, o, hello)
 	if err != nil {
-		l.out.Add(-1)
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
-	s := l.newStream(ys, true)
-	s.Bill(o)
-	s.awaiting.Store(hello != nil)
-	l.mux.sendOpening(s.flow, hello)
 	return s, nil
 }
 
-// openYamux has yamux open the stream, once it need not wait for the peer to accept others:
-// it would do so without a context.
-func (l *Link) openYamux(ctx context.Context) (*yamux.Stream, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.OpenTimeout, errOpenTimeout)
-	defer cancel()
+// openSlot has yamux open the stream in a goroutine: yamux waits without a
+// context when the peer is slow to accept, or the socket to write.
+func (l *Link) openSlot(ctx context.Context, o Owner, hello []byte) (*Stream, error) {
 	select {
-	case l.mux.opening <- struct{}{}:
+	case l.opening <- struct{}{}:
 	case <-l.done:
+		l.out.Add(-1)
 		return nil, l.Err()
+	case <-ctx.Done():
+		l.out.Add(-1)
+		return nil, context.Cause(ctx)
+	}
+	result := make(chan opened) // not buffered: who sends knows whether it was taken
+	work := func() {
+		defer func() { <-l.opening }()
+		s, err := l.openNow(o, hello)
+		select {
+		case result <- opened{s, err}:
+		case <-ctx.Done():
+			if s != nil {
+				_ = s.Reset()
+			}
+		}
+	}
+	if !l.spawn(work) {
+		<-l.opening
+		l.out.Add(-1)
+		return nil, l.dead()
+	}
+	select {
+	case r := <-result:
+		return r.s, r.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+func (l *Link) openNow(o Owner, hello []byte) (*Stream, error) {
 	ys, err := l.session.OpenStream()
-	switch {
-	case err == nil:
-		return ys, nil
-	case l.session.IsClosed():
-		return nil, l.dead()
+	if err != nil {
+		l.out.Add(-1)
+		if l.session.IsClosed() {
+			return nil, l.dead()
+		}
+		return nil, err
 	}
-	<-l.mux.opening // no SYN was sent
-	return nil, err
+	s := l.newStream(ys, true)
+	s.Bill(o)
+	if credit := s.flow.openWindow(l.mux); credit > 0 {
+		l.mux.queueControl(makeHeader(typeWindow, 0, ys.StreamID(), uint32(credit)))
+	}
+	if hello == nil {
+		l.mux.flushDeferred(false)
+		return s, nil
+	}
+	s.awaiting.Store(true)
+	if _, err := s.Write(hello); err != nil {
+		_ = s.Reset()
+		return nil, err
+	}
+	l.mux.flushDeferred(false)
+	return s, nil
 }
 
 // Accept returns the next stream that the peer opened. Whoever calls it should do
@@ -91,9 +132,9 @@ func (l *Link) Accept(ctx context.Context) (*Stream, error) {
 		n := l.in.Add(1)
 		s := l.newStream(ys, false)
 		l.mux.flushDeferred(true)
-		l.mux.backpressure()
 		if n > int32(l.cfg.MaxIncoming) {
 			_ = s.Reset()
+			l.mux.backpressure()
 			continue
 		}
 		return s, nil

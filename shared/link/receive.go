@@ -19,20 +19,16 @@ var (
 // Read gives yamux the peer's frames that concern a stream's life. Data, windows and
 // pings are dealt with here.
 func (m *mux) Read(p []byte) (int, error) {
-	// yamux has dealt with the frame before: it asks for more only then.
-	if m.passed&flagSYN != 0 {
+	if m.synPassed {
+		// yamux has the stream in its queue: it asks for more only then.
+		m.synPassed = false
 		if f := m.onIncoming.Load(); f != nil {
 			(*f)()
 		}
 	}
-	if m.passed&(flagACK|flagRST) != 0 {
-		m.acknowledged(binary.BigEndian.Uint32(m.head[4:]))
-	}
-	m.passed = 0
 	for m.headLeft == 0 {
 		if m.headRead == 0 && m.hasInject.Load() {
 			m.head, m.headLeft = m.takeInjected(), headerSize
-			m.passed = flagRST
 			break
 		}
 		n, err := m.readConn(m.head[m.headRead:])
@@ -96,7 +92,7 @@ func (m *mux) handleFrame() error {
 			return errEarly
 		}
 		f = m.openFlow(id)
-		m.synSeen, m.passed = true, flagSYN
+		m.synPassed, m.synSeen = true, true
 	}
 	if h[1] == typeData {
 		if err := m.handleData(f, int(length)); err != nil {
@@ -113,7 +109,6 @@ func (m *mux) handleFrame() error {
 	} else if f != nil && flags&flagFIN != 0 {
 		f.handleFIN()
 	}
-	m.passed |= flags & (flagACK | flagRST)
 	binary.BigEndian.PutUint32(h[8:], 0) // whatever it carried was taken
 	m.headLeft = headerSize
 	return nil

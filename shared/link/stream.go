@@ -131,7 +131,6 @@ func (s *Stream) CloseWrite() error {
 	if err := s.ys.Close(); err != nil {
 		return s.writeError(err)
 	}
-	s.link.mux.flushDeferred(false)
 	if s.link.session.IsClosed() {
 		return s.writeError(errFlowDead)
 	}
@@ -210,7 +209,6 @@ func (s *Stream) finWait() {
 	}
 	s.flow.closeWrite()
 	_ = s.ys.Close()
-	s.link.mux.flushDeferred(false)
 	timer := time.NewTimer(finWaitTime)
 	defer timer.Stop()
 	lingers := s.flow.linger()

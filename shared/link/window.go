@@ -47,11 +47,10 @@ func (m *mux) handleRTT(rtt time.Duration) {
 }
 
 // openWindow gives a flow more window at its begin than every stream has, and returns the
-// credit for the peer. The hello takes of that which the peer gives to every stream.
-func (f *flow) openWindow(m *mux, hello int) int64 {
+// credit for the peer.
+func (f *flow) openWindow(m *mux) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.sendCredit -= int64(hello)
 	if f.owner == nil {
 		return 0
 	}

@@ -233,6 +233,7 @@ func (s *session) report(ctx context.Context) {
 			return
 		case <-facts.C:
 			s.sendFacts()
+			s.link.Ping() // for the round trip that people are shown
 			id++
 			s.send(wire.Message{Type: wire.TypePing, Ping: &wire.Ping{ID: id}})
 		case <-changed:
