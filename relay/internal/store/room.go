@@ -139,6 +139,10 @@ func (s *Store) relieve(ctx context.Context, client *clientv3.Client, st *client
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		s.log.Warn("compacting the store", "error", err)
 	}
+	// What that freed is to be seen now, not after twice the wait.
+	if fresh, err := s.statusOf(ctx, client); err == nil {
+		st = fresh
+	}
 	// Defragmenting stops the store while it copies what is in use. Before anything is
 	// refused that must be possible, that is done only if it gives back much and takes
 	// moments: a relay whose store stands still for seconds loses its lease. In a store
