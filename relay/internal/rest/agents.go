@@ -13,21 +13,8 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-const (
-	defaultPerPage = 20
-	maxPerPage     = 100
-)
-
 func (a *API) listAgents(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
-	q, err := query(r, "page", "per_page")
-	if err != nil {
-		return err
-	}
-	page, err := number(q, "page", 1, 0)
-	if err != nil {
-		return err
-	}
-	perPage, err := number(q, "per_page", defaultPerPage, maxPerPage)
+	page, perPage, err := paging(r)
 	if err != nil {
 		return err
 	}
