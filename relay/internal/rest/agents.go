@@ -61,7 +61,7 @@ func (a *API) describe(p store.Presence, now time.Time) api.Agent {
 	rec, _ := a.cfg.Store.Agent(p.Key())
 	f := p.Facts
 	out := api.Agent{
-		AgentID: p.Agent, AgentLabels: p.Labels, LastHeartbeat: p.Heartbeat.UTC().Truncate(time.Millisecond), AgentVersion: p.Version,
+		AgentID: p.Agent, AgentLabels: labels(p), LastHeartbeat: p.Heartbeat.UTC().Truncate(time.Millisecond), AgentVersion: p.Version,
 		PlatformArch: p.Platform, ConnectedAt: p.ConnectedAt.UTC(), RunningTasks: runningTasks(rec, now), TasksCompleted: rec.Completed,
 		Tool: f.Tool, ToolVersion: f.ToolVersion, ComfyUIVersion: f.ComfyUIVersion, GPUCapacity: rec.Capacity,
 		SyncPhase: rec.Declared.SyncPhase, SyncDetail: rec.Declared.SyncDetail, SyncPercent: rec.Declared.SyncPercent,

@@ -124,7 +124,7 @@ func TestAgentsInPagesAndStates(t *testing.T) {
 		if a := into[api.Agent](t, r, 200); a.AgentStatus != c.want {
 			t.Errorf("status %s, want %s", a.AgentStatus, c.want)
 		}
-		for _, unknown := range []string{"tool_version", "pytorch_version", "vram_free", "agent_labels", "link_rtt_ms"} {
+		for _, unknown := range []string{"tool_version", "pytorch_version", "vram_free", "link_rtt_ms"} {
 			if strings.Contains(string(r.body), unknown) {
 				t.Errorf("%s is not known and there: %s", unknown, r.body)
 			}

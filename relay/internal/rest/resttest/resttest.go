@@ -34,7 +34,7 @@ func Load(spec []byte) (*Description, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", err)
 	}
-	v, errs := validator.NewValidator(doc, config.WithFormatAssertions(), config.WithStrictMode(), config.WithStrictIgnorePaths("**.agent_labels.*"), config.WithoutSecurityValidation(),
+	v, errs := validator.NewValidator(doc, config.WithFormatAssertions(), config.WithStrictMode(), config.WithoutSecurityValidation(),
 		config.WithStrictIgnoredHeadersExtra("Allow", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After", "Www-Authenticate", "Content-Security-Policy"))
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", errors.Join(errs...))
