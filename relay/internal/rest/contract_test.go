@@ -180,8 +180,7 @@ func missing(want reflect.Type, doc any, at string) []string {
 		return []string{at}
 	}
 	var out []string
-	for i := range want.NumField() {
-		f := want.Field(i)
+	for f := range want.Fields() {
 		name := f.Tag.Get("json")
 		value, there := object[name]
 		switch {
