@@ -151,7 +151,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 	hooks := linkHooks(reg, unread)
 	a.uplink = uplink.New(uplink.Config{
 		RelayURLs: conf.RelayURL, Links: conf.Links, ExtraLinks: conf.ExtraLinks, Agent: ident.AgentID(conf.AgentID), Version: opts.Version,
-		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels, Capabilities: capabilities,
+		Platform: runtime.GOOS + "/" + runtime.GOARCH, Labels: conf.Labels.Mapping(), Capabilities: capabilities,
 		TaskCapacity: conf.Tasks.Capacity,
 		Dial: func(ctx context.Context, relay string) (*link.Link, error) {
 			token, err := conf.Token()

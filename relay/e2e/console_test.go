@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -174,8 +175,8 @@ func TestConsole(t *testing.T) {
 
 	c.do("without machines the page says how to get one", text("No machine is connected"), text("adit-agent run"))
 	c.see("empty")
-	w.Agent(r, "gpu-7", gpuBox(w, "rack=b12,pool=render")...)
-	c.do("a machine appears by itself, with its facts", text("gpu-7"), text("Idle"), text("rack"), text("NVIDIA A100-SXM4-80GB"), text("of 80.0 GiB"))
+	w.Agent(r, "gpu-7", gpuBox(w, "rack=b12,pool=render,fast")...)
+	c.do("a machine appears by itself, with its facts", text("gpu-7"), text("Idle"), text("rack"), text("fast"), text("a100"), text("NVIDIA A100-SXM4-80GB"), text("of 80.0 GiB"))
 	other := w.Agent(r, "gpu-12", gpuBox(w, "pool=train")...)
 	c.do("another one, too, in the order people count", text("gpu-12"), world.Until(`document.querySelector(".agent-card h2").textContent === "gpu-7"`))
 
@@ -254,6 +255,8 @@ func TestConsole(t *testing.T) {
 	c.do("and opens when it has ended", text("Tunnel to gpu-12 is open"), press("Done"), focused("Open tunnel to gpu-12"))
 
 	c.do("filtering by a label", chromedp.KeyEvent("/"), world.Until(`document.activeElement.type === "search"`), fill("input[type=search]", "render"), world.Until(`document.querySelectorAll(".agent-card").length === 1`), text("1 shown"))
+	c.do("by a label as the API has it", fill("input[type=search]", "pool=train"), world.Until(`document.querySelector(".agent-card h2").textContent === "gpu-12"`))
+	c.do("and by one that the relay found", fill("input[type=search]", "a100 comfyui"), text("No machine matches"), fill("input[type=search]", "a100 "+runtime.GOARCH), text("2 shown"))
 	c.do("no match is said", fill("input[type=search]", "renderxyz"), text("No machine matches"), press("Clear the filter"), world.Until(`document.querySelectorAll(".agent-card").length === 2`))
 	c.see("board")
 

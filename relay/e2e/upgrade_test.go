@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -57,10 +59,11 @@ func TestUpgradeOneSide(t *testing.T) {
 			r := relaySide.NewRelay(world.PathForm)
 			r.Start()
 			r.WaitReady(60 * time.Second)
-			a := agentSide.NewAgent(r, "gpu-1")
+			a := agentSide.NewAgent(r, "gpu-1", "ADIT_LABELS=pool=render,zone=a")
 			a.Start()
 			sk := r.Credential("integration", world.Team)
 			a.WaitOnline(r, sk, 60*time.Second)
+			labelled(t, r, w, sk, relaySide.Bin == w.Bin)
 			everything(t, r, a, sk)
 			if err := a.Stop(30 * time.Second); err != nil {
 				t.Errorf("the agent stops: %v", err)
@@ -69,6 +72,22 @@ func TestUpgradeOneSide(t *testing.T) {
 				t.Errorf("the relay stops: %v", err)
 			}
 		})
+	}
+}
+
+// labelled looks for the agent's labels: in the API, and with this version's command.
+// What the relay adds to them is there if the relay is of this version.
+func labelled(t *testing.T, r *world.Relay, now *world.World, sk string, adds bool) {
+	t.Helper()
+	var one api.Agent
+	if status, p := r.API(sk, http.MethodGet, "/agents/gpu-1", nil, &one); status != http.StatusOK {
+		t.Fatalf("show the agent: %d %v", status, p)
+	}
+	list := now.Run([]string{"ADIT_URL=" + fmt.Sprintf("http://127.0.0.1:%d", r.Port), "ADIT_TOKEN=" + sk}, filepath.Join(now.Bin, "adit"), "agents", "--json")
+	for label, want := range map[string]bool{"pool=render": true, "zone=a": true, runtime.GOARCH: adds} {
+		if slices.Contains(one.AgentLabels, label) != want || strings.Contains(list, fmt.Sprintf("%q", label)) != want {
+			t.Errorf("the label %s should be there: %v; the API has %q, adit agents says %s", label, want, one.AgentLabels, list)
+		}
 	}
 }
 

@@ -170,31 +170,31 @@ const (
 
 // Agent is one agent as lists show it. Fields that are not known are absent.
 type Agent struct {
-	AgentID        ident.AgentID     `json:"agent_id"`
-	AgentStatus    AgentStatus       `json:"agent_status"`
-	AgentLabels    map[string]string `json:"agent_labels,omitempty"`
-	LastHeartbeat  time.Time         `json:"last_heartbeat,omitzero"`
-	AgentVersion   string            `json:"agent_version,omitempty"`
-	PlatformArch   string            `json:"platform_arch,omitempty"`
-	ConnectedAt    time.Time         `json:"connected_at,omitzero"`
-	RunningCount   int               `json:"running_count"`
-	RunningTasks   []ident.TaskID    `json:"running_tasks"`
-	CurrentTaskID  ident.TaskID      `json:"current_task_id,omitempty"`
-	TasksCompleted uint64            `json:"tasks_completed"`
-	Tool           string            `json:"tool,omitempty"`
-	ToolVersion    string            `json:"tool_version,omitempty"`
-	ComfyUIVersion string            `json:"comfyui_version,omitempty"`
-	GPUCapacity    int               `json:"gpu_capacity,omitempty"`
-	SyncPhase      string            `json:"sync_phase,omitempty"`
-	SyncDetail     string            `json:"sync_detail,omitempty"`
-	SyncPercent    *float64          `json:"sync_percent,omitempty"`
-	SystemStats    *SystemStats      `json:"system_stats,omitempty"`
-	Tunnels        int               `json:"tunnels"`
-	Paused         bool              `json:"paused,omitempty"`
-	StatusDetail   string            `json:"status_detail,omitempty"` // why unhealthy, …
-	RelayID        ident.RelayID     `json:"relay_id,omitempty"`
-	LinkRTTMillis  float64           `json:"link_rtt_ms,omitempty"`
-	LinkCongestion string            `json:"link_congestion,omitempty"`
+	AgentID        ident.AgentID  `json:"agent_id"`
+	AgentStatus    AgentStatus    `json:"agent_status"`
+	AgentLabels    Labels         `json:"agent_labels,omitempty"`
+	LastHeartbeat  time.Time      `json:"last_heartbeat,omitzero"`
+	AgentVersion   string         `json:"agent_version,omitempty"`
+	PlatformArch   string         `json:"platform_arch,omitempty"`
+	ConnectedAt    time.Time      `json:"connected_at,omitzero"`
+	RunningCount   int            `json:"running_count"`
+	RunningTasks   []ident.TaskID `json:"running_tasks"`
+	CurrentTaskID  ident.TaskID   `json:"current_task_id,omitempty"`
+	TasksCompleted uint64         `json:"tasks_completed"`
+	Tool           string         `json:"tool,omitempty"`
+	ToolVersion    string         `json:"tool_version,omitempty"`
+	ComfyUIVersion string         `json:"comfyui_version,omitempty"`
+	GPUCapacity    int            `json:"gpu_capacity,omitempty"`
+	SyncPhase      string         `json:"sync_phase,omitempty"`
+	SyncDetail     string         `json:"sync_detail,omitempty"`
+	SyncPercent    *float64       `json:"sync_percent,omitempty"`
+	SystemStats    *SystemStats   `json:"system_stats,omitempty"`
+	Tunnels        int            `json:"tunnels"`
+	Paused         bool           `json:"paused,omitempty"`
+	StatusDetail   string         `json:"status_detail,omitempty"` // why unhealthy, …
+	RelayID        ident.RelayID  `json:"relay_id,omitempty"`
+	LinkRTTMillis  float64        `json:"link_rtt_ms,omitempty"`
+	LinkCongestion string         `json:"link_congestion,omitempty"`
 }
 
 // SystemStats is what the agent's machine reports of itself.

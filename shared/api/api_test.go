@@ -72,7 +72,7 @@ func TestProblem(t *testing.T) {
 	}
 	want := map[string]any{
 		"type": "about:blank", "title": "Service Unavailable", "status": 503.0, "code": "store_unavailable",
-		"detail": "the store of 3 has no quorum", "hop": "relay", "request_id": "req-1", "retry_after": 2.0,
+		"detail": "the store of 3 has no quorum", "error_message": "the store of 3 has no quorum", "hop": "relay", "request_id": "req-1", "retry_after": 2.0,
 	}
 	if w.Code != 503 || !reflect.DeepEqual(got, want) {
 		t.Errorf("status %d\n got %v\nwant %v", w.Code, got, want)
@@ -86,6 +86,15 @@ func TestProblem(t *testing.T) {
 	bare := &api.Problem{Status: 400, Code: "x"}
 	w = httptest.NewRecorder()
 	bare.WithRetry(time.Millisecond).Write(w, "")
+	for p, want := range map[*api.Problem]string{
+		api.NewProblem(api.CodeNotFound, ""): `"error_message":"Not Found"`, {Status: 400, Code: "x"}: `"error_message":"x"`,
+		api.NewProblem(api.CodeNotFound, "no such door"): `"error_message":"no such door"`,
+	} {
+		b, err := json.Marshal(p)
+		if err != nil || !strings.Contains(string(b), want) || strings.Contains(string(b), "retry_after") {
+			t.Errorf("an error always has a text for people, %s; got %s, %v", want, b, err)
+		}
+	}
 	if w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"type":"about:blank"`) {
 		t.Errorf("a short wait is a second, and a type is never empty; got %q, %s", w.Header().Get("Retry-After"), w.Body.String())
 	}

@@ -105,6 +105,23 @@ func (p *Problem) Error() string {
 // Unwrap returns the cause.
 func (p *Problem) Unwrap() error { return p.Cause }
 
+// MarshalJSON adds what is said twice: error_message, the text for people under the name
+// that the published contract has for it, and retry_after, the header's value for those
+// who only see the body. Neither is read back.
+func (p Problem) MarshalJSON() ([]byte, error) {
+	type plain Problem // without this method
+	return json.Marshal(struct {
+		plain
+		ErrorMessage string `json:"error_message"`
+		RetryAfter   int    `json:"retry_after,omitempty"`
+	}{plain(p), cmp.Or(p.Detail, p.Title, string(p.Code)), p.retrySeconds()})
+}
+
+// retrySeconds is RetryAfter in whole seconds, rounded up: not before it is of use.
+func (p Problem) retrySeconds() int {
+	return int((max(p.RetryAfter.D(), 0) + time.Second - 1) / time.Second)
+}
+
 // Write sends the problem as the answer to a request.
 func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 	c := *p
@@ -117,17 +134,12 @@ func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", StrictPolicy)
-	out := struct {
-		*Problem
-		RetryAfter int `json:"retry_after,omitempty"` // the header's value, for those who only see the body
-	}{Problem: &c}
-	if c.RetryAfter > 0 {
-		out.RetryAfter = int((c.RetryAfter.D() + time.Second - 1) / time.Second) // up: not before it is of use
-		h.Set("Retry-After", strconv.Itoa(out.RetryAfter))
+	if s := c.retrySeconds(); s > 0 {
+		h.Set("Retry-After", strconv.Itoa(s))
 	}
 	if c.Status == http.StatusUnauthorized { // the header is not optional (RFC 9110, section 15.5.2)
 		h.Set("WWW-Authenticate", cmp.Or(c.Challenge, DefaultChallenge))
 	}
 	w.WriteHeader(c.Status)
-	_ = json.NewEncoder(w).Encode(&out) // the peer may be gone; there is nobody left to tell
+	_ = json.NewEncoder(w).Encode(c) // the peer may be gone; there is nobody left to tell
 }

@@ -9,7 +9,8 @@
 //
 // Nested structs make dotted keys ("tls.cert_file"); a struct field without a tag
 // is skipped unless it is embedded. Types are string, bool, whole numbers, float64,
-// []string, map[string]string, types made of these, and whatever implements
+// []string, map[string]string, types made of these, api.Labels (a list that
+// a file may also give as a mapping), and whatever implements
 // encoding.TextUnmarshaler (api.Duration, ident.Secret).
 //
 // The order is flag, environment, file, default; the first that is set wins, and

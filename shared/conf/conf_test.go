@@ -40,6 +40,7 @@ type program struct {
 	} `conf:"tls"`
 	Relays     []string          `conf:"relay_url"`
 	Labels     map[string]string `conf:"labels"`
+	Tags       api.Labels        `conf:"tags"`
 	Credential ident.Secret      `conf:"credential"`
 	Log        logging           `conf:"log"`
 	parsed     string            // no key
@@ -109,6 +110,7 @@ func TestLoadEveryKeyFromEnvironment(t *testing.T) {
 		"tunnel.idle_timeout": "90d", "tunnel.hold": "15", "tls.acme.enabled": "true",
 		"tls.acme.email": "ops@example.com", "tls.cert_file": "/etc/adit/cert.pem",
 		"relay_url": "https://a.example.com, https://b.example.com,", "labels": "GPU=A100, zone.example.com/x=b",
+		"tags":       "a100, pool=render",
 		"credential": "ak-secret", "log.level": "debug", "log.format": "json",
 	}
 	var p program // no default anywhere, and no flag
@@ -127,9 +129,24 @@ func TestLoadEveryKeyFromEnvironment(t *testing.T) {
 	want.TLS.ACME.Enabled, want.TLS.ACME.Email, want.TLS.CertFile = true, "ops@example.com", "/etc/adit/cert.pem"
 	want.Relays = []string{"https://a.example.com", "https://b.example.com"}
 	want.Labels = map[string]string{"GPU": "A100", "zone.example.com/x": "b"}
+	want.Tags = api.Labels{"a100", "pool=render"}
 	want.Log = logging{Level: "debug", Format: "json"}
 	if !reflect.DeepEqual(p, want) {
 		t.Fatalf("each key should be read from its variable\n got %+v\nwant %+v", p, want)
+	}
+}
+
+func TestLabelsAreAListOrAMapping(t *testing.T) {
+	for file, want := range map[string]api.Labels{
+		"tags: [a100, pool=render]\n":                    {"a100", "pool=render"},
+		"tags: a100\n":                                   {"a100"},
+		"tags:\n  zone: rack-7\n  fast: \"\"\n  n: 12\n": {"fast", "n=12", "zone=rack-7"},
+		"tags: []\n":                                     {},
+		"tags: {}\n":                                     {},
+	} {
+		if got, err := load(t, file); err != nil || !slices.Equal(got.Tags, want) {
+			t.Errorf("%q: got %q, %v; want %q", file, got.Tags, err, want)
+		}
 	}
 }
 
@@ -204,6 +221,8 @@ func TestLoadNamesFaults(t *testing.T) {
 		"fraction":            {file: "links: 1.5\n", want: []string{"relay.yaml:1: links: want a whole number, not 1.5"}},
 		"out of range":        {file: "small: 256\n", want: []string{"relay.yaml:1: small: 256 is out of range"}},
 		"text for bool":       {file: "tls:\n  acme:\n    enabled: \"true\"\n", want: []string{`relay.yaml:3: tls.acme.enabled: want true or false, not the text "true"`}},
+		"number in labels":    {file: "tags: {a: [b]}\n", want: []string{"relay.yaml:1: tags: a: want text, not a list"}},
+		"twice in tags":       {file: "tags: {a: b, a: c}\n", want: []string{`relay.yaml:1: tags: "a" stands twice`}},
 		"text for mapping":    {file: "labels: gpu\n", want: []string{`relay.yaml:1: labels: want a mapping of names to texts, not the text "gpu"`}},
 		"null label":          {file: "labels: {a: ~}\n", want: []string{"relay.yaml:1: labels: a: want text, not nothing"}},
 		"bad duration":        {file: "tunnel:\n  hold: soon\n", want: []string{`relay.yaml:2: tunnel.hold: a duration is text like "30m" or "90d", or a number of seconds, not "soon"`}},
@@ -293,6 +312,7 @@ func TestPrint(t *testing.T) {
 	p.Agent = "007"
 	p.Relays = []string{"https://user:canary@relay.example.com"}
 	p.Labels = map[string]string{"on": "true", "GPU": "A100"}
+	p.Tags = api.Labels{"007", "pool=render"}
 	var b strings.Builder
 	if err := conf.Print(&b, p); err != nil {
 		t.Fatal(err)

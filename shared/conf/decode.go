@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 // decodeText reads a value of a flag or the environment: lists are separated by
@@ -95,6 +97,8 @@ func decodeNode(n *yaml.Node, into reflect.Value) error {
 			return wrong
 		}
 		return decodeText(n.Value, into)
+	case t == reflect.TypeFor[api.Labels]() && n.Kind == yaml.MappingNode:
+		return decodeLabels(n, into, wrong)
 	case t.Kind() == reflect.Slice:
 		return decodeList(n, into, wrong)
 	case t.Kind() == reflect.Map:
@@ -141,6 +145,16 @@ func decodeList(n *yaml.Node, into reflect.Value, wrong error) error {
 		list = reflect.Append(list, reflect.ValueOf(item.Value).Convert(t.Elem()))
 	}
 	into.Set(list)
+	return nil
+}
+
+// decodeLabels reads a mapping as the list of its entries.
+func decodeLabels(n *yaml.Node, into reflect.Value, wrong error) error {
+	mapping := map[string]string{}
+	if err := decodeMapping(n, reflect.ValueOf(&mapping).Elem(), wrong); err != nil {
+		return err
+	}
+	into.Set(reflect.ValueOf(api.LabelsOf(mapping)))
 	return nil
 }
 
@@ -197,6 +211,8 @@ func wanted(t reflect.Type) string {
 	switch {
 	case isText(t) || t.Kind() == reflect.String:
 		return "text"
+	case t == reflect.TypeFor[api.Labels]():
+		return "a list of texts, or a mapping of names to texts"
 	case t.Kind() == reflect.Slice:
 		return "a list of texts"
 	case t.Kind() == reflect.Map:

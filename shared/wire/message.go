@@ -71,8 +71,8 @@ type AgentHello struct {
 	// of its earlier sessions can reach its ports any more.
 	Alone        bool              `json:"alone,omitempty"`
 	Version      string            `json:"version"`
-	Platform     string            `json:"platform"` // GOOS/GOARCH
-	Labels       map[string]string `json:"labels,omitempty"`
+	Platform     string            `json:"platform"`         // GOOS/GOARCH
+	Labels       map[string]string `json:"labels,omitempty"` // as api.Labels.Mapping has them
 	Capabilities []string          `json:"capabilities,omitempty"`
 	TaskCapacity int               `json:"task_capacity,omitempty"`
 	Tunnels      []ident.SessionID `json:"tunnels,omitempty"` // those the agent believes open

@@ -14,26 +14,26 @@ import (
 
 // Config is the agent's configuration. New holds the defaults.
 type Config struct {
-	RelayURL       []string          `conf:"relay_url" help:"address of the relay, or a list of several that are tried in turn"`
-	AgentID        string            `conf:"agent_id" help:"this machine's name within the team (default: host name)"`
-	CredentialFile string            `conf:"credential_file" help:"file that holds the agent's credential (ak-…), readable by the agent only"`
-	Credential     ident.Secret      `conf:"credential" help:"the agent's credential itself; prefer credential_file"`
-	Labels         map[string]string `conf:"labels" help:"labels shown in lists of agents"`
-	StateDir       string            `conf:"state_dir" help:"directory for what must survive a restart"`
-	Links          int               `conf:"links" help:"links that are always kept, each to another relay where there are several, 1 to 8"`
-	ExtraLinks     int               `conf:"extra_links" help:"further connections beside each link while a tunnel is open, 0 to 8"`
-	AllowPorts     string            `conf:"allow_ports" help:"ports a tunnel may reach, as in 8188,8888-8899"`
-	StopGrace      api.Duration      `conf:"stop_grace" help:"how long running connections may go on when the agent stops"`
-	Local          Local             `conf:"local"`
-	Metrics        Metrics           `conf:"metrics"`
-	Tasks          Tasks             `conf:"tasks"`
-	Health         []string          `conf:"health" help:"URLs on this machine that must answer 2xx or 3xx for the agent to count as healthy"`
-	Facts          Facts             `conf:"facts"`
-	Hooks          Hooks             `conf:"hooks"`
-	Terminal       Terminal          `conf:"terminal"`
-	TLS            TLS               `conf:"tls"`
-	Trace          Trace             `conf:"trace"`
-	Log            Log               `conf:"log"`
+	RelayURL       []string     `conf:"relay_url" help:"address of the relay, or a list of several that are tried in turn"`
+	AgentID        string       `conf:"agent_id" help:"this machine's name within the team (default: host name)"`
+	CredentialFile string       `conf:"credential_file" help:"file that holds the agent's credential (ak-…), readable by the agent only"`
+	Credential     ident.Secret `conf:"credential" help:"the agent's credential itself; prefer credential_file"`
+	Labels         api.Labels   `conf:"labels" help:"labels of this machine in lists of agents, as in a100,pool=render"`
+	StateDir       string       `conf:"state_dir" help:"directory for what must survive a restart"`
+	Links          int          `conf:"links" help:"links that are always kept, each to another relay where there are several, 1 to 8"`
+	ExtraLinks     int          `conf:"extra_links" help:"further connections beside each link while a tunnel is open, 0 to 8"`
+	AllowPorts     string       `conf:"allow_ports" help:"ports a tunnel may reach, as in 8188,8888-8899"`
+	StopGrace      api.Duration `conf:"stop_grace" help:"how long running connections may go on when the agent stops"`
+	Local          Local        `conf:"local"`
+	Metrics        Metrics      `conf:"metrics"`
+	Tasks          Tasks        `conf:"tasks"`
+	Health         []string     `conf:"health" help:"URLs on this machine that must answer 2xx or 3xx for the agent to count as healthy"`
+	Facts          Facts        `conf:"facts"`
+	Hooks          Hooks        `conf:"hooks"`
+	Terminal       Terminal     `conf:"terminal"`
+	TLS            TLS          `conf:"tls"`
+	Trace          Trace        `conf:"trace"`
+	Log            Log          `conf:"log"`
 }
 
 // Trace says where OpenTelemetry traces go.

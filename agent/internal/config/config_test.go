@@ -102,7 +102,7 @@ func present(tree map[string]any, path []string) bool {
 func TestEveryKeyComesFromTheEnvironment(t *testing.T) {
 	t.Setenv("ADIT_RELAY_URL", "https://a.example.com,https://b.example.com")
 	t.Setenv("ADIT_CREDENTIAL", "ak-xyz")
-	t.Setenv("ADIT_LABELS", "zone=a,rack=7")
+	t.Setenv("ADIT_LABELS", "zone=a,fast,rack=7")
 	t.Setenv("ADIT_LOCAL_LISTEN", "127.0.0.1:9466")
 	t.Setenv("ADIT_TASKS_CAPACITY", "3")
 	t.Setenv("ADIT_HOOKS_TIMEOUT", "90s")
@@ -118,7 +118,7 @@ func TestEveryKeyComesFromTheEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(c.RelayURL, []string{"https://a.example.com", "https://b.example.com"}) || c.Credential.Reveal() != "ak-xyz" ||
-		c.Labels["rack"] != "7" || c.Local.Listen != "127.0.0.1:9466" || c.Tasks.Capacity != 3 || c.Hooks.Timeout.D() != 90*time.Second || c.Terminal.Env["A"] != "b" {
+		!slices.Equal(c.Labels, []string{"zone=a", "fast", "rack=7"}) || c.Local.Listen != "127.0.0.1:9466" || c.Tasks.Capacity != 3 || c.Hooks.Timeout.D() != 90*time.Second || c.Terminal.Env["A"] != "b" {
 		t.Errorf("the environment gave %+v", c)
 	}
 	if c.AllowPorts != "8188,8888-8899" {
@@ -171,7 +171,13 @@ func TestValidate(t *testing.T) {
 		{"level", func(c *config.Config) { c.Log.Level = "loud" }, "log.level: "},
 		{"format", func(c *config.Config) { c.Log.Format = "xml" }, "log.format: "},
 		{"a long socket path", func(c *config.Config) { c.Local.Socket = "/" + strings.Repeat("x", 120) }, "local.socket: "},
-		{"labels", func(c *config.Config) { c.Labels = map[string]string{"": "x"} }, "labels: "},
+		{"a label without a name", func(c *config.Config) { c.Labels = api.Labels{"=x"} }, "labels: "},
+		{"an empty label", func(c *config.Config) { c.Labels = api.Labels{""} }, "labels: "},
+		{"a long label", func(c *config.Config) { c.Labels = api.Labels{"ok", strings.Repeat("x", 257)} }, "labels: "},
+		{"a label with a long value", func(c *config.Config) { c.Labels = api.Labels{"x=" + strings.Repeat("x", 257)} }, "labels: "},
+		{"a label with a comma", func(c *config.Config) { c.Labels = api.Labels{"note=a,b"} }, `labels: "note=a,b" holds a comma`},
+		{"a label with a control character", func(c *config.Config) { c.Labels = api.Labels{"a\x1bb"} }, "holds a control character"},
+		{"many labels", func(c *config.Config) { c.Labels = strings.Split(strings.Repeat("x ", 65), " ") }, "labels: are "},
 		{"grace", func(c *config.Config) { c.StopGrace = -1 }, "stop_grace: "},
 		{"state", func(c *config.Config) { c.StateDir = "" }, "state_dir: "},
 	}

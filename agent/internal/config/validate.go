@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/conf"
@@ -111,9 +112,15 @@ func (c *Config) validateLabels(bad func(key, format string, args ...any)) {
 	if len(c.Labels) > maxLabels {
 		bad("labels", "are %d, at most %d are allowed", len(c.Labels), maxLabels)
 	}
-	for k, v := range c.Labels {
-		if k == "" || len(k) > maxLabelText || len(v) > maxLabelText {
-			bad("labels", "%.40q: a name is 1 to %d bytes, a value at most as many", k, maxLabelText)
+	for _, label := range c.Labels {
+		name, value, _ := strings.Cut(label, "=")
+		switch {
+		case name == "" || len(name) > maxLabelText || len(value) > maxLabelText:
+			bad("labels", "%.40q: a name is 1 to %d bytes, a value behind '=' at most as many", label, maxLabelText)
+		case strings.ContainsRune(label, ','):
+			bad("labels", "%.40q holds a comma, which separates labels: make it two, or take another character", label)
+		case strings.ContainsFunc(label, unicode.IsControl):
+			bad("labels", "%.40q holds a control character", label)
 		}
 	}
 }

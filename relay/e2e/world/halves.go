@@ -32,8 +32,9 @@ type Relay struct {
 	Env     []string
 	On      []string // the beginning of its command line, if it runs on another host
 
-	once   sync.Once
-	client *http.Client // compares every answer of the API with its description
+	started string // the directory of the programs that it was last started from
+	once    sync.Once
+	client  *http.Client // compares every answer of the API with its description
 }
 
 // Relay starts a relay on loopback with its own data and waits until it is ready.
@@ -71,6 +72,9 @@ func (r *Relay) Start() {
 // StartAs is Start under another name in what the test prints.
 func (r *Relay) StartAs(name string) {
 	r.W.T.Helper()
+	if r.started != r.W.Bin { // another version has another description
+		r.started, r.once = r.W.Bin, sync.Once{}
+	}
 	line := append(slices.Clone(r.On), filepath.Join(r.W.Bin, "adit-relay"), "serve")
 	r.Process = r.W.Start(name, r.Env, line[0], line[1:]...)
 }

@@ -95,7 +95,7 @@ func (r *relay) machines() []api.Agent {
 	pct := 42.0
 	return []api.Agent{
 		{
-			AgentID: "gpu-1", AgentStatus: api.StatusIdle, LastHeartbeat: time.Now(), RunningTasks: []ident.TaskID{},
+			AgentID: "gpu-1", AgentStatus: api.StatusIdle, AgentLabels: api.Labels{"amd64", "gpu", "pool=render"}, LastHeartbeat: time.Now(), RunningTasks: []ident.TaskID{},
 			Tool: "comfyui", ToolVersion: "0.3.40", LinkRTTMillis: 12.5, LinkCongestion: "bbr",
 			SystemStats: &api.SystemStats{GPUDevices: []api.GPUDevice{{DeviceName: "RTX 4090", VRAMTotal: 24 << 30, VRAMFree: 20 << 30}}},
 		},

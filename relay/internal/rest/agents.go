@@ -13,21 +13,8 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-const (
-	defaultPerPage = 20
-	maxPerPage     = 100
-)
-
 func (a *API) listAgents(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
-	q, err := query(r, "page", "per_page")
-	if err != nil {
-		return err
-	}
-	page, err := number(q, "page", 1, 0)
-	if err != nil {
-		return err
-	}
-	perPage, err := number(q, "per_page", defaultPerPage, maxPerPage)
+	page, perPage, err := paging(r)
 	if err != nil {
 		return err
 	}
@@ -74,7 +61,7 @@ func (a *API) describe(p store.Presence, now time.Time) api.Agent {
 	rec, _ := a.cfg.Store.Agent(p.Key())
 	f := p.Facts
 	out := api.Agent{
-		AgentID: p.Agent, AgentLabels: p.Labels, LastHeartbeat: p.Heartbeat.UTC().Truncate(time.Millisecond), AgentVersion: p.Version,
+		AgentID: p.Agent, AgentLabels: labels(p), LastHeartbeat: p.Heartbeat.UTC().Truncate(time.Millisecond), AgentVersion: p.Version,
 		PlatformArch: p.Platform, ConnectedAt: p.ConnectedAt.UTC(), RunningTasks: runningTasks(rec, now), TasksCompleted: rec.Completed,
 		Tool: f.Tool, ToolVersion: f.ToolVersion, ComfyUIVersion: f.ComfyUIVersion, GPUCapacity: rec.Capacity,
 		SyncPhase: rec.Declared.SyncPhase, SyncDetail: rec.Declared.SyncDetail, SyncPercent: rec.Declared.SyncPercent,

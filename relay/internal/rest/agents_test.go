@@ -73,9 +73,19 @@ func TestAgentsInPagesAndStates(t *testing.T) {
 		w.connect(ours, ident.AgentID(fmt.Sprintf("gpu-%d", i+2)))
 	}
 	w.connect(theirs, "other")
-	list := into[api.AgentList](t, w.do("GET", "/agents?page=2&per_page=2", "user", ""), 200)
-	if len(list.AgentList) != 2 || list.AgentList[0].AgentID != "gpu-3" || list.PageMeta != (api.PageMeta{CurrentPage: 2, PerPage: 2, TotalCount: 5}) {
-		t.Errorf("second page: %+v", list)
+	var list api.AgentList
+	for _, second := range []string{"current_page=2", "page=2", "current_page=2&page=2"} {
+		list = into[api.AgentList](t, w.do("GET", "/agents?per_page=2&"+second, "user", ""), 200)
+		if len(list.AgentList) != 2 || list.AgentList[0].AgentID != "gpu-3" || list.PageMeta != (api.PageMeta{CurrentPage: 2, PerPage: 2, TotalCount: 5}) {
+			t.Errorf("%s, the second page: %+v", second, list)
+		}
+	}
+	for _, q := range []string{"current_page=2&page=1", "current_page=1&page=2"} {
+		r := w.do("GET", "/agents?"+q, "user", "")
+		w.want(r, "Bad Request invalid_parameter")
+		if p := into[api.Problem](t, r, 400); !strings.Contains(p.Detail, "current_page is ") || !strings.Contains(p.Detail, " page,") {
+			t.Errorf("%s: both should be named: %s", q, p.Detail)
+		}
 	}
 	for _, page := range []string{"9", "4611686018427387904"} {
 		list = into[api.AgentList](t, w.do("GET", "/agents?per_page=3&page="+page, "user", ""), 200)
@@ -83,10 +93,11 @@ func TestAgentsInPagesAndStates(t *testing.T) {
 			t.Errorf("page %s: %+v", page, list)
 		}
 	}
-	for _, q := range []string{"per_page=101", "per_page=0", "page=0", "page=x", "page=-1", "page=99999999999999999999"} {
+	for _, q := range []string{"per_page=101", "per_page=0", "page=0", "current_page=0", "current_page=x&page=1", "current_page=1&page=x", "page=x", "page=-1", "page=99999999999999999999"} {
 		w.want(w.do("GET", "/agents?"+q, "user", ""), "Unprocessable Entity out_of_range")
 	}
 	w.want(w.do("GET", "/agents?page=1&page=2", "user", ""), "Bad Request invalid_parameter")
+	w.want(w.do("GET", "/agents?current_page=1&current_page=1", "user", ""), "Bad Request invalid_parameter")
 
 	key := ident.AgentKey{Team: ours, Agent: "gpu-1"}
 	rec, _ := w.store.Agent(key)
@@ -113,7 +124,7 @@ func TestAgentsInPagesAndStates(t *testing.T) {
 		if a := into[api.Agent](t, r, 200); a.AgentStatus != c.want {
 			t.Errorf("status %s, want %s", a.AgentStatus, c.want)
 		}
-		for _, unknown := range []string{"tool_version", "pytorch_version", "vram_free", "agent_labels", "link_rtt_ms"} {
+		for _, unknown := range []string{"tool_version", "pytorch_version", "vram_free", "link_rtt_ms"} {
 			if strings.Contains(string(r.body), unknown) {
 				t.Errorf("%s is not known and there: %s", unknown, r.body)
 			}

@@ -168,6 +168,32 @@ func query(r *http.Request, known ...string) (map[string]string, error) {
 	return out, nil
 }
 
+const (
+	defaultPerPage = 20
+	maxPerPage     = 100
+)
+
+// paging reads which page of a list is asked for. page is an alias of current_page,
+// from before the contract was published; clients of then go on using it.
+func paging(r *http.Request) (page, perPage int, err error) {
+	q, err := query(r, "current_page", "page", "per_page")
+	if err != nil {
+		return 0, 0, err
+	}
+	if page, err = number(q, "current_page", 1, 0); err != nil {
+		return 0, 0, err
+	}
+	alias, err := number(q, "page", page, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, both := q["current_page"]; both && alias != page {
+		return 0, 0, api.Problemf(api.CodeInvalidParameter, "current_page is %d and page, its alias, is %d: give one of the two", page, alias)
+	}
+	perPage, err = number(q, "per_page", defaultPerPage, maxPerPage)
+	return alias, perPage, err
+}
+
 // number reads a parameter between 1 and limit (0: no limit).
 func number(q map[string]string, name string, def, limit int) (int, error) {
 	text, ok := q[name]

@@ -172,7 +172,7 @@ type Presence struct {
 	Heartbeat    time.Time          `json:"heartbeat"` // when the facts were written
 	Version      string             `json:"version"`
 	Platform     string             `json:"platform"`
-	Labels       map[string]string  `json:"labels,omitempty"`
+	Labels       map[string]string  `json:"labels,omitempty"` // as the agent sent them
 	Capabilities []string           `json:"capabilities,omitempty"`
 	Facts        wire.Facts         `json:"facts"`
 	Credential   ident.CredentialID `json:"credential"`

@@ -18,6 +18,8 @@ func (c *Client) Agents(ctx context.Context, page, perPage int) (api.AgentList, 
 	var out api.AgentList
 	err := c.do(ctx, call{
 		what: "list agents", method: http.MethodGet, path: "/agents", out: &out,
+		// Not current_page, of which page is an alias: a relay of the last release knows
+		// page only, and refuses what it does not know.
 		query: url.Values{"page": {strconv.Itoa(page)}, "per_page": {strconv.Itoa(perPage)}},
 	})
 	return out, err

@@ -4,7 +4,7 @@ import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { Open } from "./console-open.js";
 import { Fault } from "./console-parts.js";
 import { Tunnel } from "./console-tunnel.js";
-import { ago, bytes, plural, states } from "./console-text.js";
+import { ago, bytes, labels, plural, states } from "./console-text.js";
 
 const refresh = 10_000; // bytes and viewers change without an event
 
@@ -50,7 +50,7 @@ export function Agent({ agent: a, api, now, live, tell, warnings }) {
 
 function Machine({ agent: a, now }) {
   const gpus = a.system_stats?.gpu_devices || [];
-  const labels = Object.entries(a.agent_labels || {});
+  const named = labels(a).map((l) => [l, ...l.split(/=(.*)/s)]); // the text, its name, its value if it has one
   const tool = a.tool && `${a.tool}${a.tool_version ? " " + a.tool_version : ""}`;
   const facts = [
     a.running_count > 0 && `${plural(a.running_count, "task")} running${a.gpu_capacity ? ` of ${a.gpu_capacity}` : ""}`,
@@ -59,7 +59,7 @@ function Machine({ agent: a, now }) {
     a.connected_at && `connected ${ago(a.connected_at, now)}`,
   ].filter(Boolean);
   return html`<div class="machine">
-    ${labels.length > 0 && html`<ul class="labels" aria-label="Labels">${labels.map(([k, v]) => html`<li key=${k}>${k}${v && html`<b>${v}</b>`}</li>`)}</ul>`}
+    ${named.length > 0 && html`<ul class="labels" aria-label="Labels">${named.map(([l, k, v]) => html`<li key=${l}>${k}${v && html`<b>${v}</b>`}</li>`)}</ul>`}
     ${gpus.length > 0 ? html`<ul class="gpus" aria-label="GPUs">${gpus.map((g, i) => html`<li key=${i}><span>${g.device_name}</span><${Memory} gpu=${g} /></li>`)}</ul>` : html`<p class="note">No GPU was reported.</p>`}
     ${a.agent_status === "syncing" && html`<p class="sync"><span>${[a.sync_phase, a.sync_detail].filter(Boolean).join(": ") || "Syncing"}</span>${a.sync_percent != null && html` <progress max="100" value=${a.sync_percent} aria-label="Sync">${a.sync_percent} %</progress> ${Math.round(a.sync_percent)} %`}</p>`}
     ${a.status_detail && html`<p class="warning">${a.status_detail}</p>`}

@@ -36,6 +36,9 @@ export const presets = apps.filter((a) => a.preset);
 /** appName is what listens behind a tunnel, as far as is known. */
 export const appName = (s) => apps.find((a) => a.id === s.app)?.name || s.app || presets.find((a) => a.ports[0] === s.target_port)?.name || "";
 
+/** labels of a machine, as texts; a relay of the last release sends a mapping. */
+export const labels = (a) => (Array.isArray(a.agent_labels) ? a.agent_labels : Object.entries(a.agent_labels || {}).map(([k, v]) => (v ? `${k}=${v}` : k)));
+
 export const states = {
   idle: ["Idle", "ready for tasks and tunnels"],
   busy: ["Busy", "runs tasks"],

@@ -7,7 +7,7 @@ import "./console.css";
 import { connect, follow } from "./console-api.js";
 import { Agent } from "./console-agent.js";
 import { Fault } from "./console-parts.js";
-import { plural, said, states } from "./console-text.js";
+import { labels, plural, said, states } from "./console-text.js";
 
 function SignIn({ enter, reason }) {
   const [secret, setSecret] = useState("");
@@ -88,7 +88,7 @@ function Board({ api, leave }) {
   const all = useMemo(() => [...(agents?.values() || [])].sort((a, b) => a.agent_id.localeCompare(b.agent_id, "en", { numeric: true })), [agents]);
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = all.filter((a) => {
-    const text = [a.agent_id, a.agent_status, states[a.agent_status]?.[0], ...Object.entries(a.agent_labels || {}).flat(), ...(a.system_stats?.gpu_devices || []).map((g) => g.device_name)].join(" ").toLowerCase();
+    const text = [a.agent_id, a.agent_status, states[a.agent_status]?.[0], ...labels(a), ...(a.system_stats?.gpu_devices || []).map((g) => g.device_name)].join(" ").toLowerCase();
     return words.every((w) => text.includes(w));
   });
   const counts = Object.keys(states).map((s) => [s, all.filter((a) => a.agent_status === s).length]).filter(([, n]) => n);
