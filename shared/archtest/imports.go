@@ -26,7 +26,7 @@ var layers = map[string]int{
 	"shared/api":       1, "shared/wire": 1,
 	"shared/checkup": 3, "shared/diag": 3, "shared/manual": 3, "shared/traces": 3,
 	"shared/api/client": 2, "shared/backoff": 2, "shared/carrier": 2, "shared/conf": 2, "shared/lifecycle": 2,
-	"shared/logs": 2, "shared/splice": 2, "shared/wsconn": 2,
+	"shared/logs": 2, "shared/prompt": 2, "shared/splice": 2, "shared/wsconn": 2,
 	"shared/link": 3, // above carrier, which knows nothing of frames and streams
 
 	"relay/internal/config": 3, "relay/internal/store": 3, "relay/internal/audit": 3,

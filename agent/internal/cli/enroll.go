@@ -23,6 +23,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/prompt"
 )
 
 const (
@@ -187,13 +188,10 @@ func enrollToken(cmd *cobra.Command, file string) (ident.Secret, error) {
 		if !ok || !term.IsTerminal(int(in.Fd())) {
 			return "", &exitError{exitUsage, &hinted{errors.New("no enrollment token"), "name a file with --token-file, or set " + enrollTokenEnv}}
 		}
-		fmt.Fprint(cmd.ErrOrStderr(), "enrollment token (en-…): ")
-		b, err := term.ReadPassword(int(in.Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
-		if err != nil {
+		var err error
+		if text, err = prompt.Secret(in, cmd.ErrOrStderr(), "enrollment token (en-…): "); err != nil {
 			return "", fmt.Errorf("read the token: %w", err)
 		}
-		text = string(b)
 	}
 	text = strings.TrimSpace(text)
 	if !strings.HasPrefix(text, ident.PrefixEnroll) || strings.ContainsAny(text, " \t\r\n") {

@@ -117,8 +117,6 @@ func (c *Config) validateLabels(bad func(key, format string, args ...any)) {
 		switch {
 		case name == "" || len(name) > maxLabelText || len(value) > maxLabelText:
 			bad("labels", "%.40q: a name is 1 to %d bytes, a value behind '=' at most as many", label, maxLabelText)
-		case strings.ContainsRune(label, ','):
-			bad("labels", "%.40q holds a comma, which separates labels: make it two, or take another character", label)
 		case strings.ContainsFunc(label, unicode.IsControl):
 			bad("labels", "%.40q holds a control character", label)
 		}
@@ -199,6 +197,11 @@ func (c *Config) Warnings() []string {
 				who = "every user of this machine"
 			}
 			out = append(out, fmt.Sprintf("credential_file: %s may be read or changed by %s: chmod 600 %s", c.CredentialFile, who, c.CredentialFile))
+		}
+	}
+	for _, label := range c.Labels {
+		if strings.ContainsRune(label, ',') {
+			out = append(out, fmt.Sprintf("labels: %.40q is one label with a comma in it; in ADIT_LABELS a comma separates two", label))
 		}
 	}
 	for _, raw := range c.RelayURL {

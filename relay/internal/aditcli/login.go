@@ -10,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/prompt"
 )
 
 // loggedIn is the --json document of login; it holds no secret.
@@ -107,13 +107,11 @@ func (a *app) login(cmd *cobra.Command, s settings) error {
 // askToken reads the token from a prompt without echo, or from stdin.
 func (a *app) askToken(host string) (ident.Secret, error) {
 	if f, ok := a.in.(*os.File); ok && isTerminal(f) {
-		_, _ = fmt.Fprintf(a.err, "token for %s: ", host)
-		b, err := term.ReadPassword(int(f.Fd()))
-		_, _ = fmt.Fprintln(a.err)
+		token, err := prompt.Secret(f, a.err, "token for "+host+": ")
 		if err != nil {
 			return "", fmt.Errorf("read token: %w", err)
 		}
-		return checkToken(string(b))
+		return checkToken(token)
 	}
 	line, err := bufio.NewReader(io.LimitReader(a.in, 64<<10)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -12,12 +12,12 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/prompt"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
 
@@ -201,13 +201,10 @@ func (a *app) adminToken(tty *os.File, file string) (string, error) {
 		}
 		token = string(b)
 	case token == "":
-		_, _ = fmt.Fprint(a.err, "admin token of the tunnel: ")
-		b, err := term.ReadPassword(int(tty.Fd()))
-		a.notef("")
-		if err != nil {
+		var err error
+		if token, err = prompt.Secret(tty, a.err, "admin token of the tunnel: "); err != nil {
 			return "", fmt.Errorf("read admin token: %w", err)
 		}
-		token = string(b)
 	}
 	if token = strings.TrimSpace(token); !strings.HasPrefix(token, ident.PrefixAdmin) {
 		return "", withHint(usagef("that is no admin token: those begin with %s", ident.PrefixAdmin), "`adit open --json` says it when a tunnel is opened")
