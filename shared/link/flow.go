@@ -348,7 +348,7 @@ func (f *flow) holding(now time.Duration) holding {
 	return holding{flow: f, owner: f.owner, held: f.unread.Load() + f.readerBuf + f.writerBuf, stalled: now-f.stalledSince >= stallTime}
 }
 
-// readerPaused notes that nobody reads for now. The lock is held.
+// readerPaused notes that no Read waits with a buffer of its own. The lock is held.
 func (f *flow) readerPaused(b *Budget) {
 	if !f.released {
 		b.used.Add(-f.readerBuf)
