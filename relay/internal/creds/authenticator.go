@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -213,5 +214,5 @@ func (a *Authenticator) session(r *http.Request, secret ident.Secret) (Principal
 	if refused != nil {
 		return Principal{}, refused
 	}
-	return Principal{Kind: KindUser, Team: team, User: s.user, Name: "user:" + string(s.user), ExpiresAt: s.expires}, nil
+	return Principal{Kind: KindUser, Team: team, User: s.user, Role: api.RoleAdmin, Name: "user:" + string(s.user), ExpiresAt: s.expires}, nil
 }

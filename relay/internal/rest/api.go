@@ -242,8 +242,8 @@ func (a *API) call(w http.ResponseWriter, r *http.Request, c *call) error {
 		if err := a.authenticate(r, c); err != nil {
 			return err
 		}
-		if !c.route.admitsKind(c.principal.Kind) {
-			return api.Problemf(api.CodeForbidden, "this route is not for callers of kind %s", c.principal.Kind)
+		if p := c.route.refuses(c.principal); p != nil {
+			return p
 		}
 	}
 	return c.route.serve(w, r, c.principal)
@@ -300,7 +300,7 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, c *call) error {
 		return err
 	}
 	var allowed []string
-	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
 		if _, pattern := a.mux.Handler(probe); pattern != anything && clean(r) {
 			allowed = append(allowed, m)

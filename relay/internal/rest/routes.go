@@ -15,14 +15,19 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// route is one line of the table.
+// route is one line of the table: what is asked, and who may. A caller must be of a kind
+// that it admits, must have the role in the team, and, when narrowed, one of the scopes.
 type route struct {
 	method    string
 	path      string       // below api.Base, a pattern of http.ServeMux
 	admits    []creds.Kind // nobody else
+	role      api.Role     // the least; of agents and admin tokens none is asked
+	others    api.Role     // the least for what somebody else opened; empty: as role
+	scopes    []api.Scope  // any one of them
 	operation string       // its name in the description and in metrics
 	serve     func(w http.ResponseWriter, r *http.Request, p creds.Principal) error
 	public    bool // no secret is needed
+	anyTeam   bool // a person may leave X-Team-ID out
 	long      bool // may take as long as it likes
 	gated     bool // the gate records its refusals
 }
@@ -36,35 +41,47 @@ var (
 	teamAgent = append(slices.Clone(team), creds.KindAgent)
 )
 
+// The scopes of routes: reading what one acts on belongs to each.
+var (
+	anyScope   = []api.Scope{api.ScopeRead, api.ScopeTunnels, api.ScopeTasks, api.ScopeLinks}
+	ofTunnels  = []api.Scope{api.ScopeTunnels}
+	ofTasks    = []api.Scope{api.ScopeTasks}
+	ofLinks    = []api.Scope{api.ScopeLinks}
+	seeTunnels = []api.Scope{api.ScopeRead, api.ScopeTunnels, api.ScopeLinks}
+	seeLinks   = []api.Scope{api.ScopeRead, api.ScopeLinks}
+	noScope    []api.Scope // not for whoever is narrowed
+)
+
 // table is the whole interface.
 func (a *API) table() []route {
+	const viewer, member, admin = api.RoleViewer, api.RoleMember, api.RoleAdmin
 	return []route{
 		{method: "GET", path: "/openapi.json", operation: "getOpenAPI", serve: a.openAPI, public: true},
 
-		{method: "GET", path: "/agents", admits: team, operation: "listAgents", serve: a.listAgents},
-		{method: "GET", path: "/agents/watch", admits: team, operation: "watchAgents", serve: a.watchAgents, long: true},
-		{method: "GET", path: "/agents/{agent_id}", admits: team, operation: "getAgent", serve: a.getAgent},
+		{method: "GET", path: "/agents", admits: team, role: viewer, scopes: anyScope, operation: "listAgents", serve: a.listAgents},
+		{method: "GET", path: "/agents/watch", admits: team, role: viewer, scopes: anyScope, operation: "watchAgents", serve: a.watchAgents, long: true},
+		{method: "GET", path: "/agents/{agent_id}", admits: team, role: viewer, scopes: anyScope, operation: "getAgent", serve: a.getAgent},
 
-		{method: "POST", path: "/agents/{agent_id}/tunnel", admits: team, operation: "openTunnel", serve: a.openTunnel, long: true, gated: true},
-		{method: "GET", path: "/agents/{agent_id}/tunnel", admits: team, operation: "getTunnels", serve: a.getTunnels},
-		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, operation: "closeTunnels", serve: a.closeTunnels},
+		{method: "POST", path: "/agents/{agent_id}/tunnel", admits: team, role: member, scopes: ofTunnels, operation: "openTunnel", serve: a.openTunnel, long: true, gated: true},
+		{method: "GET", path: "/agents/{agent_id}/tunnel", admits: team, role: viewer, scopes: seeTunnels, operation: "getTunnels", serve: a.getTunnels},
+		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, role: member, others: admin, scopes: ofTunnels, operation: "closeTunnels", serve: a.closeTunnels},
 
-		{method: "POST", path: "/tunnels/{session_id}/extend", admits: teamAdmin, operation: "extendTunnel", serve: a.extendTunnel},
-		{method: "POST", path: "/tunnels/{session_id}/terminal", admits: teamAdmin, operation: "openTerminal", serve: a.openTerminal},
-		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, operation: "listViewers", serve: a.listViewers},
-		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, operation: "kickViewer", serve: a.kickViewer},
+		{method: "POST", path: "/tunnels/{session_id}/extend", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "extendTunnel", serve: a.extendTunnel},
+		{method: "POST", path: "/tunnels/{session_id}/terminal", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "openTerminal", serve: a.openTerminal},
+		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "listViewers", serve: a.listViewers},
+		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "kickViewer", serve: a.kickViewer},
 
-		{method: "POST", path: "/tunnels/{session_id}/links", admits: teamAdmin, operation: "createLink", serve: a.createLink},
-		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, operation: "listLinks", serve: a.listLinks},
-		{method: "DELETE", path: "/tunnels/{session_id}/links/{link_id}", admits: teamAdmin, operation: "revokeLink", serve: a.revokeLink},
+		{method: "POST", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "createLink", serve: a.createLink},
+		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: viewer, scopes: seeLinks, operation: "listLinks", serve: a.listLinks},
+		{method: "DELETE", path: "/tunnels/{session_id}/links/{link_id}", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "revokeLink", serve: a.revokeLink},
 
-		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, operation: "admitTask", serve: a.admitTask, gated: true},
-		{method: "PUT", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "renewTask", serve: a.renewTask},
-		{method: "DELETE", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, operation: "releaseTask", serve: a.releaseTask},
+		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, role: member, scopes: ofTasks, operation: "admitTask", serve: a.admitTask, gated: true},
+		{method: "PUT", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, role: member, scopes: ofTasks, operation: "renewTask", serve: a.renewTask},
+		{method: "DELETE", path: "/agents/{agent_id}/tasks/{task_id}", admits: teamAgent, role: member, scopes: ofTasks, operation: "releaseTask", serve: a.releaseTask},
 
-		{method: "POST", path: "/credentials", admits: people, operation: "createCredential", serve: a.createCredential},
-		{method: "GET", path: "/credentials", admits: people, operation: "listCredentials", serve: a.listCredentials},
-		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, operation: "revokeCredential", serve: a.revokeCredential},
+		{method: "POST", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "createCredential", serve: a.createCredential},
+		{method: "GET", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "listCredentials", serve: a.listCredentials},
+		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, role: admin, scopes: noScope, operation: "revokeCredential", serve: a.revokeCredential},
 	}
 }
 

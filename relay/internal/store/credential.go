@@ -96,6 +96,7 @@ func (s *Store) runSweep(ctx context.Context) error {
 		select {
 		case <-t.C:
 			s.sweepCredentials(ctx)
+			s.sweepSignIns(ctx)
 		case <-ctx.Done():
 			t.Stop()
 			return nil

@@ -33,6 +33,8 @@ type mirror struct {
 	byHash      map[string]*entry[CredentialRecord]
 	credsOf     map[ident.TeamID][]*entry[CredentialRecord] // by id
 	relays      map[ident.RelayID]*entry[RelayRecord]
+	people      people
+	tables      map[string]mirrored // by dir
 
 	generation uint32 // of the list being read; see beginList
 	words      map[string]string
@@ -50,7 +52,7 @@ type entry[T any] struct {
 }
 
 func newMirror() *mirror {
-	return &mirror{
+	m := &mirror{
 		tunnels:     map[ident.SessionID]*entry[TunnelRecord]{},
 		byAgent:     map[ident.AgentKey][]*entry[TunnelRecord]{},
 		links:       map[ident.LinkID]*entry[LinkRecord]{},
@@ -63,8 +65,11 @@ func newMirror() *mirror {
 		byHash:      map[string]*entry[CredentialRecord]{},
 		credsOf:     map[ident.TeamID][]*entry[CredentialRecord]{},
 		relays:      map[ident.RelayID]*entry[RelayRecord]{},
+		people:      newPeople(),
 		words:       map[string]string{},
 	}
+	m.tables = m.people.byDir()
+	return m
 }
 
 // commit is a change that is ready to be made; it needs m.mu and says what it did.
@@ -96,6 +101,9 @@ func (m *mirror) put(kv *mvccpb.KeyValue) (commit, error) {
 			m.relays[id] = e
 			return &Change{Kind: KindRelay, Relay: id}
 		}, nil
+	}
+	if t, ok := m.tables[dir]; ok {
+		return t.put(rest, kv, m.generation)
 	}
 	return nil, nil
 }
@@ -139,6 +147,9 @@ func (m *mirror) delete(name string) *Change {
 			delete(m.relays, id)
 			return &Change{Kind: KindRelay, Relay: id, Deleted: true}
 		}
+	}
+	if t, ok := m.tables[dir]; ok {
+		return t.drop(rest)
 	}
 	return nil
 }
@@ -281,6 +292,9 @@ func (m *mirror) endList() []Change {
 		if e.seen != m.generation {
 			gone = append(gone, relayKey(id))
 		}
+	}
+	for _, t := range m.tables {
+		gone = append(gone, t.missed(m.generation)...)
 	}
 	commits := make([]commit, len(gone))
 	for i, name := range gone {

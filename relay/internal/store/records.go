@@ -200,6 +200,16 @@ type CredentialRecord struct {
 	CreatedAt time.Time          `json:"created_at"`
 	ExpiresAt time.Time          `json:"expires_at,omitzero"` // zero: never
 	RevokedAt time.Time          `json:"revoked_at,omitzero"`
+	// Maker is the person who made it, by whatever means; it is worth no more than they
+	// are in the team. Role is the most that it may; empty: it is of a release before
+	// roles, and may what it might then.
+	Maker  ident.UserID `json:"maker,omitempty"`
+	Role   api.Role     `json:"role,omitempty"`
+	Scopes []api.Scope  `json:"scopes,omitempty"`
+	Agents []string     `json:"agents,omitempty"` // patterns; empty: any
+	Ports  string       `json:"ports,omitempty"`  // as "8188,8000-8100"; empty: any
+	// Companion is the credential that was made in the same pairing; the two end together.
+	Companion ident.CredentialID `json:"companion,omitempty"`
 	// KeepTunnels says of a revoked one that what it opened stays open.
 	KeepTunnels bool      `json:"keep_tunnels,omitempty"`
 	LastUsed    time.Time `json:"last_used,omitzero"`
