@@ -35,7 +35,7 @@ type Member struct {
 	UserName  string       `json:"user_name,omitempty"`
 	Email     string       `json:"email,omitempty"`
 	Role      Role         `json:"role"`
-	Source    string       `json:"source"` // issuer, invite, operator
+	Source    string       `json:"source"` // of the role: issuer, invite, owner, operator
 	JoinedAt  time.Time    `json:"joined_at"`
 	InvitedBy string       `json:"invited_by,omitempty"`
 	SeenAt    time.Time    `json:"seen_at,omitzero"` // the newest use of a browser that is signed in

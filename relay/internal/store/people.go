@@ -51,7 +51,7 @@ type MemberRecord struct {
 	Team      ident.TeamID `json:"team"`
 	User      ident.UserID `json:"user"`
 	Role      api.Role     `json:"role"`
-	Source    string       `json:"source"` // issuer, invite, operator: who the role is from
+	Source    string       `json:"source"` // issuer, invite, owner, operator: who the role is from
 	JoinedAt  time.Time    `json:"joined_at"`
 	InvitedBy string       `json:"invited_by,omitempty"`
 	// MadeBy is the credential that the invitation was made with, if any.
@@ -66,6 +66,7 @@ type MemberRecord struct {
 const (
 	SourceIssuer   = "issuer"
 	SourceInvite   = "invite"
+	SourceOwner    = "owner" // of the team
 	SourceOperator = "operator"
 )
 
