@@ -251,7 +251,7 @@ func BenchmarkWatched(b *testing.B) {
 		}
 		b.Run("sweep", func(b *testing.B) {
 			for b.Loop() {
-				changed("")
+				changed(store.Change{})
 			}
 		})
 		b.Run("one", func(b *testing.B) {
