@@ -69,7 +69,7 @@ type Usage interface {
 
 // Terminals makes codes that enter a tunnel's terminal.
 type Terminals interface {
-	Mint(ctx context.Context, t store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
+	Mint(ctx context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
 }
 
 // Prober asks an agent what listens on a port.
