@@ -42,6 +42,7 @@ type Store interface {
 
 	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
 	Members(team ident.TeamID) []store.MemberRecord
+	MemberCounts() map[ident.TeamID]int
 	Memberships(user ident.UserID) []store.MemberRecord
 	ChangeMember(ctx context.Context, team ident.TeamID, user ident.UserID, change func(*store.MemberRecord) error) (store.MemberRecord, error)
 	DeleteMember(ctx context.Context, team ident.TeamID, user ident.UserID) error

@@ -60,6 +60,9 @@ func (p *People) nameTeam(ctx context.Context, by creds.Principal, id ident.Team
 // Teams lists the teams that have a name, by it.
 func (p *People) Teams() []store.TeamRecord { return p.cfg.Store.Teams() }
 
+// Counts says how many members each team has that has any.
+func (p *People) Counts() map[ident.TeamID]int { return p.cfg.Store.MemberCounts() }
+
 // HasPeople says whether a team has a name, members or invitations.
 func (p *People) HasPeople(team ident.TeamID) bool {
 	_, named := p.cfg.Store.Team(team)

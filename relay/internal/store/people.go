@@ -241,6 +241,17 @@ func (s *Store) Members(team ident.TeamID) []MemberRecord {
 	return records(s.mirror, s.mirror.people.members.in, listTeam+string(team))
 }
 
+// MemberCounts returns how many members each team has that has any, without removed ones.
+func (s *Store) MemberCounts() map[ident.TeamID]int {
+	out := map[ident.TeamID]int{}
+	for _, r := range all(s.mirror, s.mirror.people.members) {
+		if !r.Removed() {
+			out[r.Team]++
+		}
+	}
+	return out
+}
+
 // Memberships returns a person's places in teams, removed ones too.
 func (s *Store) Memberships(user ident.UserID) []MemberRecord {
 	return records(s.mirror, s.mirror.people.members.in, listUser+string(user))
