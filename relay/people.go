@@ -19,8 +19,8 @@ import (
 // people makes what keeps the records of people.
 func (r *Relay) people(p *parts) (*people.People, error) {
 	origin := p.resolver.ConsoleOrigin()
-	if r.cfg.ServesPathForm() && r.cfg.ConsoleURL == "" {
-		origin = "" // an app's script would share it
+	if r.cfg.SignInOff() != "" {
+		origin = ""
 	}
 	return people.New(people.Config{
 		Store: p.store, Rights: endings{p.rights, p}, Audit: p.audit, Origin: origin, DefaultRole: api.RoleAdmin, Now: now,
