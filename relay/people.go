@@ -22,8 +22,9 @@ func (r *Relay) people(p *parts) (*people.People, error) {
 	if r.cfg.SignInOff() != "" {
 		origin = ""
 	}
+	unsaid, _ := p.creds.RoleIn("", "", "", true) // of whom nobody says a role, in whatever team
 	return people.New(people.Config{
-		Store: p.store, Rights: endings{p.rights, p}, Audit: p.audit, Origin: origin, DefaultRole: api.RoleAdmin, Now: now,
+		Store: p.store, Rights: endings{p.rights, p}, Audit: p.audit, Origin: origin, DefaultRole: unsaid, Now: now,
 	})
 }
 
