@@ -22,7 +22,7 @@ export function Devices({ api, now, tell, signOut }) {
     ${of.length > 0 && html`<ul class="rows" aria-label=${label}>${of.map((x) => {
       const { id, name, facts, follows, own } = row(x);
       return html`<li key=${id}><div><strong>${name}</strong>${own ? " (this one)" : ""} <span class="note">${facts.filter(Boolean).join(", ")}</span></div>
-        ${!own && html`<div class="actions"><button type="button" class="danger" aria-label=${`Revoke ${name}`} onClick=${() => setAsked([id, name, follows])}>Revoke</button></div>`}</li>`;
+        ${!own && api.me.kind === "user" && html`<div class="actions"><button type="button" class="danger" aria-label=${`Revoke ${name}`} onClick=${() => setAsked([id, name, follows])}>Revoke</button></div>`}</li>`;
     })}</ul>`}`;
   return html`<section class="sheet" aria-labelledby="devices-title">
     <h2 id="devices-title">Your devices</h2>
@@ -34,7 +34,7 @@ export function Devices({ api, now, tell, signOut }) {
         id: s.sign_in_id, name: s.browser ? thisDevice(s.browser) : "Unknown browser", own: s.current, follows: "The browser is signed out at once.",
         facts: [s.remote_addr && `from ${s.remote_addr}`, `by ${methods[s.method] || s.method}`, `used ${ago(s.seen_at, now)}`, `ends ${until(s.expires_at, now)} unless used`],
       }))}
-      ${list.sign_ins.length > 0 && html`<div class="actions"><button type="button" class="danger" onClick=${() => setEverywhere(true)}>Sign out everywhere</button></div>`}
+      ${api.renews && html`<div class="actions"><button type="button" class="danger" onClick=${() => setEverywhere(true)}>Sign out everywhere</button></div>`}
     </section>
     <section class="panel" aria-labelledby="paired-title"><h3 id="paired-title">Paired devices</h3>
       ${rows(list.devices, "Paired devices", "None. “adit login” on a machine pairs it.", (d) => ({

@@ -8,8 +8,9 @@ import { ago, clock, personName, plural, until } from "./console-text.js";
 const roles = { viewer: "sees machines and tunnels", member: "opens tunnels, closes their own", admin: "closes others' too; people, credentials", owner: "all, and roles" };
 const sources = { issuer: "by the organisation's sign-in", invite: "by invitation", operator: "by the operator" };
 
-// all reads every page of a list that has pages.
+// all reads every page of the list. A viewer sees of the team's people only themself.
 async function all(api) {
+  if (!api.may("member")) return [{ ...api.me, source: "" }];
   const out = [];
   for (let page = 1; ; page++) {
     const { members, page_meta: m } = await api.members(page);
@@ -34,7 +35,7 @@ export function People({ api, now, tell }) {
     <h2 id="people-title">People${api.me.team_name ? ` of ${api.me.team_name}` : ""}</h2>
     <${Fault} error=${error} />
     ${list === null && !error && html`<p class="note" role="status">Loading…</p>`}
-    ${list && html`<p class="note">${plural(list.length, "member")}</p>
+    ${list && html`<p class="note">${api.may("member") ? plural(list.length, "member") : "As a viewer you do not see who else is in the team."}</p>
     <ul class="rows" aria-label="Members">${list.map((m) => html`<li key=${m.user_id}>
       <div><strong>${personName(m)}</strong>${m.user_id === mine ? " (you)" : ""} <span class="note">${[m.user_name && m.email, sources[m.source], m.invited_by && `invited by ${m.invited_by}`, m.seen_at && `here ${ago(m.seen_at, now)}`].filter(Boolean).join(", ")}</span></div>
       <div class="actions">

@@ -81,25 +81,30 @@ export function SignIn({ title, about, reason, enter, signedIn }) {
   const [place, setPlace] = useState("");
   const [error, setError] = useState(reason);
   useEffect(() => {
-    door("GET", "options").then(setOffer, (e) => { setOffer({}); if (e.status !== 404 || e.code === "sign_in_off") setOff(e); });
-    rightPlace().then(setPlace);
+    (async () => {
+      const offered = door("GET", "options").catch((e) => { if (e.code === "sign_in_off") setOff(e); return {}; });
+      setPlace(await rightPlace());
+      setOffer(await offered);
+    })();
   }, []);
   useEffect(() => setError(reason), [reason]);
   const passkey = async () => {
     setError(null);
     try { await byPasskey(); await signedIn(); } catch (e) { setError(e); }
   };
-  const passkeys = offer?.passkeys && passkeysHere;
-  const others = offer && !offer.issuer && !passkeys;
-  if (place) return html`<${Card} title=${title}><p>People sign in at the relay's own address, and this is another name of it.</p><a class="button primary" href=${place + location.search}>Go to ${new URL(place).host}</a></${Card}>`;
+  // By another name of the relay there is no cookie of its own, and no passkey.
+  const issuer = !place && offer?.issuer;
+  const passkeys = !place && offer?.passkeys && passkeysHere;
+  const alone = offer && !issuer && !passkeys && !place; // there is only the token
   return html`<${Card} title=${title}>
     <p>${about}</p>
     <${Fault} error=${error} />
-    ${offer?.issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
-    ${passkeys && html`<${Act} class=${offer.issuer ? "" : "primary"} run=${passkey}>Sign in with a passkey</${Act}>`}
-    ${offer?.invites && html`<p class="note">You are new here? Open the invitation that somebody of your team sent you.</p>`}
+    ${place && html`<p>People sign in at the relay's own address. This is another name of it.</p><a class="button primary" href=${place + location.search}>Go to ${new URL(place).host}</a>`}
+    ${issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
+    ${passkeys && html`<${Act} class=${issuer ? "" : "primary"} run=${passkey}>Sign in with a passkey</${Act}>`}
+    ${!place && offer?.invites && html`<p class="note">You are new here? Open the invitation that somebody of your team sent you.</p>`}
     ${off && html`<p class="note">${said(off)}</p>`}
-    ${offer && html`<details open=${others}><summary>I have a token</summary><${Secret} enter=${enter} focus=${others} setError=${setError} /></details>`}
+    ${offer && html`<details open=${alone}><summary>I have a token</summary><${Secret} enter=${enter} focus=${alone} setError=${setError} /></details>`}
   </${Card}>`;
 }
 
