@@ -25,7 +25,8 @@ export function Pair({ api, teams, choose, signOut }) {
     } catch (e) { setError(e); }
     setBusy(false);
   };
-  useEffect(() => { if (code) show(code); }, []);
+  const may = api.may("member");
+  useEffect(() => { if (code && may) show(code); }, []);
   const finish = (how) => { history.replaceState(null, "", location.pathname); setDone(how); };
   const confirm = async (e) => {
     e.preventDefault();
@@ -39,6 +40,7 @@ export function Pair({ api, teams, choose, signOut }) {
 
   if (done?.status) return html`<${Card} title="Paired"><p role="status"><b>${done.device_name || name}</b> is paired. Go back to it: it goes on by itself.</p><a class="button" href="/console#devices">Your devices</a></${Card}>`;
   if (done) return html`<${Card} title="Nothing was paired"><p role="status">The code ends by itself. If you did not ask for it, somebody may have sent it to you to get in as you: do not confirm it, and tell who looks after this relay.</p><a class="button" href="/console">To the console</a></${Card}>`;
+  if (!may) return html`<${Card} title="Pair a device"><p class="warning">Whoever pairs a device is a member at least; you are ${api.me.role} of ${teamName(api.me)}. Ask an admin of the team.</p>${me}</${Card}>`;
   if (!asked) return html`<${Card} title="Pair a device">
     <form onSubmit=${(e) => { e.preventDefault(); show(code); }}>
       <label class="field" for="code"><span>Code</span><input id="code" class="code" required autocomplete="off" autocapitalize="characters" spellcheck="false" maxlength="20" placeholder="AB7K-PNQ3" value=${code} onInput=${(e) => setCode(e.target.value)} />
@@ -59,11 +61,11 @@ export function Pair({ api, teams, choose, signOut }) {
     </dl>
     <p class="note">Program and machine are what it says of itself. The code ends at ${clock(asked.expires_at)}.</p>
     ${me}
-    ${api.may("member") ? html`<form onSubmit=${confirm}>
+    <form onSubmit=${confirm}>
       <label class="field" for="device-name"><span>Name of the device</span><input id="device-name" required maxlength="100" autocomplete="off" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
       <${Fault} error=${error} />
       <button type="submit" class="primary" disabled=${busy} aria-busy=${busy}>Confirm</button>
       <button type="button" onClick=${() => finish({})}>This is not me</button>
-    </form>` : html`<p class="warning">Your role here is ${api.me.role}: whoever pairs a device is a member at least. Ask an admin of the team.</p>`}
+    </form>
   </${Card}>`;
 }

@@ -41,7 +41,11 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
     stream.current = follow(api, {
       state: (state, at, why) => setLink((old) => ({ state, at, why: state === "connecting" ? old.why : why, since: state === "live" ? Date.now() : old.since })),
       // Whoever is not in this team any more gets another one when the bearer is renewed.
-      refused: (e) => (e.code === "not_a_member" && api.renews) || leave(e),
+      refused: (e) => {
+        if (e.code === "not_a_member" && api.renews) return true;
+        if (e.code !== "not_signed_in") leave(e); // of that the page has heard
+        return false;
+      },
       event: (e) => {
         switch (e.kind) {
           case "snapshot":
@@ -203,6 +207,7 @@ function App() {
   return html`<${Board} key=${here?.team_id} ...${shown} leave=${leave} welcome=${welcome} welcomed=${() => setWelcome(null)} />`;
 }
 
+if (pairing) document.title = "Pair a device · Adit";
 const root = document.getElementById("app");
 root.textContent = "";
 render(html`<${App} />`, root);
