@@ -206,7 +206,7 @@ func TestPagesByAnotherName(t *testing.T) {
 	}
 	c.do("a terminal does not go on reconnecting, and says where it is", world.Navigate(here), text("another address"), world.Until(fmt.Sprintf(`location.hash === "" && document.querySelector("#go").href === %q`, entry)))
 	c.see("terminal-elsewhere")
-	c.do("the way there opens it, with the code that was not used up", chromedp.Click("#go"), connected())
+	c.do("the way there opens it, with the code that was not used up", press("Open it there"), connected())
 	if at := c.read(`location.href`); at != r.URL+wire.TerminalPath+string(tun.SessionID) {
 		t.Errorf("the terminal is at %s", at)
 	}
