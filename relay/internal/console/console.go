@@ -7,10 +7,11 @@ import (
 	"net/http"
 
 	"github.com/adit-tunnel/adit/relay/internal/web"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 // Path is the console's address.
-const Path = "/console"
+const Path = api.ConsolePath
 
 // Routes are the patterns of http.ServeMux that the console serves.
 func Routes(pages *web.Assets) map[string]http.Handler {

@@ -82,7 +82,7 @@ func newWorldAt(t testing.TB, change func(*edge.Config), at func(*tunnels.Config
 	var handler atomic.Pointer[edge.Edge]
 	w.server = httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { handler.Load().ServeHTTP(rw, r) }))
 	w.server.EnableHTTP2 = true
-	config := edge.Config{Fleet: w.machine.fleet(), Meter: w.meter, Own: func(*http.Request) http.Handler { return nil }, Hold: 10 * time.Second, HeaderTimeout: 15 * time.Minute, MaxStreams: 512}
+	config := edge.Config{Fleet: w.machine.fleet(), Meter: w.meter, Own: func(*http.Request) http.Handler { return nil }, Else: http.NotFoundHandler(), Hold: 10 * time.Second, HeaderTimeout: 15 * time.Minute, MaxStreams: 512}
 	if testing.Verbose() {
 		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
