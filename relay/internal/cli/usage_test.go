@@ -5,7 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/adit-tunnel/adit/shared/testkit"
 )
+
+func TestMain(m *testing.M) { testkit.LeakCheck(m) }
 
 func TestWrongUsageSaysWhatIsRight(t *testing.T) {
 	for line, want := range map[string]string{
