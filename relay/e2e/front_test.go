@@ -156,7 +156,7 @@ func TestRefusalsInABrowser(t *testing.T) {
 	c.do("the bare address leads to the console", world.Navigate(r.URL+"/"), world.Until(consoleAt(r.URL)))
 	for name, p := range map[string]struct{ url, title string }{
 		"nowhere": {r.URL + "/nowhere", "Nothing is here"},
-		"api":     {r.URL + api.Base + "/agents", "This address is for programs"},
+		"api":     {r.URL + api.Base + "/agents", "You are not signed in"},
 		"refused": {nobody.TunnelURL, "The app is not running"},
 	} {
 		c.do("a person reads a page: "+name, world.Navigate(p.url), heading(p.title))

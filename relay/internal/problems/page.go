@@ -55,13 +55,13 @@ var titles = map[api.Code]string{
 	api.CodeNotFound:          "Nothing is here",
 	api.CodeMethodNotAllowed:  "This address is for programs",
 	api.CodeUpgradeRequired:   "This is for programs",
-	api.CodeUnauthenticated:   "This address is for programs",
+	api.CodeUnauthenticated:   "You are not signed in",
 	api.CodeEnrollmentRefused: "This address is for machines",
 	api.CodeForbidden:         "You may not do this",
-	api.CodeNotAMember:        "You are not in this team",
+	api.CodeNotAMember:        "You are in no such team",
 	api.CodeRoleRequired:      "Your role does not reach for this",
 	api.CodeNotSignedIn:       "You are not signed in",
-	api.CodeSignInOff:         "Nobody can sign in here",
+	api.CodeSignInOff:         "There is no such way to sign in",
 	api.CodeTooManyTries:      "Too many tries",
 	api.CodeStoreUnavailable:  "The relay cannot reach its store just now",
 	api.CodeIssuerUnavailable: "The sign-in service does not answer",
@@ -78,8 +78,8 @@ var hops = []struct {
 type page struct {
 	problem *api.Problem
 	request ident.RequestID
-	own     bool // at an address of the relay's own
-	reloads bool // where it may be asked for again without doing anything twice
+	on      []Link // at an address of the relay's own
+	reloads bool
 }
 
 // render needs no template: a few texts, each escaped.
@@ -100,8 +100,15 @@ func (p page) render() string {
 		b.WriteString("<p>" + html.EscapeString(sentence(p.problem.Detail)) + "</p>\n")
 	}
 	switch {
-	case p.own:
-		b.WriteString(`<p><a href="` + api.ConsolePath + "\">To the console</a></p>\n")
+	case len(p.on) > 0:
+		b.WriteString("<p>")
+		for i, link := range p.on {
+			if i > 0 {
+				b.WriteString(" · ")
+			}
+			b.WriteString(`<a href="` + html.EscapeString(link.Address) + `">` + html.EscapeString(link.Text) + "</a>")
+		}
+		b.WriteString("</p>\n")
 	case p.problem.Hop != "":
 		b.WriteString(`<ol aria-label="where it stopped"><li>you</li>`)
 		for _, h := range hops {
@@ -120,7 +127,7 @@ func (p page) render() string {
 		b.WriteString("<p>Go back and try again in " + strconv.Itoa(retry) + " s.</p>\n")
 	}
 	b.WriteString("<small>" + strconv.Itoa(p.problem.Status) + " " + html.EscapeString(string(p.problem.Code)))
-	if p.own {
+	if len(p.on) > 0 {
 		b.WriteString(" · from the relay")
 	}
 	b.WriteString(" · request " + html.EscapeString(string(p.request)) + "</small></main></body></html>\n")

@@ -16,27 +16,32 @@ import (
 
 // Answer answers a request to a tunnel's address with a problem.
 func Answer(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID) {
-	answer(w, r, p, id, false)
+	answer(w, r, page{problem: p, request: id})
 }
+
+// Link is a way on from a page, for what went wrong in several steps.
+type Link struct{ Address, Text string }
 
 // AnswerOwn is Answer at an address of the relay's own, from where the console can be
-// reached: its page leads there.
-func AnswerOwn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID) {
-	answer(w, r, p, id, true)
+// reached: its page leads there, behind whatever else leads on.
+func AnswerOwn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID, on ...Link) {
+	answer(w, r, page{problem: p, request: id, on: append(on, Link{api.ConsolePath, "To the console"})})
 }
 
-func answer(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID, own bool) {
+func answer(w http.ResponseWriter, r *http.Request, show page) {
+	p := show.problem
 	h := w.Header()
 	h.Set("Referrer-Policy", "no-referrer") // addresses are secrets here
 	h.Add("Vary", "Accept, Sec-Fetch-Mode")
 	if !shown(r) {
-		p.Write(w, id)
+		p.Write(w, show.request)
 		return
 	}
 	p.SetHeader(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", policy())
-	text := page{problem: p, request: id, own: own, reloads: r.Method != http.MethodPost}.render()
+	show.reloads = r.Method != http.MethodPost // whose page is no answer to a GET
+	text := show.render()
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(p.Status)
 	if r.Method != http.MethodHead {

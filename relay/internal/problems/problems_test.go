@@ -1,6 +1,7 @@
 package problems_test
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -84,12 +85,11 @@ func TestPeopleGetAPageAndProgramsADocument(t *testing.T) {
 
 func body(t *testing.T, res *http.Response) string {
 	t.Helper()
-	var b strings.Builder
-	if err := res.Write(&b); err != nil {
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, _ := strings.Cut(b.String(), "\r\n\r\n")
-	return text
+	return string(text)
 }
 
 func TestThePage(t *testing.T) {
@@ -125,11 +125,20 @@ func TestThePage(t *testing.T) {
 	}
 
 	head := answer(request("HEAD", "Accept", browser), hostile, nil)
-	if head.Header.Get("Content-Length") == "" || head.ContentLength > 0 && body(t, head) != "" {
-		t.Errorf("the answer to a HEAD has a length and no body: %v", head.Header)
+	if sent := body(t, head); head.Header.Get("Content-Length") == "" || sent != "" {
+		t.Errorf("the answer to a HEAD has a length and no body: %v %q", head.Header, sent)
 	}
 	if text := body(t, answer(request("GET", "Accept", browser), &api.Problem{Status: 404, Title: "Not Found"}, nil)); !strings.Contains(text, "<h1>Not Found</h1>") {
 		t.Errorf("without a title for its code a page shows its status:\n%s", text)
+	}
+}
+
+func TestWaysOn(t *testing.T) {
+	text := body(t, answer(request("GET", "Accept", browser), nil, func(w http.ResponseWriter, r *http.Request) {
+		problems.AnswerOwn(w, r, api.NewProblem(api.CodeIssuerUnavailable, "it is down"), "req_1", problems.Link{Address: `/again?to="x"`, Text: "Begin <again>"})
+	}))
+	if want := `<a href="/again?to=&#34;x&#34;">Begin &lt;again&gt;</a> · <a href="/console">To the console</a>`; !strings.Contains(text, want) {
+		t.Errorf("the page should hold %s:\n%s", want, text)
 	}
 }
 
