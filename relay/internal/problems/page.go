@@ -124,7 +124,7 @@ func (p page) render() string {
 	case retry > 0 && p.reloads:
 		b.WriteString("<p>This page reloads by itself.</p>\n")
 	case retry > 0:
-		b.WriteString("<p>Go back and try again in " + strconv.Itoa(retry) + " s.</p>\n")
+		b.WriteString("<p>Try again in " + strconv.Itoa(retry) + " s.</p>\n")
 	}
 	b.WriteString("<small>" + strconv.Itoa(p.problem.Status) + " " + html.EscapeString(string(p.problem.Code)))
 	if len(p.on) > 0 {

@@ -40,7 +40,9 @@ func answer(w http.ResponseWriter, r *http.Request, show page) {
 	p.SetHeader(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", policy())
-	show.reloads = r.Method != http.MethodPost // whose page is no answer to a GET
+	// What a form sent is not asked for again as something else, and where a person is led
+	// another way the same again does not help.
+	show.reloads = r.Method != http.MethodPost && len(show.on) <= 1
 	text := show.render()
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(p.Status)

@@ -115,7 +115,7 @@ func TestThePage(t *testing.T) {
 		t.Errorf("Retry-After is %q", got)
 	}
 	text = body(t, own)
-	for _, want := range []string{"<p>This needs ümlauts.</p>", `<a href="/console">`, "from the relay", "request req_1", "Go back and try again in 1 s"} {
+	for _, want := range []string{"<p>This needs ümlauts.</p>", `<a href="/console">`, "from the relay", "request req_1", "Try again in 1 s"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the relay's own page should hold %q:\n%s", want, text)
 		}

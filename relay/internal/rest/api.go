@@ -70,7 +70,7 @@ type Usage interface {
 
 // Terminals makes codes that enter a tunnel's terminal.
 type Terminals interface {
-	Mint(ctx context.Context, t store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
+	Mint(ctx context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
 }
 
 // Prober asks an agent what listens on a port.
@@ -84,11 +84,12 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links,
+// Config is what an API is made of. Auth, Rights, People, Gate, Store, Addresses, Usage, Links,
 // Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
+	People     People
 	Gate       *gate.Gate
 	Store      Store
 	Addresses  Addresses
@@ -127,8 +128,8 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, People, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond

@@ -57,6 +57,8 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
 		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.Member{}, api.MemberList{}, api.ChangeMemberRequest{}, api.CreateInviteRequest{}, api.Invite{}, api.CreatedInvite{}, api.InviteList{},
+		api.SignIn{}, api.Passkey{}, api.Devices{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
@@ -104,7 +106,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"DELETE /api/v1/agents/{agent_id}/tasks/{task_id}":        append(slices.Clone(team), "agent"),
 		"POST /api/v1/credentials":                                {"user", "device"}, "GET /api/v1/credentials": {"user", "device"},
 		"DELETE /api/v1/credentials/{credential_id}": {"user", "device"},
-		"GET /api/v1/openapi.json":                   nil,
+		"GET /api/v1/members":                        {"user", "device"}, "PATCH /api/v1/members/{user_id}": {"user", "device"}, "DELETE /api/v1/members/{user_id}": {"user", "device"},
+		"POST /api/v1/invites": {"user", "device"}, "GET /api/v1/invites": {"user", "device"}, "DELETE /api/v1/invites/{invite_id}": {"user", "device"},
+		"GET /api/v1/devices": {"user", "device"}, "DELETE /api/v1/devices/{device_id}": {"user"},
+		"GET /api/v1/openapi.json": nil,
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.

@@ -30,7 +30,7 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if err := decode(w, r, &req, true); err != nil {
 		return err
 	}
-	spec := namedlinks.Spec{Name: strings.TrimSpace(req.Name), Credential: p.Credential}
+	spec := namedlinks.Spec{Name: strings.TrimSpace(req.Name), Credential: p.Credential, User: p.Person()}
 	if spec.Name == "" {
 		return invalid("name", "1 to %d characters", maxLabel)
 	}

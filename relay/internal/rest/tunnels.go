@@ -372,7 +372,7 @@ func (a *API) openTerminal(w http.ResponseWriter, r *http.Request, p creds.Princ
 			return invalid("expires_in", "a second to 24h")
 		}
 	}
-	address, until, err := a.cfg.Terminals.Mint(r.Context(), t, p.Name, p.Credential, lives, req.ReadOnly)
+	address, until, err := a.cfg.Terminals.Mint(r.Context(), t, p, lives, req.ReadOnly)
 	if err != nil {
 		return a.orWhy(err, t.Session, p.Team)
 	}

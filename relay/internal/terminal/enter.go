@@ -33,7 +33,7 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 	case isAdmin: // who holds it is known only by whose it was
 		s.actor, a.Code = "admin:"+string(s.session), ""
 	case hasRight:
-		s.credential, a.ReadOnly, a.Code = by, a.ReadOnly || mayLook, ""
+		s.host, a.ReadOnly, a.Code = by, a.ReadOnly || mayLook, ""
 	case a.Code == "":
 		return errors.New("wrong token")
 	case !s.t.signed(s.session, a.Code):
@@ -57,9 +57,10 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 		if err != nil {
 			return err
 		}
-		s.actor, s.credential, a.ReadOnly = "code of "+code.CreatedBy, code.Credential, a.ReadOnly || code.ReadOnly
+		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
+		s.host = host{code.Credential, code.User, code.SignIn}
 	}
-	if s.t.revoked(s.credential) {
+	if s.t.revoked(record.Team, s.host) {
 		return errRevoked
 	}
 	s.record = record
@@ -94,8 +95,8 @@ func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, err
 	return r, nil
 }
 
-// errRevoked is for who came in by what a revoked credential made.
-var errRevoked = &closing{code: wire.CloseDenied, reason: "the credential that let you in was revoked"}
+// errRevoked is for who came in by what somebody made who may not any more.
+var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out or left the team"}
 
 // errCode is for every code that opens nothing.
 var errCode = errors.New("the code is not right, was used already, or has expired")
