@@ -200,7 +200,7 @@ func (p *People) Accept(ctx context.Context, secret ident.Secret, as ident.UserI
 	}
 	user := as
 	if user == "" {
-		user = ident.UserID(UserPrefix + ident.NewNonce())
+		user = ident.UserID(creds.OwnUsers + ident.NewNonce())
 	}
 	person, err := p.cfg.Store.ChangeUser(ctx, user, func(u *store.UserRecord) error {
 		if u.ID != "" {

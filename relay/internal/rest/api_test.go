@@ -59,6 +59,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
 		api.Member{}, api.MemberList{}, api.ChangeMemberRequest{}, api.CreateInviteRequest{}, api.Invite{}, api.CreatedInvite{}, api.InviteList{},
 		api.SignIn{}, api.Passkey{}, api.Devices{},
+		api.Me{}, api.MyTeam{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
@@ -110,6 +111,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/invites": {"user", "device"}, "GET /api/v1/invites": {"user", "device"}, "DELETE /api/v1/invites/{invite_id}": {"user", "device"},
 		"GET /api/v1/devices": {"user", "device"}, "DELETE /api/v1/devices/{device_id}": {"user"},
 		"GET /api/v1/openapi.json": nil,
+		"GET /api/v1/me":           team,
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -140,7 +142,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 					t.Errorf("%s %s as %q: %d, want 401", method, path, secret, got)
 				}
 			case secret == "stranger":
-				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" {
+				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" && pattern != "/api/v1/me" {
 					t.Errorf("%s %s of another team: %d, want one of %v", method, path, got, want)
 				}
 			case ok && (got == 401 || got == 403):

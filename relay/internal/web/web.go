@@ -148,6 +148,9 @@ func (a *Assets) Page(name string) http.Handler {
 			http.Redirect(w, r, a.origin+r.URL.RequestURI(), http.StatusTemporaryRedirect)
 			return
 		}
+		// By another name of the relay the page is here, too, but the relay's doors are
+		// closed to it. So that it can say where they are not:
+		w.Header().Set("Link", "<"+a.origin+r.URL.EscapedPath()+`>; rel="canonical"`)
 		w.Header().Set("Cache-Control", "no-cache") // ask each time: names in it change with a build
 		if !ok {
 			w.Header().Set("Cache-Control", "no-store")

@@ -100,6 +100,20 @@ func TestWithoutAssetsThePageSaysSo(t *testing.T) {
 	}
 }
 
+// A page that was called by another name of the relay learns its own address, whatever
+// the path holds, and nothing of what was asked for beside it.
+func TestPagesSayWhereTheyBelong(t *testing.T) {
+	a := read(t, fstest.MapFS{"terminal.html": {Data: []byte("<page>")}})
+	for target, want := range map[string]string{
+		"http://127.0.0.1:8080/terminal/ab?x=1": `<https://relay.example.com:8443/terminal/ab>; rel="canonical"`,
+		"http://127.0.0.1:8080/terminal/a%3Eb":  `<https://relay.example.com:8443/terminal/a%3Eb>; rel="canonical"`,
+	} {
+		if got := ask(a.Page("terminal"), target).Header().Get("Link"); got != want {
+			t.Errorf("%s: the page's address is %q, want %q", target, got, want)
+		}
+	}
+}
+
 // Where the pages have a host to themselves, each address of theirs leads there, and
 // nowhere else.
 func TestPagesAloneOnTheirHost(t *testing.T) {
