@@ -27,6 +27,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
+	"github.com/adit-tunnel/adit/relay/internal/people"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -55,6 +56,7 @@ type parts struct {
 	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
+	people   *people.People
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -165,8 +167,11 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
+	if p.people, err = r.people(p); err != nil {
+		return err
+	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, People: p.people, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
@@ -240,7 +245,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrollments: enrollments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, People: operator{p}, Enrollments: enrollments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

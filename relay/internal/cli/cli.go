@@ -82,7 +82,7 @@ over file over defaults.`,
 		Version: lifecycle.Version(),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newTunnels(), newTeam(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion(), manual.Command("8"))
+	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newTunnels(), newTeam(), newMember(), newInvite(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion(), manual.Command("8"))
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			c.Args = cobra.NoArgs

@@ -37,6 +37,7 @@ func (rt route) admitsKind(k creds.Kind) bool { return slices.Contains(rt.admits
 var (
 	team      = []creds.Kind{creds.KindUser, creds.KindDevice, creds.KindIntegration}
 	people    = []creds.Kind{creds.KindUser, creds.KindDevice}
+	signedIn  = []creds.Kind{creds.KindUser}
 	teamAdmin = append(slices.Clone(team), kindTunnelAdmin)
 	teamAgent = append(slices.Clone(team), creds.KindAgent)
 )
@@ -55,7 +56,7 @@ var (
 
 // table is the whole interface.
 func (a *API) table() []route {
-	const viewer, member, admin = api.RoleViewer, api.RoleMember, api.RoleAdmin
+	const viewer, member, admin, owner = api.RoleViewer, api.RoleMember, api.RoleAdmin, api.RoleOwner
 	return []route{
 		{method: "GET", path: "/openapi.json", operation: "getOpenAPI", serve: a.openAPI, public: true},
 
@@ -85,6 +86,18 @@ func (a *API) table() []route {
 		{method: "POST", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "createCredential", serve: a.createCredential},
 		{method: "GET", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "listCredentials", serve: a.listCredentials},
 		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, role: admin, scopes: noScope, operation: "revokeCredential", serve: a.revokeCredential},
+
+		{method: "GET", path: "/members", admits: people, role: member, scopes: noScope, operation: "listMembers", serve: a.listMembers},
+		{method: "PATCH", path: "/members/{user_id}", admits: people, role: owner, scopes: noScope, operation: "changeMember", serve: a.changeMember},
+		{method: "DELETE", path: "/members/{user_id}", admits: people, role: viewer, others: admin, scopes: noScope, operation: "removeMember", serve: a.removeMember},
+
+		{method: "POST", path: "/invites", admits: people, role: admin, scopes: noScope, operation: "createInvite", serve: a.createInvite},
+		{method: "GET", path: "/invites", admits: people, role: admin, scopes: noScope, operation: "listInvites", serve: a.listInvites},
+		{method: "DELETE", path: "/invites/{invite_id}", admits: people, role: admin, scopes: noScope, operation: "revokeInvite", serve: a.revokeInvite},
+
+		// A device does not decide by what else its person gets in.
+		{method: "GET", path: "/devices", admits: people, role: viewer, scopes: noScope, operation: "listDevices", serve: a.listDevices},
+		{method: "DELETE", path: "/devices/{device_id}", admits: signedIn, role: viewer, scopes: noScope, operation: "forgetDevice", serve: a.forgetDevice},
 	}
 }
 

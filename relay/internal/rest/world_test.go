@@ -56,6 +56,18 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	return p, nil
 }
 
+// be gives everybody with a role another one.
+func (a *auth) be(role api.Role) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for secret, p := range a.by {
+		if p.Role != "" {
+			p.Role = role
+			a.by[secret] = p
+		}
+	}
+}
+
 func (a *auth) AuthenticatePerson(r *http.Request) (creds.Principal, error) {
 	return a.Authenticate(r)
 }
@@ -199,7 +211,15 @@ func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principa
 	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by.Name, readOnly), time.Now().Add(lives), nil
 }
 
+// nobody is People of whom nothing is asked.
+type nobody struct{ rest.People }
+
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldOf(t, nobody{})
+}
+
+func newWorldOf(t *testing.T, people rest.People) *world {
 	t.Helper()
 	w := &world{
 		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
@@ -224,7 +244,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Rights: w.auth, People: people, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})
