@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
+	"github.com/adit-tunnel/adit/relay/internal/rest/resttest"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -45,6 +47,7 @@ const (
 
 // apiRoutes is the whole interface: a route that is not here fails the test.
 var apiRoutes = []apiRoute{
+	{"GET", "/me", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/watch", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/{agent_id}", kindsTeam, "", "", 200, "", "agent_not_found"},
@@ -65,6 +68,14 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"GET", "/members", kindsPeople, "", "", 200, "", ""},
+	{"PATCH", "/members/{user_id}", kindsPeople, "", `{"role":"viewer"}`, 200, "", "member_not_found"},
+	{"DELETE", "/members/{user_id}", kindsPeople, "?keep_tunnels=perhaps", "", 422, "out_of_range", ""},
+	{"POST", "/invites", kindsPeople, "", `{"name":""}`, 422, "out_of_range", ""},
+	{"GET", "/invites", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/invites/{invite_id}", kindsPeople, "", "", 404, "invite_not_found", "invite_not_found"},
+	{"GET", "/devices", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/devices/{device_id}", "user", "", "", 404, "device_not_found", "device_not_found"},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -72,23 +83,39 @@ type caller struct {
 	name   string
 	kind   string // empty: nobody
 	header []string
-	other  bool   // of another team
-	refuse string // "401 code": what everybody of this column gets
+	role   api.Role    // in the team; empty: admin
+	scopes []api.Scope // of a credential that is narrowed
+	other  bool        // of another team
+	refuse string      // "401 code": what everybody of this column gets
 }
 
 const unknown = "401 unauthenticated"
 
-// expected is the one rule of the table.
+// inTeam says whether it is one of whom a role is asked.
+func (c caller) inTeam() bool { return slices.Contains(strings.Fields(kindsTeam), c.kind) }
+
+func (c caller) may(role api.Role) bool { return cmp.Or(c.role, api.RoleAdmin).AtLeast(role) }
+
+// expected is the one rule of the table. Roles and scopes are those of resttest.Needs.
 func (rt apiRoute) expected(c caller) string {
+	need := resttest.Needs[rt.method+" "+rt.path]
 	switch {
+	case c.refuse == "400 team_required" && rt.path == "/me": // which tells a person their teams
+		return "200"
 	case c.refuse != "":
 		return c.refuse
 	case c.kind == "admin" && !strings.Contains(rt.admits, "admin"):
 		return unknown // an admin token is a secret of its tunnel and nothing elsewhere
 	case !slices.Contains(strings.Fields(rt.admits), c.kind):
 		return "403 forbidden"
+	case c.inTeam() && need.Role != "" && !c.may(need.Role):
+		return "403 role_required"
+	case !need.Allows(c.scopes...):
+		return "403 scope_required"
 	case c.other && rt.missing != "":
 		return "404 " + rt.missing
+	case c.inTeam() && need.Others != "" && strings.HasPrefix(rt.path, "/tunnels/") && !c.may(need.Others): // the tunnel is nobody's here
+		return "403 role_required"
 	}
 	return strings.TrimSpace(fmt.Sprint(rt.status, " ", rt.code))
 }
@@ -135,8 +162,13 @@ func newMatrix(t *testing.T) *matrix {
 		return c
 	}
 	gone := revoked(`{"kind":"integration","name":"gone"}`)
-	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
-	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
+	if _, err := operate(t, r, "member", "role", "--team", world.Team, "--add", "guest", "viewer"); err != nil {
+		t.Fatal(err)
+	}
+	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID),
+		"user_id": "guest", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
+	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID()),
+		"user_id": "nobody", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
 
 	bearer := func(secret string, more ...string) []string {
 		return append([]string{"Authorization", "Bearer " + secret}, more...)
@@ -166,6 +198,7 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "a session without a team", kind: "user", header: bearer(user), refuse: "400 team_required"},
 		{name: "a session for a team that is not its", kind: "user", header: inTeam(user, otherTeam), refuse: "403 not_a_member"},
 		{name: "a person", kind: "user", header: inTeam(user, world.Team)},
+		nobody("a page's bearer that somebody made up", inTeam("bt-"+strings.Repeat("0", 64)+fmt.Sprintf("-%d-", time.Now().Add(time.Minute).Unix())+strings.Repeat("0", 64), world.Team)...),
 		{name: "a device", kind: "device", header: bearer(r.Credential("device", world.Team, "--user", "bob"))},
 		{name: "an integration credential", kind: "integration", header: bearer(sk)},
 		{name: "a person of another team", kind: "user", header: inTeam(is.Token(members(otherTeam)), otherTeam), other: true},
@@ -178,7 +211,27 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "an agent of another team with the same name", kind: "agent", header: bearer(r.Credential("agent", otherTeam, "--agent", "gpu-2")), other: true},
 		{name: "the tunnel's admin token", kind: "admin", header: bearer(m.tun.AdminToken)},
 		nobody("another tunnel's admin token", bearer(second.AdminToken)...),
+		// Narrowed to machines that are none, it sees as much as another team.
+		{name: "an integration credential for other machines", kind: "integration", other: true, header: bearer(created(r, user, world.Team, `{"kind":"integration","name":"machines","agents":["none-*"]}`).Secret)},
 	}
+	stranger := is.Token(issuer.Claims{"sub": "their-owner", "teams": []map[string]string{{"id": otherTeam, "role": "owner"}}})
+	m.callers = append(m.callers, caller{name: "an owner of another team", kind: "user", role: api.RoleOwner, header: inTeam(stranger, otherTeam), other: true})
+	for _, role := range api.Roles {
+		token := is.Token(issuer.Claims{"sub": "the-" + string(role), "teams": []map[string]string{{"id": world.Team, "role": string(role)}}})
+		m.callers = append(m.callers, caller{name: "a person who is " + string(role), kind: "user", role: role, header: inTeam(token, world.Team)})
+		if api.RoleAdmin.AtLeast(role) { // by an admin nothing more is made
+			for _, kind := range []string{"device", "integration"} {
+				secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":%q,"name":%q,"role":%q}`, kind, role, role)).Secret
+				m.callers = append(m.callers, caller{name: "a credential of kind " + kind + " as " + string(role), kind: kind, role: role, header: bearer(secret)})
+			}
+		}
+	}
+	for _, scope := range api.Scopes {
+		secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":"integration","name":%q,"scopes":[%q]}`, scope, scope)).Secret
+		m.callers = append(m.callers, caller{name: "an integration credential with the scope " + string(scope), kind: "integration", scopes: []api.Scope{scope}, header: bearer(secret)})
+	}
+	both := created(r, user, world.Team, `{"kind":"integration","name":"both","role":"viewer","scopes":["tunnels","tasks"]}`).Secret
+	m.callers = append(m.callers, caller{name: "an integration credential with two scopes and a low role", kind: "integration", role: api.RoleViewer, scopes: []api.Scope{api.ScopeTunnels, api.ScopeTasks}, header: bearer(both)})
 	return m
 }
 
@@ -295,6 +348,9 @@ func TestDefaultDeny(t *testing.T) {
 		inTable := map[string]bool{"GET /openapi.json": true, "GET /healthz": true, "GET /readyz": true, "GET " + wire.LinkPath: true, "POST " + api.EnrollPath: true}
 		for _, rt := range apiRoutes {
 			inTable[rt.method+" "+rt.path] = true
+			if _, known := resttest.Needs[rt.method+" "+rt.path]; !known {
+				t.Errorf("resttest.Needs does not say which role and scope %s %s needs", rt.method, rt.path)
+			}
 		}
 		for _, op := range described(t, m.r) {
 			if !inTable[op] {
@@ -415,7 +471,11 @@ func (m *matrix) invisible(t *testing.T) {
 			}
 			a := m.ask(rt.method, api.Base+there.fill(rt.path)+rt.query, rt.body, c.header...)
 			b := m.ask(rt.method, api.Base+nowhere.fill(rt.path)+rt.query, rt.body, c.header...)
-			if a.Status != 404 || a.shape() != b.shape() {
+			want := 404
+			if c.inTeam() && !c.may(cmp.Or(resttest.Needs[rt.method+" "+rt.path].Role, api.RoleViewer)) {
+				want = 403
+			}
+			if a.Status != want || a.shape() != b.shape() {
 				t.Errorf("%s %s as %s: what exists in a strange team must look like what does not exist\n there:   %s\n nowhere: %s", rt.method, rt.path, c.name, a.shape(), b.shape())
 			}
 		}
