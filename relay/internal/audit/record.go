@@ -43,6 +43,8 @@ const (
 	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
 	EnrollmentCreated Event = "enrolment_created"
 	EnrollmentTaken   Event = "enrolment_taken"
+	PairingConfirmed  Event = "pairing_confirmed" // a person let a program in, which gets its keys when it asks
+	PairingTaken      Event = "pairing_taken"     // it got them
 
 	AgentConnected  Event = "agent_connected"
 	AgentGone       Event = "agent_gone"
@@ -81,6 +83,7 @@ var rules = map[Event]rule{
 	ViewerKicked: durable, ViewersListed: {per: perSession},
 	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinkPreviewed: {per: perSession}, LinksListed: {per: perSession},
 	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrollmentCreated: durable, EnrollmentTaken: durable,
+	PairingConfirmed: durable, PairingTaken: durable,
 	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},
 	AuthRefused: {per: perDetail}, APIRefused: {per: perDetail},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {per: perDetail},

@@ -57,6 +57,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
 		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.PairStartRequest{}, api.PairStarted{}, api.PairPollRequest{}, api.PairPolled{}, api.PairShowRequest{}, api.PairAsked{}, api.PairConfirmRequest{}, api.PairConfirmed{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
@@ -104,7 +105,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"DELETE /api/v1/agents/{agent_id}/tasks/{task_id}":        append(slices.Clone(team), "agent"),
 		"POST /api/v1/credentials":                                {"user", "device"}, "GET /api/v1/credentials": {"user", "device"},
 		"DELETE /api/v1/credentials/{credential_id}": {"user", "device"},
-		"GET /api/v1/openapi.json":                   nil,
+		"POST /api/v1/desktop/pair/show":             {"user"}, "POST /api/v1/desktop/pair/confirm": {"user"},
+		"POST /api/v1/auth/device/revoke": {"device"},
+		"GET /api/v1/openapi.json":        nil, "POST /api/v1/desktop/pair/start": nil, "POST /api/v1/desktop/pair/poll": nil,
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -115,7 +118,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		if !known {
 			t.Errorf("%s %s: the test does not say who may call it", method, pattern)
 		}
-		if pattern == "/api/v1/openapi.json" || pattern == "/api/v1/agents/watch" {
+		if who == nil || pattern == "/api/v1/agents/watch" {
 			continue
 		}
 		path := fill.Replace(strings.TrimPrefix(pattern, api.Base))
