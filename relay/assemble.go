@@ -34,6 +34,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -111,9 +112,9 @@ const lostGrace = 30 * time.Second
 func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
 	p.creds, err = creds.New(creds.Config{
-		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim},
-		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim},
-		Store: p.store, Changes: creds.StoreChanges(p.store), ClientAddr: r.remote,
+		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim, RolesClaim: o.RolesClaim, Roles: roles(o.Roles)},
+		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim, RolesClaim: j.RolesClaim, Roles: roles(j.Roles)},
+		Store: p.store, Key: p.key, Changes: creds.StoreChanges(p.store), ClientAddr: r.remote,
 		Logger: r.log.With("part", "creds"), Registerer: reg,
 	})
 	if err != nil {
@@ -175,6 +176,15 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err
+}
+
+// roles are the roles behind an issuer's values, which the configuration has checked.
+func roles(of map[string]string) map[string]api.Role {
+	out := make(map[string]api.Role, len(of))
+	for value, role := range of {
+		out[value] = api.Role(role)
+	}
+	return out
 }
 
 // pool makes the links to the other relays, if this relay is one of several.

@@ -4,11 +4,13 @@
 package config
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,17 +79,21 @@ type Auth struct {
 
 // OIDC accepts user sessions of an OpenID Connect issuer.
 type OIDC struct {
-	Issuer     string `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
-	Audience   string `conf:"audience" help:"audience that its tokens must name"`
-	TeamsClaim string `conf:"teams_claim" help:"claim that lists the user's teams"`
+	Issuer     string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience   string            `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	RolesClaim string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
+	Roles      map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
 }
 
 // JWT accepts user sessions signed by a key from a file.
 type JWT struct {
-	PublicKeyFile string `conf:"public_key_file" help:"file of public keys (PEM or JWKS) that sign user sessions, instead of an issuer"`
-	Issuer        string `conf:"issuer" help:"issuer that such tokens must name"`
-	Audience      string `conf:"audience" help:"audience that such tokens must name"`
-	TeamsClaim    string `conf:"teams_claim" help:"claim that lists the user's teams"`
+	PublicKeyFile string            `conf:"public_key_file" help:"file of public keys (PEM or JWKS) that sign user sessions, instead of an issuer"`
+	Issuer        string            `conf:"issuer" help:"issuer that such tokens must name"`
+	Audience      string            `conf:"audience" help:"audience that such tokens must name"`
+	TeamsClaim    string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	RolesClaim    string            `conf:"roles_claim" help:"claim that says the user's role, as with oidc"`
+	Roles         map[string]string `conf:"roles" help:"what the claim's values mean, as with oidc"`
 }
 
 // Store says where state lives.
@@ -417,6 +423,15 @@ func (c *Relay) validateAuth(fault faultFunc) {
 	if j.TeamsClaim == "" {
 		fault("auth.jwt.teams_claim", "it must name a claim")
 	}
+	roles := func(key string, of map[string]string) {
+		for _, value := range slices.Sorted(maps.Keys(of)) {
+			if _, err := api.ParseRole(of[value]); err != nil {
+				fault(key, "%q: %v", value, err)
+			}
+		}
+	}
+	roles("auth.oidc.roles", o.Roles)
+	roles("auth.jwt.roles", j.Roles)
 }
 
 func (c *Relay) validateStore(fault faultFunc) {

@@ -97,6 +97,8 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		"tls":                      func(c *config.Relay) { c.TLS.CertFile = "a.pem" },
 		"auth.oidc.audience":       func(c *config.Relay) { c.Auth.OIDC.Issuer = "https://login.example.com" },
 		"auth.jwt.audience":        func(c *config.Relay) { c.Auth.JWT.PublicKeyFile = "keys.pem"; c.Auth.JWT.Issuer = "x" },
+		"auth.oidc.roles":          func(c *config.Relay) { c.Auth.OIDC.Roles = map[string]string{"boss": "king"} },
+		"auth.jwt.roles":           func(c *config.Relay) { c.Auth.JWT.Roles = map[string]string{"boss": ""} },
 		"auth.jwt.issuer":          func(c *config.Relay) { c.Auth.JWT.PublicKeyFile = "keys.pem"; c.Auth.JWT.Audience = "x" },
 		"store.endpoints":          func(c *config.Relay) { c.Store.Endpoints = []string{"etcd"} },
 		"store.quota_bytes":        func(c *config.Relay) { c.Store.Quota = 1 },

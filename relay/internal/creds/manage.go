@@ -48,11 +48,14 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	if req.ExpiresIn != nil {
 		rec.ExpiresAt = now.Add(req.ExpiresIn.D())
 	}
-	rec.MadeBy = by.Credential
+	rec.MadeBy, rec.Maker = by.Credential, by.Person()
 	if maker, ok := a.cfg.Store.Credential(by.Credential); ok && !maker.ExpiresAt.IsZero() && (rec.ExpiresAt.IsZero() || rec.ExpiresAt.After(maker.ExpiresAt)) {
 		rec.ExpiresAt = maker.ExpiresAt // no credential outlives its maker
 	}
 	prefix, p := check(rec, req)
+	if p == nil {
+		p = narrow(&rec, by, req)
+	}
 	if p != nil {
 		return store.CredentialRecord{}, "", p
 	}
@@ -67,9 +70,9 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	return rec, secret, nil
 }
 
-// Revoke makes a credential of the team useless, and those that were made with it, here
-// at once and on every relay within seconds; it returns their records, its own first.
-// What they opened is closed as the records say, by whoever holds it: this package
+// Revoke makes a credential of the team useless, with its companion and those that were
+// made with either, here at once and on every relay within seconds; it returns their
+// records, its own first. What they opened is closed as the records say, by whoever holds it: this package
 // closes links and sockets alone. Revoking again is no error, and finishes what was
 // interrupted. The error is a *api.Problem.
 func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) ([]store.CredentialRecord, error) {
@@ -79,8 +82,13 @@ func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.Tea
 	}
 	// The maker first: from then on its children are worth nothing, whatever happens here.
 	ids, line := []ident.CredentialID{id}, store.Credentials(a.cfg.Store.Credential)
+	companion := ident.CredentialID("")
+	if rec, ok := a.cfg.Store.Credential(id); ok {
+		companion = rec.Companion
+	}
 	for _, rec := range a.cfg.Store.Credentials(team) {
-		if rec.ID != id && line.MadeWith(rec.ID, id) && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
+		below := companion != "" && (rec.ID == companion || line.MadeWith(rec.ID, companion)) || line.MadeWith(rec.ID, id)
+		if rec.ID != id && below && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
 			ids = append(ids, rec.ID)
 		}
 	}
@@ -125,7 +133,7 @@ func (a *Authenticator) List(by Principal, team ident.TeamID) ([]api.Credential,
 func Public(rec store.CredentialRecord) api.Credential {
 	return api.Credential{ID: rec.ID, Kind: rec.Kind, Name: rec.Name, Prefix: rec.Prefix, AgentID: rec.Agent, UserID: rec.User,
 		CreatedBy: rec.CreatedBy, MadeBy: rec.MadeBy, CreatedAt: rec.CreatedAt, ExpiresAt: rec.ExpiresAt, LastUsedAt: rec.LastUsed,
-		Revoked: !rec.RevokedAt.IsZero()}
+		Revoked: !rec.RevokedAt.IsZero(), Role: rec.Role, Scopes: rec.Scopes, Agents: rec.Agents, Ports: rec.Ports}
 }
 
 func mayManage(by Principal, team ident.TeamID) *api.Problem {

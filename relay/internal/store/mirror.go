@@ -165,7 +165,7 @@ func (m *mirror) putTunnel(id ident.SessionID, kv *mvccpb.KeyValue) (commit, err
 	t.Team, t.Agent = ident.TeamID(m.word(string(t.Team))), ident.AgentID(m.word(string(t.Agent)))
 	t.Protocol, t.AskedHost = api.Protocol(m.word(string(t.Protocol))), api.HostHeader(m.word(string(t.AskedHost)))
 	t.HostHeader, t.App = api.HostHeader(m.word(string(t.HostHeader))), m.word(t.App)
-	t.OpenedBy, t.Credential = m.word(t.OpenedBy), ident.CredentialID(m.word(string(t.Credential)))
+	t.OpenedBy, t.Credential, t.User = m.word(t.OpenedBy), ident.CredentialID(m.word(string(t.Credential))), ident.UserID(m.word(string(t.User)))
 	return func() *Change {
 		if old, ok := m.tunnels[id]; ok {
 			remove(m.byAgent, old.record.Key(), old, newestFirst)

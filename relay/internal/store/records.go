@@ -113,20 +113,23 @@ type LeaseState struct {
 
 // TunnelRecord is a tunnel as it was opened.
 type TunnelRecord struct {
-	Session      ident.SessionID    `json:"session_id"`
-	Team         ident.TeamID       `json:"team"`
-	Agent        ident.AgentID      `json:"agent"`
-	Port         uint16             `json:"port"`
-	Protocol     api.Protocol       `json:"protocol"`
-	Label        string             `json:"label,omitempty"`
-	OpenedBy     string             `json:"opened_by"`
-	Credential   ident.CredentialID `json:"credential,omitempty"` // that opened it
-	OpenedAt     time.Time          `json:"opened_at"`
-	ExpiresAt    time.Time          `json:"expires_at"`
-	IdleTimeout  api.Duration       `json:"idle_timeout"`
-	AdminHash    string             `json:"admin_hash"` // SHA-256 of the admin token
-	AskedHost    api.HostHeader     `json:"asked_host"` // as asked when opening: auto, public, local
-	AllowOrigins []string           `json:"allow_origins,omitempty"`
+	Session    ident.SessionID    `json:"session_id"`
+	Team       ident.TeamID       `json:"team"`
+	Agent      ident.AgentID      `json:"agent"`
+	Port       uint16             `json:"port"`
+	Protocol   api.Protocol       `json:"protocol"`
+	Label      string             `json:"label,omitempty"`
+	OpenedBy   string             `json:"opened_by"`
+	Credential ident.CredentialID `json:"credential,omitempty"` // that opened it
+	// User is the person who opened it, or who made the credential that did; empty: none,
+	// or a release before people opened it.
+	User         ident.UserID   `json:"user,omitempty"`
+	OpenedAt     time.Time      `json:"opened_at"`
+	ExpiresAt    time.Time      `json:"expires_at"`
+	IdleTimeout  api.Duration   `json:"idle_timeout"`
+	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
+	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
+	AllowOrigins []string       `json:"allow_origins,omitempty"`
 	// LastUsed is when somebody used it, as relays write it shortly before an idle
 	// close would be due; zero: never by then.
 	LastUsed time.Time `json:"last_used,omitzero"`
@@ -234,8 +237,9 @@ type CodeRecord struct {
 	Session   ident.SessionID `json:"session_id"`
 	ReadOnly  bool            `json:"read_only,omitempty"`
 	CreatedBy string          `json:"created_by"`
-	// Credential is the one that made it, if any.
+	// Credential is the one that made it, if any, and User the person.
 	Credential ident.CredentialID `json:"credential,omitempty"`
+	User       ident.UserID       `json:"user,omitempty"`
 	ExpiresAt  time.Time          `json:"expires_at"`
 }
 
