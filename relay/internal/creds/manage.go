@@ -70,9 +70,9 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	return rec, secret, nil
 }
 
-// Revoke makes a credential of the team useless, with its companion and those that were
-// made with either, here at once and on every relay within seconds; it returns their
-// records, its own first. What they opened is closed as the records say, by whoever holds it: this package
+// Revoke makes a credential of the team useless, and those that were made with it, here
+// at once and on every relay within seconds; it returns their records, its own first.
+// What they opened is closed as the records say, by whoever holds it: this package
 // closes links and sockets alone. Revoking again is no error, and finishes what was
 // interrupted. The error is a *api.Problem.
 func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) ([]store.CredentialRecord, error) {
@@ -82,13 +82,8 @@ func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.Tea
 	}
 	// The maker first: from then on its children are worth nothing, whatever happens here.
 	ids, line := []ident.CredentialID{id}, store.Credentials(a.cfg.Store.Credential)
-	companion := ident.CredentialID("")
-	if rec, ok := a.cfg.Store.Credential(id); ok {
-		companion = rec.Companion
-	}
 	for _, rec := range a.cfg.Store.Credentials(team) {
-		below := companion != "" && (rec.ID == companion || line.MadeWith(rec.ID, companion)) || line.MadeWith(rec.ID, id)
-		if rec.ID != id && below && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
+		if rec.ID != id && line.MadeWith(rec.ID, id) && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
 			ids = append(ids, rec.ID)
 		}
 	}

@@ -166,7 +166,8 @@ func (p *Pairing) Poll(ctx context.Context, device ident.Secret) (_ api.PairPoll
 	}
 	// Whoever said yes must still be somebody who may: removed or demoted since, they let
 	// nobody in.
-	role, ok := p.cfg.Credentials.RoleIn(rec.Team, rec.User, "", true)
+	byIssuer := !strings.HasPrefix(string(rec.User), creds.OwnUsers) // it named the team a moment ago
+	role, ok := p.cfg.Credentials.RoleIn(rec.Team, rec.User, "", byIssuer)
 	if role = role.Lesser(rec.Role); !ok || !role.AtLeast(leastRole) {
 		return api.PairPolled{}, errNotFound
 	}
