@@ -59,8 +59,8 @@ func (p *parts) whyTCP(id ident.SessionID) (string, bool) {
 // terminals are the terminal's codes for the API, which is made before it.
 type terminals struct{ p *parts }
 
-func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
-	return t.p.terminal.Mint(ctx, r, by, credential, lives, readOnly)
+func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return t.p.terminal.Mint(ctx, r, by, lives, readOnly)
 }
 
 // prober asks agents about the apps behind tunnels and keeps what they found in

@@ -251,12 +251,12 @@ func BenchmarkWatched(b *testing.B) {
 		}
 		b.Run("sweep", func(b *testing.B) {
 			for b.Loop() {
-				changed("")
+				changed(store.Change{})
 			}
 		})
 		b.Run("one", func(b *testing.B) {
 			for b.Loop() {
-				changed("77")
+				changed(store.Change{Kind: store.KindCredential, Credential: "77"})
 			}
 		})
 		return

@@ -56,7 +56,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{}, api.TerminalRequest{}, api.TerminalCode{},
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
-		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.Me{}, api.MyTeam{}, api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
 		api.PairStartRequest{}, api.PairStarted{}, api.PairPollRequest{}, api.PairPolled{}, api.PairShowRequest{}, api.PairAsked{}, api.PairConfirmRequest{}, api.PairConfirmed{},
 	} {
 		typ := reflect.TypeOf(v)
@@ -108,6 +108,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/desktop/pair/show":             {"user"}, "POST /api/v1/desktop/pair/confirm": {"user"},
 		"POST /api/v1/auth/device/revoke": {"device"},
 		"GET /api/v1/openapi.json":        nil, "POST /api/v1/desktop/pair/start": nil, "POST /api/v1/desktop/pair/poll": nil,
+		"GET /api/v1/me": team,
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -138,7 +139,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 					t.Errorf("%s %s as %q: %d, want 401", method, path, secret, got)
 				}
 			case secret == "stranger":
-				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" {
+				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" && pattern != "/api/v1/me" {
 					t.Errorf("%s %s of another team: %d, want one of %v", method, path, got, want)
 				}
 			case ok && (got == 401 || got == 403):

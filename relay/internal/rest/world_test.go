@@ -56,6 +56,18 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	return p, nil
 }
 
+func (a *auth) AuthenticatePerson(r *http.Request) (creds.Principal, error) {
+	return a.Authenticate(r)
+}
+
+func (a *auth) Teams(p creds.Principal) []api.MyTeam {
+	return []api.MyTeam{{TeamID: p.Team, TeamName: "render", Role: p.Role}}
+}
+
+func (a *auth) Owns(p creds.Principal, o store.Opened) bool {
+	return p.User != "" && p.User == o.User || p.Credential != "" && p.Credential == o.Credential
+}
+
 func (a *auth) Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	a.mu.Lock()
@@ -183,8 +195,8 @@ var (
 // terminals make codes that open nothing.
 type terminals struct{}
 
-func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, _ ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
-	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by, readOnly), time.Now().Add(lives), nil
+func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by.Name, readOnly), time.Now().Add(lives), nil
 }
 
 // pairings answer for one program, whose code is AB7K-PNQ3.
@@ -228,12 +240,12 @@ func newWorld(t *testing.T) *world {
 		links:  &links{},
 		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
 		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
-			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Name: "user:alice"},
-			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Credential: "cred_1", Name: "dk:laptop"},
-			"integration": {Kind: creds.KindIntegration, Team: ours, Credential: "cred_2", Name: "sk:ci"},
+			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Role: api.RoleAdmin, Name: "user:alice"},
+			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Role: api.RoleAdmin, Credential: "cred_1", Name: "dk:laptop"},
+			"integration": {Kind: creds.KindIntegration, Team: ours, Role: api.RoleAdmin, Credential: "cred_2", Name: "sk:ci"},
 			"agent":       {Kind: creds.KindAgent, Team: ours, Agent: "gpu-1", Credential: "cred_3", Name: "ak:gpu-1"},
 			"agent-any":   {Kind: creds.KindAgent, Team: ours, Credential: "cred_4", Name: "ak:any"},
-			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Name: "user:mallory"},
+			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Role: api.RoleAdmin, Name: "user:mallory"},
 		}},
 	}
 	log := slog.New(slog.DiscardHandler)

@@ -61,8 +61,8 @@ func (s *Store) worthless(code []byte) bool {
 		return false
 	}
 	t, _ := s.Tunnel(r.Session)
-	_, closed := Closed(s, t.Team, Opened{User: r.User, Credential: r.Credential})
-	return closed
+	_, reason := Closed(s, t.Team, Opened{User: r.User, Credential: r.Credential})
+	return reason != ""
 }
 
 // TakeCode uses a code up and returns it, on whichever relay it was made; ErrNotFound

@@ -54,6 +54,7 @@ const (
 	ReasonExpired  Reason = "expired"
 	ReasonIdle     Reason = "idle"
 	ReasonRevoked  Reason = "the credential that opened it was revoked"
+	ReasonRemoved  Reason = "the person who opened it was removed from the team"
 	ReasonPort     Reason = "the agent does not allow the port"
 	ReasonWait     Reason = "the running tasks did not end in time"
 	ReasonLeft     Reason = "the caller left while waiting"
@@ -130,6 +131,9 @@ type TunnelRecord struct {
 	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
 	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
 	AllowOrigins []string       `json:"allow_origins,omitempty"`
+	// NoTerminal says that nobody enters a terminal by it: the credential that opened it
+	// was for some ports only.
+	NoTerminal bool `json:"no_terminal,omitempty"`
 	// LastUsed is when somebody used it, as relays write it shortly before an idle
 	// close would be due; zero: never by then.
 	LastUsed time.Time `json:"last_used,omitzero"`
@@ -235,9 +239,11 @@ type CodeRecord struct {
 	Session   ident.SessionID `json:"session_id"`
 	ReadOnly  bool            `json:"read_only,omitempty"`
 	CreatedBy string          `json:"created_by"`
-	// Credential is the one that made it, if any, and User the person.
+	// Credential is the one that made it, if any, User the person, and SignIn their
+	// browser. What it opens ends with each of them.
 	Credential ident.CredentialID `json:"credential,omitempty"`
 	User       ident.UserID       `json:"user,omitempty"`
+	SignIn     string             `json:"sign_in,omitempty"`
 	ExpiresAt  time.Time          `json:"expires_at"`
 }
 

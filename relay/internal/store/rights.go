@@ -116,16 +116,19 @@ type Openers interface {
 }
 
 // Closed says since when what somebody opened in a team is closed: the credential was
-// revoked, or the person removed, and the tunnels were not kept.
-func Closed(find Openers, team ident.TeamID, o Opened) (since time.Time, closed bool) {
+// revoked, or the person removed, and the tunnels were not kept. The reason is empty when
+// it is not.
+func Closed(find Openers, team ident.TeamID, o Opened) (since time.Time, reason Reason) {
 	if o.Credential != "" {
-		since, closed = Credentials(find.Credential).Closed(o.Credential)
+		if at, closed := Credentials(find.Credential).Closed(o.Credential); closed {
+			since, reason = at, ReasonRevoked
+		}
 	}
 	if o.User == "" {
-		return since, closed
+		return since, reason
 	}
-	if m, ok := find.Member(team, o.User); ok && m.Removed() && !m.KeepTunnels && (!closed || m.RemovedAt.Before(since)) {
-		return m.RemovedAt, true
+	if m, ok := find.Member(team, o.User); ok && m.Removed() && !m.KeepTunnels && (reason == "" || m.RemovedAt.Before(since)) {
+		return m.RemovedAt, ReasonRemoved
 	}
-	return since, closed
+	return since, reason
 }

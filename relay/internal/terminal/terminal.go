@@ -44,6 +44,8 @@ type Store interface {
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
+	SignIn(hash string) (store.SignInRecord, bool)
 	// CreateCode and TakeCode keep codes that work once, for the whole pool.
 	CreateCode(ctx context.Context, r store.CodeRecord, most int) error
 	TakeCode(ctx context.Context, session ident.SessionID, hash string) (store.CodeRecord, error)
