@@ -88,8 +88,8 @@ func (a *auth) Create(_ context.Context, by creds.Principal, team ident.TeamID, 
 func (a *auth) Revoke(_ context.Context, by creds.Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, c := range a.created {
-		if c.ID == id && c.Team == team || by.Credential == id {
+	for _, c := range append(a.created, store.CredentialRecord{ID: by.Credential, Team: by.Team}) {
+		if c.ID == id && c.Team == team {
 			out := api.Revoked{Credentials: 2, Tunnels: 3, Links: 1}
 			if keepTunnels {
 				out.Tunnels, out.Links = 0, 0
