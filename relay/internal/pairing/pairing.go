@@ -96,9 +96,6 @@ var errNotFound = api.NewProblem(api.CodePairingNotFound, "the code is unknown, 
 func (p *Pairing) Start(ctx context.Context, req api.PairStartRequest) (_ api.PairStarted, err error) {
 	defer func() { p.metrics.count(stepStart, err) }()
 	from, now := remote(ctx), p.cfg.Now().UTC()
-	if !p.limits.starts.Take(from, now) {
-		return api.PairStarted{}, tooMany("this address asks too often: 10 pairings a minute can be begun", p.limits.starts.Wait(from, now))
-	}
 	rec := store.PairingRecord{
 		Client: req.Client, MachineName: req.MachineName, Keys: req.Keys, Agent: req.AgentID,
 		RemoteAddr: from, CreatedAt: now, ExpiresAt: now.Add(life),
@@ -108,6 +105,9 @@ func (p *Pairing) Start(ctx context.Context, req api.PairStartRequest) (_ api.Pa
 	}
 	if err := checkStart(rec); err != nil {
 		return api.PairStarted{}, err
+	}
+	if !p.limits.starts.Take(from, now) {
+		return api.PairStarted{}, tooMany("this address asks too often: 10 pairings a minute can be begun", p.limits.starts.Wait(from, now))
 	}
 	if err := p.makeRoom(ctx, rec); err != nil {
 		return api.PairStarted{}, err
