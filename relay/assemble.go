@@ -26,6 +26,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
+	"github.com/adit-tunnel/adit/relay/internal/pairing"
 	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/people"
@@ -58,6 +59,7 @@ type parts struct {
 	links    *namedlinks.Links
 	rights   *rights.Rights
 	people   *people.People
+	pairing  *pairing.Pairing
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -171,8 +173,11 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if p.people, err = r.people(p); err != nil {
 		return err
 	}
+	p.pairing = pairing.New(pairing.Config{
+		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
+	})
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, People: p.people, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})

@@ -43,6 +43,9 @@ const (
 	kindsPeople = "user device"
 	kindsAdmin  = kindsTeam + " admin"
 	kindsAgent  = kindsTeam + " agent"
+	kindsUser   = "user"
+	kindsDevice = "device"
+	everybody   = "everybody" // whatever they show
 )
 
 // apiRoutes is the whole interface: a route that is not here fails the test.
@@ -68,6 +71,11 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"POST", "/desktop/pair/start", everybody, "", `{"keys":["root"]}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/poll", everybody, "", `{"device_code":7}`, 400, "invalid_field", ""},
+	{"POST", "/desktop/pair/show", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/confirm", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/auth/device/revoke", kindsDevice, "?no_such=1", "", 400, "unknown_parameter", ""},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -94,6 +102,7 @@ func (rt apiRoute) expected(c caller) string {
 	switch {
 	case c.refuse == "400 team_required" && rt.path == "/me": // which tells a person their teams
 		return "200"
+	case rt.admits == everybody:
 	case c.refuse != "":
 		return c.refuse
 	case c.kind == "admin" && !strings.Contains(rt.admits, "admin"):

@@ -37,7 +37,8 @@ func (rt route) admitsKind(k creds.Kind) bool { return slices.Contains(rt.admits
 var (
 	team      = []creds.Kind{creds.KindUser, creds.KindDevice, creds.KindIntegration}
 	people    = []creds.Kind{creds.KindUser, creds.KindDevice}
-	signedIn  = []creds.Kind{creds.KindUser}
+	signedIn  = []creds.Kind{creds.KindUser} // in person: no device lets another one in
+	devices   = []creds.Kind{creds.KindDevice}
 	teamAdmin = append(slices.Clone(team), kindTunnelAdmin)
 	teamAgent = append(slices.Clone(team), creds.KindAgent)
 )
@@ -98,6 +99,11 @@ func (a *API) table() []route {
 		// A device does not decide by what else its person gets in.
 		{method: "GET", path: "/devices", admits: people, role: viewer, scopes: noScope, operation: "listDevices", serve: a.listDevices},
 		{method: "DELETE", path: "/devices/{device_id}", admits: signedIn, role: viewer, scopes: noScope, operation: "forgetDevice", serve: a.forgetDevice},
+		{method: "POST", path: "/desktop/pair/start", operation: "startPairing", serve: a.startPairing, public: true},
+		{method: "POST", path: "/desktop/pair/poll", operation: "pollPairing", serve: a.pollPairing, public: true},
+		{method: "POST", path: "/desktop/pair/show", admits: signedIn, role: member, scopes: noScope, operation: "showPairing", serve: a.showPairing},
+		{method: "POST", path: "/desktop/pair/confirm", admits: signedIn, role: member, scopes: noScope, operation: "confirmPairing", serve: a.confirmPairing},
+		{method: "POST", path: "/auth/device/revoke", admits: devices, role: viewer, scopes: noScope, operation: "revokeDevice", serve: a.revokeDevice},
 	}
 }
 
