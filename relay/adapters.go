@@ -115,12 +115,6 @@ func (o operator) CloseTunnels(ctx context.Context, f rights.Filter) ([]store.Tu
 	return o.p.rights.Close(ctx, o.principal(), f)
 }
 
-func (o operator) Teams() []rights.Team { return o.p.rights.Teams() }
-
-func (o operator) RemoveTeam(ctx context.Context, team ident.TeamID) (rights.Removed, error) {
-	return o.p.rights.RemoveTeam(ctx, o.principal().InTeam(team), team)
-}
-
 // note records what the operator did, before it is acknowledged.
 func (o operator) note(ctx context.Context, event audit.Event, rec store.CredentialRecord) error {
 	err := o.p.audit.Append(ctx, audit.Record{

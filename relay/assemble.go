@@ -16,6 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/certs"
+	"github.com/adit-tunnel/adit/relay/internal/console"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/enroll"
@@ -28,6 +29,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/pairing"
 	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
+	"github.com/adit-tunnel/adit/relay/internal/people"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -57,6 +59,7 @@ type parts struct {
 	links    *namedlinks.Links
 	rights   *rights.Rights
 	pairing  *pairing.Pairing
+	people   *people.People
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -170,8 +173,11 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.pairing = pairing.New(pairing.Config{
 		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
 	})
+	if p.people, err = r.people(p); err != nil {
+		return err
+	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
@@ -215,13 +221,14 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	own := paths.New(paths.Config{
 		API: p.api, Link: http.HandlerFunc(r.serveLink), Enroll: p.enroll, Ready: r.ready, More: pages,
+		Home: p.resolver.ConsoleOrigin() + console.Path,
 	})
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find,
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,
@@ -245,7 +252,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrollments: enrollments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, People: operator{p}, Enrollments: enrollments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -35,10 +37,35 @@ type Member struct {
 	UserName  string       `json:"user_name,omitempty"`
 	Email     string       `json:"email,omitempty"`
 	Role      Role         `json:"role"`
-	Source    string       `json:"source"` // issuer, invite, operator
+	Source    string       `json:"source"` // of the role: issuer, invite, owner, operator
 	JoinedAt  time.Time    `json:"joined_at"`
 	InvitedBy string       `json:"invited_by,omitempty"`
 	SeenAt    time.Time    `json:"seen_at,omitzero"` // the newest use of a browser that is signed in
+}
+
+// FindMember returns the member whom somebody means: by the user_id, or by the name or
+// email where one member alone has it.
+func FindMember(members []Member, who string) (Member, error) {
+	var found []Member
+	for _, m := range members {
+		if string(m.UserID) == who {
+			return m, nil
+		}
+		if strings.EqualFold(m.UserName, who) || strings.EqualFold(m.Email, who) {
+			found = append(found, m)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Member{}, fmt.Errorf("the team has no member %q", who)
+	case 1:
+		return found[0], nil
+	}
+	ids := make([]string, len(found))
+	for i, m := range found {
+		ids[i] = string(m.UserID)
+	}
+	return Member{}, fmt.Errorf("several members are named %q, so say which one: %s", who, strings.Join(ids, ", "))
 }
 
 // MemberList is the answer of GET /members.

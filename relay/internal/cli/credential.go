@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,15 +32,11 @@ func newCredentialCreate() *cobra.Command {
 		Long: `Create prints the secret alone on stdout, so that it can go straight into a file.
 Only a hash of it is kept: what is lost is replaced, not shown again.`,
 		Example: `  adit-relay credential create --kind agent --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1 > credential
-  adit-relay credential create --kind integration --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --name ci --expires 90d
-  adit-relay credential create --kind device --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --user alice --name laptop`,
+  adit-relay credential create --kind integration --team vision --name ci --expires 90d
+  adit-relay credential create --kind device --team vision --user alice --name laptop`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name}
-			var err error
-			if req.Team, err = ident.ParseTeamID(team); err != nil {
-				return usageError{fmt.Errorf("--team: %w", err)}
-			}
 			if expires != "" {
 				d, err := api.ParseDuration(expires)
 				if err != nil {
@@ -50,10 +47,11 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 			if req.Name == "" {
 				req.Name = defaultName(req)
 			}
-			c, err := dial(cmd)
+			c, id, err := dialTeam(cmd, team)
 			if err != nil {
 				return err
 			}
+			req.Team = id
 			var out api.CreatedCredential
 			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/credentials", nil, req, &out); err != nil {
 				return fmt.Errorf("create credential: %w", err)
@@ -65,7 +63,7 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", "", "integration, agent or device")
-	f.StringVar(&team, "team", "", "the team's UUID")
+	teamFlag(cmd, &team)
 	f.StringVar(&user, "user", "", "whose it is (kind device)")
 	f.StringVar(&agent, "agent", "", "the only agent that may use it (kind agent; default: any agent of the team)")
 	f.StringVar(&name, "name", "", "a name for lists")
@@ -89,11 +87,7 @@ func newCredentialList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "list a team's credentials, never their secrets", Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			id, err := ident.ParseTeamID(team)
-			if err != nil {
-				return usageError{fmt.Errorf("--team: %w", err)}
-			}
-			c, err := dial(cmd)
+			c, id, err := dialTeam(cmd, team)
 			if err != nil {
 				return err
 			}
@@ -111,16 +105,12 @@ func newCredentialList() *cobra.Command {
 				if cr.Revoked {
 					state = "revoked"
 				}
-				madeWith := "-"
-				if cr.MadeBy != "" {
-					madeWith = string(cr.MadeBy)
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), madeWith, day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), orDash(string(cr.MadeBy)), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
 			}
 			return w.Flush()
 		},
 	}
-	cmd.Flags().StringVar(&team, "team", "", "the team's UUID")
+	teamFlag(cmd, &team)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -165,11 +155,17 @@ closes no tunnel: those go on to their own end.`,
 func ended(out api.Revoked, kept bool) string {
 	text := ""
 	if n := out.Credentials - 1; n > 0 {
-		text += ", " + count(n, "credential") + " made with it"
+		text = ", " + count(n, "credential") + " made with it"
 	}
+	return text + closed(out, kept)
+}
+
+// closed says what of the opened ended with a right.
+func closed(out api.Revoked, kept bool) string {
 	if kept {
-		return text + "; what it opened stays open"
+		return "; what was opened stays open"
 	}
+	text := ""
 	if out.Tunnels > 0 {
 		text += ", closed " + count(out.Tunnels, "tunnel")
 	}
@@ -178,6 +174,9 @@ func ended(out api.Revoked, kept bool) string {
 	}
 	return text
 }
+
+// orDash is text for a table's cell.
+func orDash(s string) string { return cmp.Or(printable.Text(s), "-") }
 
 func day(t time.Time, zero string) string {
 	if t.IsZero() {

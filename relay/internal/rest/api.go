@@ -16,6 +16,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -89,11 +90,12 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, Pairing, Gate, Store, Addresses, Usage,
-// Links, Terminals, Audit, Remote, Grace and Logger are required.
+// Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
+// Usage, Links, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
+	People     People
 	Pairing    Pairing
 	Gate       *gate.Gate
 	Store      Store
@@ -133,8 +135,8 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Pairing, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, People, Pairing, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
@@ -350,7 +352,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
-			p.Write(w, id)
+			problems.AnswerOwn(w, r, p, id)
 		}
 		a.refused(r, c, p)
 	}

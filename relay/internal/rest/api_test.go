@@ -58,6 +58,8 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
 		api.Me{}, api.MyTeam{}, api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
 		api.PairStartRequest{}, api.PairStarted{}, api.PairPollRequest{}, api.PairPolled{}, api.PairShowRequest{}, api.PairAsked{}, api.PairConfirmRequest{}, api.PairConfirmed{},
+		api.Member{}, api.MemberList{}, api.ChangeMemberRequest{}, api.CreateInviteRequest{}, api.Invite{}, api.CreatedInvite{}, api.InviteList{},
+		api.SignIn{}, api.Passkey{}, api.Devices{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
@@ -89,6 +91,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	w := newWorld(t)
 	w.connect(theirs, "secret-box")
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
+	w.auth.be(api.RoleOwner)
 	team := []string{"user", "device", "integration"}
 	admitted := map[string][]string{
 		"GET /api/v1/agents": team, "GET /api/v1/agents/{agent_id}": team, "GET /api/v1/agents/watch": team,
@@ -108,7 +111,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/desktop/pair/show":             {"user"}, "POST /api/v1/desktop/pair/confirm": {"user"},
 		"POST /api/v1/auth/device/revoke": {"device"},
 		"GET /api/v1/openapi.json":        nil, "POST /api/v1/desktop/pair/start": nil, "POST /api/v1/desktop/pair/poll": nil,
-		"GET /api/v1/me": team,
+		"GET /api/v1/me":      team,
+		"GET /api/v1/members": {"user", "device"}, "PATCH /api/v1/members/{user_id}": {"user", "device"}, "DELETE /api/v1/members/{user_id}": {"user", "device"},
+		"POST /api/v1/invites": {"user", "device"}, "GET /api/v1/invites": {"user", "device"}, "DELETE /api/v1/invites/{invite_id}": {"user", "device"},
+		"GET /api/v1/devices": {"user", "device"}, "DELETE /api/v1/devices/{device_id}": {"user"},
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -139,7 +145,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 					t.Errorf("%s %s as %q: %d, want 401", method, path, secret, got)
 				}
 			case secret == "stranger":
-				if want := []int{404, 400, 422}; got != 404 && strings.Contains(pattern, "{") && !strings.Contains(pattern, "/credentials") {
+				if want := []int{404, 400, 422}; got != 404 && strings.Contains(pattern, "{") && !regexp.MustCompile("/credentials|/members|/invites|/devices").MatchString(pattern) {
 					t.Errorf("%s %s of another team: %d, want one of %v", method, path, got, want)
 				}
 			case ok && (got == 401 || got == 403):

@@ -57,7 +57,7 @@ var (
 
 // table is the whole interface.
 func (a *API) table() []route {
-	const viewer, member, admin = api.RoleViewer, api.RoleMember, api.RoleAdmin
+	const viewer, member, admin, owner = api.RoleViewer, api.RoleMember, api.RoleAdmin, api.RoleOwner
 	return []route{
 		{method: "GET", path: "/openapi.json", operation: "getOpenAPI", serve: a.openAPI, public: true},
 
@@ -93,6 +93,17 @@ func (a *API) table() []route {
 		{method: "POST", path: "/desktop/pair/show", admits: signedIn, role: member, scopes: noScope, operation: "showPairing", serve: a.showPairing},
 		{method: "POST", path: "/desktop/pair/confirm", admits: signedIn, role: member, scopes: noScope, operation: "confirmPairing", serve: a.confirmPairing},
 		{method: "POST", path: "/auth/device/revoke", admits: devices, role: viewer, scopes: noScope, operation: "revokeDevice", serve: a.revokeDevice},
+		{method: "GET", path: "/members", admits: people, role: member, scopes: noScope, operation: "listMembers", serve: a.listMembers},
+		{method: "PATCH", path: "/members/{user_id}", admits: people, role: owner, scopes: noScope, operation: "changeMember", serve: a.changeMember},
+		{method: "DELETE", path: "/members/{user_id}", admits: people, role: viewer, others: admin, scopes: noScope, operation: "removeMember", serve: a.removeMember},
+
+		{method: "POST", path: "/invites", admits: people, role: admin, scopes: noScope, operation: "createInvite", serve: a.createInvite},
+		{method: "GET", path: "/invites", admits: people, role: admin, scopes: noScope, operation: "listInvites", serve: a.listInvites},
+		{method: "DELETE", path: "/invites/{invite_id}", admits: people, role: admin, scopes: noScope, operation: "revokeInvite", serve: a.revokeInvite},
+
+		// A device does not decide by what else its person gets in.
+		{method: "GET", path: "/devices", admits: people, role: viewer, scopes: noScope, operation: "listDevices", serve: a.listDevices},
+		{method: "DELETE", path: "/devices/{device_id}", admits: signedIn, role: viewer, scopes: noScope, operation: "forgetDevice", serve: a.forgetDevice},
 	}
 }
 

@@ -56,6 +56,18 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	return p, nil
 }
 
+// be gives everybody with a role another one.
+func (a *auth) be(role api.Role) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for secret, p := range a.by {
+		if p.Role != "" {
+			p.Role = role
+			a.by[secret] = p
+		}
+	}
+}
+
 func (a *auth) AuthenticatePerson(r *http.Request) (creds.Principal, error) {
 	return a.Authenticate(r)
 }
@@ -233,7 +245,15 @@ func (pairings) Confirm(_ context.Context, by creds.Principal, req api.PairConfi
 	return api.PairConfirmed{Status: "approved", DeviceName: req.DeviceName, TeamID: by.Team}, nil
 }
 
+// nobody is People of whom nothing is asked.
+type nobody struct{ rest.People }
+
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldOf(t, nobody{})
+}
+
+func newWorldOf(t *testing.T, people rest.People) *world {
 	t.Helper()
 	w := &world{
 		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
@@ -258,7 +278,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Rights: w.auth, People: people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})

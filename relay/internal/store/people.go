@@ -53,7 +53,7 @@ type MemberRecord struct {
 	Team      ident.TeamID `json:"team"`
 	User      ident.UserID `json:"user"`
 	Role      api.Role     `json:"role"`
-	Source    string       `json:"source"` // issuer, invite, operator: who the role is from
+	Source    string       `json:"source"` // issuer, invite, owner, operator: who the role is from
 	JoinedAt  time.Time    `json:"joined_at"`
 	InvitedBy string       `json:"invited_by,omitempty"`
 	// MadeBy is the credential that the invitation was made with, if any.
@@ -68,6 +68,7 @@ type MemberRecord struct {
 const (
 	SourceIssuer   = "issuer"
 	SourceInvite   = "invite"
+	SourceOwner    = "owner" // of the team
 	SourceOperator = "operator"
 )
 
@@ -239,6 +240,17 @@ func (s *Store) Member(team ident.TeamID, user ident.UserID) (MemberRecord, bool
 // Members returns a team's members, removed ones too.
 func (s *Store) Members(team ident.TeamID) []MemberRecord {
 	return records(s.mirror, s.mirror.people.members.in, listTeam+string(team))
+}
+
+// MemberCounts returns how many members each team has that has any, without removed ones.
+func (s *Store) MemberCounts() map[ident.TeamID]int {
+	out := map[ident.TeamID]int{}
+	for _, r := range all(s.mirror, s.mirror.people.members) {
+		if !r.Removed() {
+			out[r.Team]++
+		}
+	}
+	return out
 }
 
 // Memberships returns a person's places in teams, removed ones too.
