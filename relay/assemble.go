@@ -58,8 +58,8 @@ type parts struct {
 	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
-	people   *people.People
 	pairing  *pairing.Pairing
+	people   *people.People
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -170,12 +170,12 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
-	if p.people, err = r.people(p); err != nil {
-		return err
-	}
 	p.pairing = pairing.New(pairing.Config{
 		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
 	})
+	if p.people, err = r.people(p); err != nil {
+		return err
+	}
 	p.api, err = rest.New(rest.Config{
 		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,

@@ -61,11 +61,11 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
-	people(mux)
 	mux.HandleFunc("POST /api/v1/desktop/pair/start", r.startPairing)
 	mux.HandleFunc("POST /api/v1/desktop/pair/poll", r.pollPairing)
 	mux.HandleFunc("GET /api/v1/me", r.me)
 	mux.HandleFunc("POST /api/v1/auth/device/revoke", r.revokeDevice)
+	people(mux)
 	mux.HandleFunc("/tunnel/{segment}/", r.tunnel)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, q *http.Request) { // a host of the tunnel's own
 		label, _, _ := strings.Cut(q.Host, ".")

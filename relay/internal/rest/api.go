@@ -90,8 +90,8 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses, Usage, Links,
-// Terminals, Audit, Remote, Grace and Logger are required.
+// Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
+// Usage, Links, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights

@@ -88,6 +88,11 @@ func (a *API) table() []route {
 		{method: "GET", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "listCredentials", serve: a.listCredentials},
 		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, role: admin, scopes: noScope, operation: "revokeCredential", serve: a.revokeCredential},
 
+		{method: "POST", path: "/desktop/pair/start", operation: "startPairing", serve: a.startPairing, public: true},
+		{method: "POST", path: "/desktop/pair/poll", operation: "pollPairing", serve: a.pollPairing, public: true},
+		{method: "POST", path: "/desktop/pair/show", admits: signedIn, role: member, scopes: noScope, operation: "showPairing", serve: a.showPairing},
+		{method: "POST", path: "/desktop/pair/confirm", admits: signedIn, role: member, scopes: noScope, operation: "confirmPairing", serve: a.confirmPairing},
+		{method: "POST", path: "/auth/device/revoke", admits: devices, role: viewer, scopes: noScope, operation: "revokeDevice", serve: a.revokeDevice},
 		{method: "GET", path: "/members", admits: people, role: member, scopes: noScope, operation: "listMembers", serve: a.listMembers},
 		{method: "PATCH", path: "/members/{user_id}", admits: people, role: owner, scopes: noScope, operation: "changeMember", serve: a.changeMember},
 		{method: "DELETE", path: "/members/{user_id}", admits: people, role: viewer, others: admin, scopes: noScope, operation: "removeMember", serve: a.removeMember},
@@ -99,11 +104,6 @@ func (a *API) table() []route {
 		// A device does not decide by what else its person gets in.
 		{method: "GET", path: "/devices", admits: people, role: viewer, scopes: noScope, operation: "listDevices", serve: a.listDevices},
 		{method: "DELETE", path: "/devices/{device_id}", admits: signedIn, role: viewer, scopes: noScope, operation: "forgetDevice", serve: a.forgetDevice},
-		{method: "POST", path: "/desktop/pair/start", operation: "startPairing", serve: a.startPairing, public: true},
-		{method: "POST", path: "/desktop/pair/poll", operation: "pollPairing", serve: a.pollPairing, public: true},
-		{method: "POST", path: "/desktop/pair/show", admits: signedIn, role: member, scopes: noScope, operation: "showPairing", serve: a.showPairing},
-		{method: "POST", path: "/desktop/pair/confirm", admits: signedIn, role: member, scopes: noScope, operation: "confirmPairing", serve: a.confirmPairing},
-		{method: "POST", path: "/auth/device/revoke", admits: devices, role: viewer, scopes: noScope, operation: "revokeDevice", serve: a.revokeDevice},
 	}
 }
 

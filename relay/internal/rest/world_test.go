@@ -211,9 +211,6 @@ func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principa
 	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by.Name, readOnly), time.Now().Add(lives), nil
 }
 
-// nobody is People of whom nothing is asked.
-type nobody struct{ rest.People }
-
 // pairings answer for one program, whose code is AB7K-PNQ3.
 type pairings struct{}
 
@@ -247,6 +244,9 @@ func (pairings) Confirm(_ context.Context, by creds.Principal, req api.PairConfi
 	}
 	return api.PairConfirmed{Status: "approved", DeviceName: req.DeviceName, TeamID: by.Team}, nil
 }
+
+// nobody is People of whom nothing is asked.
+type nobody struct{ rest.People }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
