@@ -8,9 +8,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
-	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/people"
-	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -19,33 +17,13 @@ import (
 // people makes what keeps the records of people.
 func (r *Relay) people(p *parts) (*people.People, error) {
 	origin := p.resolver.ConsoleOrigin()
-	if r.cfg.ServesPathForm() && r.cfg.ConsoleURL == "" {
-		origin = "" // an app's script would share it
+	if r.cfg.SignInOff() != "" {
+		origin = ""
 	}
+	unsaid, _ := p.creds.RoleIn("", "", "", true) // of whom nobody says a role, in whatever team
 	return people.New(people.Config{
-		Store: p.store, Rights: endings{p.rights, p}, Audit: p.audit, Origin: origin, DefaultRole: api.RoleAdmin, Now: now,
+		Store: p.store, Rights: p.rights, Audit: p.audit, Origin: origin, DefaultRole: unsaid, Now: now,
 	})
-}
-
-// endings is rights, as people need them.
-type endings struct {
-	*rights.Rights
-	p *parts
-}
-
-// RemoveMember revokes what a person has in a team.
-func (e endings) RemoveMember(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, keepTunnels bool) (out api.Revoked, err error) {
-	for _, rec := range e.p.store.Credentials(team) {
-		if rec.User != user && rec.Maker != user || !rec.RevokedAt.IsZero() {
-			continue
-		}
-		gone, err := e.Revoke(ctx, by, team, rec.ID, keepTunnels)
-		out.Credentials, out.Tunnels, out.Links = out.Credentials+gone.Credentials, out.Tunnels+gone.Tunnels, out.Links+gone.Links
-		if err != nil {
-			return out, err
-		}
-	}
-	return out, nil
 }
 
 func (o operator) CreateInvite(ctx context.Context, team ident.TeamID, req api.CreateInviteRequest) (api.CreatedInvite, error) {

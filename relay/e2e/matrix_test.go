@@ -442,7 +442,7 @@ func (m *matrix) listener(t *testing.T) {
 			header := append(slices.Clone(c.header), how...)
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
-				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
+				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
 				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
@@ -455,8 +455,8 @@ func (m *matrix) listener(t *testing.T) {
 			}
 			for _, method := range []string{"POST", "PUT", "DELETE"} {
 				for _, path := range []string{"/healthz", "/readyz", wire.LinkPath, "/", "/terminal/" + string(m.tun.SessionID)} {
-					if a := m.ask(method, path, "", header...); a.Status != 404 {
-						t.Errorf("%s %s as %s: expected 404, got %s", method, path, c.name, a)
+					if a := m.ask(method, path, "", header...); a.Status != 405 || a.Header.Get("Allow") != "GET, HEAD" {
+						t.Errorf("%s %s as %s: expected 405, got %s", method, path, c.name, a)
 					}
 				}
 			}

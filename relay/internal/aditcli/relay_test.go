@@ -57,6 +57,7 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
+	people(mux)
 	mux.HandleFunc("/tunnel/{segment}/", r.tunnel)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, q *http.Request) { // a host of the tunnel's own
 		label, _, _ := strings.Cut(q.Host, ".")

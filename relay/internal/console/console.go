@@ -7,10 +7,11 @@ import (
 	"net/http"
 
 	"github.com/adit-tunnel/adit/relay/internal/web"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 // Path is the console's address.
-const Path = "/console"
+const Path = api.ConsolePath
 
 // pairPath is where a person confirms a device, as the published contract has it. The
 // same page serves it.

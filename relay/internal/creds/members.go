@@ -3,6 +3,7 @@ package creds
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
@@ -18,8 +19,9 @@ const OwnUsers = "adit:"
 // issuer names the team, and said which role it gives them there, if it says one.
 //
 // Who was removed here is out, whatever the issuer says. Else the issuer's word on the
-// role counts, then what the store has, then the default. Who is known by the issuer's
-// word alone is in the team while it names it; who was invited needs no issuer.
+// role counts, then what the store has, then the default. Who was made here, invited, or
+// made a member by the operator needs no issuer; anybody else is in the team while the
+// issuer names it, whatever the store remembers of them.
 func (a *Authenticator) RoleIn(team ident.TeamID, user ident.UserID, said api.Role, named bool) (api.Role, bool) {
 	return a.roleIn(store.SignInTeam{ID: team, Role: said}, user, named, a.oidc.unsaid)
 }
@@ -31,12 +33,16 @@ func (a *Authenticator) roleIn(t store.SignInTeam, user ident.UserID, named bool
 		return "", false
 	case named && t.Role != "":
 		return t.Role, true
-	case known && (named || rec.Source != store.SourceIssuer):
+	case known && (named || needsNoIssuer(rec)):
 		return cmp.Or(rec.Role, unsaid), true
 	case named:
 		return unsaid, true
 	}
 	return "", false
+}
+
+func needsNoIssuer(rec store.MemberRecord) bool {
+	return rec.Source == store.SourceInvite || rec.Source == store.SourceOperator || strings.HasPrefix(string(rec.User), OwnUsers)
 }
 
 // Teams lists the teams that a caller is in, by name.

@@ -44,18 +44,7 @@ func (a *Authenticator) Owns(p Principal, o store.Opened) bool {
 	if p.Credential != "" && o.Credential != "" && (o.Credential == p.Credential || line.MadeWith(o.Credential, p.Credential)) {
 		return true
 	}
-	if p.User == "" {
-		return false
-	}
-	if o.User != "" || o.Credential == "" { // the name alone is of the last release
-		return o.User == p.User || o.User == "" && o.By == "user:"+string(p.User)
-	}
-	for rec := range line.Line(o.Credential) {
-		if slices.Contains(rec.People(), p.User) {
-			return true
-		}
-	}
-	return false
+	return p.User != "" && line.OpenedBy(o, p.User)
 }
 
 // narrow writes into a credential that is to be made what it may, which is no more than

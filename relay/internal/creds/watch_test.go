@@ -256,7 +256,7 @@ func BenchmarkWatched(b *testing.B) {
 		})
 		b.Run("one", func(b *testing.B) {
 			for b.Loop() {
-				changed("77")
+				changed(store.Change{Kind: store.KindCredential, Credential: "77"})
 			}
 		})
 		return

@@ -33,12 +33,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // records keeps links in memory, and tells of their changes.
 type records struct {
-	mu    sync.Mutex
-	links map[ident.LinkID]store.LinkRecord
-	creds map[ident.CredentialID]store.CredentialRecord
-	feeds []*feed
-	down  bool
-	reads atomic.Int64 // that confirm
+	mu      sync.Mutex
+	links   map[ident.LinkID]store.LinkRecord
+	creds   map[ident.CredentialID]store.CredentialRecord
+	members map[ident.UserID]store.MemberRecord
+	feeds   []*feed
+	down    bool
+	reads   atomic.Int64 // that confirm
 }
 
 type feed struct{ c chan store.Change }
@@ -59,6 +60,13 @@ func (r *records) tell(l store.LinkRecord, deleted bool) {
 	for _, f := range r.feeds {
 		f.c <- store.Change{Kind: store.KindLink, Session: l.Session, Link: l.ID, Deleted: deleted}
 	}
+}
+
+func (r *records) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m, ok := r.members[user]
+	return m, ok && m.Team == team
 }
 
 func (r *records) Credential(id ident.CredentialID) (store.CredentialRecord, bool) {

@@ -21,6 +21,9 @@ const (
 	maxInvite = 24 * time.Hour
 )
 
+// limitRetry is when a team that has as many people as it may have may ask again.
+const limitRetry = time.Minute
+
 // Invite makes an invitation into a team, which works once. Nobody gives a role above
 // their own. The error is a *api.Problem.
 func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.TeamID, req api.CreateInviteRequest) (api.CreatedInvite, error) {
@@ -51,7 +54,7 @@ func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.Team
 		return none, err
 	}
 	if n := len(p.cfg.Store.Invites(team)); n >= maxInvites {
-		return none, api.Problemf(api.CodeTooManyMembers, "the team has %d open invitations, which is the limit: take some back, or wait until they end", n)
+		return none, api.Problemf(api.CodeTooManyMembers, "the team has %d open invitations, which is the limit: take some back, or wait until they end", n).WithRetry(limitRetry)
 	}
 	now := p.now()
 	secret := ident.NewSecret(ident.PrefixInvite)
@@ -81,9 +84,9 @@ func (p *People) room(team ident.TeamID) error {
 	}
 	switch {
 	case here >= maxMembers:
-		return api.Problemf(api.CodeTooManyMembers, "the team has %d members, which is the limit: remove some", here)
+		return api.Problemf(api.CodeTooManyMembers, "the team has %d members, which is the limit: remove some", here).WithRetry(limitRetry)
 	case len(members) >= maxRemoved*maxMembers:
-		return api.Problemf(api.CodeTooManyMembers, "the team has %d members with those who were removed, which is the limit: the relay's operator has to see to it", len(members))
+		return api.Problemf(api.CodeTooManyMembers, "the team has %d members with those who were removed, which is the limit: the relay's operator has to see to it", len(members)).WithRetry(limitRetry)
 	}
 	return nil
 }
@@ -200,7 +203,7 @@ func (p *People) Accept(ctx context.Context, secret ident.Secret, as ident.UserI
 	}
 	user := as
 	if user == "" {
-		user = ident.UserID(UserPrefix + ident.NewNonce())
+		user = ident.UserID(creds.OwnUsers + ident.NewNonce())
 	}
 	person, err := p.cfg.Store.ChangeUser(ctx, user, func(u *store.UserRecord) error {
 		if u.ID != "" {

@@ -120,12 +120,8 @@ func New(cfg Config) (*People, error) {
 	return &People{cfg: cfg, now: func() time.Time { return cfg.Now().UTC() }, misses: rate.NewLimiter(missesPerSecond, missesBurst)}, nil
 }
 
-// UserPrefix begins the ids of people whom the relay made itself, of an invitation. No
-// issuer may name anybody so.
-const UserPrefix = "adit:"
-
-// madeHere says whether the relay itself made a person.
-func madeHere(user ident.UserID) bool { return strings.HasPrefix(string(user), UserPrefix) }
+// madeHere says whether the relay itself made a person, of an invitation.
+func madeHere(user ident.UserID) bool { return strings.HasPrefix(string(user), creds.OwnUsers) }
 
 // shown says who did something: their name where there is a person whose name is known,
 // else what the audit log calls them.

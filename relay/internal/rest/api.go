@@ -16,6 +16,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -26,6 +27,11 @@ import (
 // Authenticator says who is calling, and manages credentials.
 type Authenticator interface {
 	Authenticate(r *http.Request) (creds.Principal, error)
+	// AuthenticatePerson lets a person leave the team out.
+	AuthenticatePerson(r *http.Request) (creds.Principal, error)
+	Teams(p creds.Principal) []api.MyTeam
+	// Owns says whether what was opened is the caller's own.
+	Owns(p creds.Principal, o store.Opened) bool
 	// Watch returns a context that ends when the principal's credential does.
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
 	Create(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error)
@@ -47,6 +53,7 @@ type Store interface {
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
 	Presence(key ident.AgentKey) (store.Presence, bool)
 	Presences(team ident.TeamID) []store.Presence
+	User(id ident.UserID) (store.UserRecord, bool)
 	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
 	Subscribe(buffer int) gate.Feed
 }
@@ -136,13 +143,10 @@ func New(cfg Config) (*API, error) {
 	if cfg.Comment == 0 {
 		cfg.Comment = 15 * time.Second
 	}
-	spec, err := specification()
-	if err != nil {
+	a := &API{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(), events: newHistory()}
+	var err error
+	if a.spec, err = specification(a.table()); err != nil {
 		return nil, fmt.Errorf("rest: %w", err)
-	}
-	a := &API{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(),
-		spec: spec, events: newHistory(),
 	}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	for _, rt := range a.table() {
@@ -265,7 +269,11 @@ func (a *API) authenticate(r *http.Request, c *call) (err error) {
 			return err
 		}
 	}
-	c.principal, err = a.cfg.Auth.Authenticate(r)
+	authenticate := a.cfg.Auth.Authenticate
+	if c.route.anyTeam {
+		authenticate = a.cfg.Auth.AuthenticatePerson
+	}
+	c.principal, err = authenticate(r)
 	return err
 }
 
@@ -284,7 +292,7 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	t, err := a.tunnel(r.Context(), id)
 	if err != nil {
 		if e, ok := a.cfg.Gate.Why(id); ok {
-			err = a.orWhy(err, id, e.Key.Team)
+			err = a.orWhy(err, id, creds.Principal{Team: e.Key.Team})
 		}
 		return creds.Principal{}, err
 	}
@@ -343,7 +351,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
-			p.Write(w, id)
+			problems.AnswerOwn(w, r, p, id)
 		}
 		a.refused(r, c, p)
 	}

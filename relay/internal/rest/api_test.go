@@ -56,7 +56,7 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{}, api.TerminalRequest{}, api.TerminalCode{},
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
-		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.Me{}, api.MyTeam{}, api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
 		api.Member{}, api.MemberList{}, api.ChangeMemberRequest{}, api.CreateInviteRequest{}, api.Invite{}, api.CreatedInvite{}, api.InviteList{},
 		api.SignIn{}, api.Passkey{}, api.Devices{},
 	} {
@@ -90,6 +90,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	w := newWorld(t)
 	w.connect(theirs, "secret-box")
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
+	w.auth.be(api.RoleOwner)
 	team := []string{"user", "device", "integration"}
 	admitted := map[string][]string{
 		"GET /api/v1/agents": team, "GET /api/v1/agents/{agent_id}": team, "GET /api/v1/agents/watch": team,
@@ -110,6 +111,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/invites": {"user", "device"}, "GET /api/v1/invites": {"user", "device"}, "DELETE /api/v1/invites/{invite_id}": {"user", "device"},
 		"GET /api/v1/devices": {"user", "device"}, "DELETE /api/v1/devices/{device_id}": {"user"},
 		"GET /api/v1/openapi.json": nil,
+		"GET /api/v1/me":           team,
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -140,7 +142,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 					t.Errorf("%s %s as %q: %d, want 401", method, path, secret, got)
 				}
 			case secret == "stranger":
-				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" {
+				if want := []int{404, 400, 422}; got != 404 && !regexp.MustCompile("/credentials|/members|/invites|/devices").MatchString(pattern) && pattern != "/api/v1/agents" && pattern != "/api/v1/me" {
 					t.Errorf("%s %s of another team: %d, want one of %v", method, path, got, want)
 				}
 			case ok && (got == 401 || got == 403):

@@ -53,7 +53,7 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	made, err := a.cfg.Links.Create(r.Context(), p.Name, t, spec)
 	if err != nil {
-		return a.orWhy(err, t.Session, p.Team)
+		return a.orWhy(err, t.Session, p)
 	}
 	return send(w, http.StatusCreated, a.namedLink(t, namedlinks.Listed{LinkRecord: made}))
 }

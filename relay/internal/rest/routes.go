@@ -44,6 +44,7 @@ var (
 
 // The scopes of routes: reading what one acts on belongs to each.
 var (
+	everyScope = api.Scopes // says only who calls
 	anyScope   = []api.Scope{api.ScopeRead, api.ScopeTunnels, api.ScopeTasks, api.ScopeLinks}
 	ofTunnels  = []api.Scope{api.ScopeTunnels}
 	ofTasks    = []api.Scope{api.ScopeTasks}
@@ -58,6 +59,8 @@ func (a *API) table() []route {
 	const viewer, member, admin, owner = api.RoleViewer, api.RoleMember, api.RoleAdmin, api.RoleOwner
 	return []route{
 		{method: "GET", path: "/openapi.json", operation: "getOpenAPI", serve: a.openAPI, public: true},
+
+		{method: "GET", path: "/me", admits: team, scopes: everyScope, operation: "getMe", serve: a.me, anyTeam: true},
 
 		{method: "GET", path: "/agents", admits: team, role: viewer, scopes: anyScope, operation: "listAgents", serve: a.listAgents},
 		{method: "GET", path: "/agents/watch", admits: team, role: viewer, scopes: anyScope, operation: "watchAgents", serve: a.watchAgents, long: true},
@@ -116,6 +119,9 @@ func (a *API) agent(r *http.Request, p creds.Principal) (ident.AgentKey, error) 
 		return ident.AgentKey{}, api.NotFound(api.CodeAgentNotFound)
 	}
 	key := ident.AgentKey{Team: p.Team, Agent: id}
+	if !p.MayReach(id) {
+		return key, api.NotFound(api.CodeAgentNotFound)
+	}
 	if _, ok := a.cfg.Store.Agent(key); ok {
 		return key, nil
 	}
@@ -146,26 +152,36 @@ func (a *API) tunnel(ctx context.Context, id ident.SessionID) (store.TunnelRecor
 	return t, nil
 }
 
-// pathTunnel is tunnel for the one that the path names, in the caller's team.
+// pathTunnel is tunnel for the one that the path names, in the caller's team, as far as
+// the caller may do what the route does to it.
 func (a *API) pathTunnel(r *http.Request, p creds.Principal) (store.TunnelRecord, error) {
 	id, err := ident.ParseSessionID(r.PathValue("session_id"))
 	if err != nil {
 		return store.TunnelRecord{}, api.NotFound(api.CodeTunnelNotFound)
 	}
 	t, err := a.tunnel(r.Context(), id)
-	if err == nil && t.Team != p.Team {
+	if err != nil {
+		return t, a.orWhy(err, id, p)
+	}
+	if t.Team != p.Team || !p.MayReach(t.Agent) {
 		return store.TunnelRecord{}, api.NotFound(api.CodeTunnelNotFound)
 	}
-	return t, a.orWhy(err, id, p.Team)
+	if refused := refusesPort(p, t.Port); refused != nil {
+		return store.TunnelRecord{}, refused
+	}
+	if refused := a.refusesOthers(callOf(r).route, p, t); refused != nil {
+		return store.TunnelRecord{}, refused
+	}
+	return t, nil
 }
 
 // orWhy turns the answer that there is no such tunnel into why it is over, for a
 // caller of the team that had it.
-func (a *API) orWhy(err error, id ident.SessionID, team ident.TeamID) error {
-	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != api.CodeTunnelNotFound {
+func (a *API) orWhy(err error, id ident.SessionID, p creds.Principal) error {
+	if problem, ok := errors.AsType[*api.Problem](err); !ok || problem.Code != api.CodeTunnelNotFound {
 		return err
 	}
-	if e, ok := a.cfg.Gate.Why(id); ok && e.Key.Team == team {
+	if e, ok := a.cfg.Gate.Why(id); ok && e.Key.Team == p.Team && p.MayReach(e.Key.Agent) {
 		return api.NewProblem(api.CodeTunnelNotFound, e.String())
 	}
 	return err

@@ -56,6 +56,30 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	return p, nil
 }
 
+// be gives everybody with a role another one.
+func (a *auth) be(role api.Role) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for secret, p := range a.by {
+		if p.Role != "" {
+			p.Role = role
+			a.by[secret] = p
+		}
+	}
+}
+
+func (a *auth) AuthenticatePerson(r *http.Request) (creds.Principal, error) {
+	return a.Authenticate(r)
+}
+
+func (a *auth) Teams(p creds.Principal) []api.MyTeam {
+	return []api.MyTeam{{TeamID: p.Team, TeamName: "render", Role: p.Role}}
+}
+
+func (a *auth) Owns(p creds.Principal, o store.Opened) bool {
+	return p.User != "" && p.User == o.User || p.Credential != "" && p.Credential == o.Credential
+}
+
 func (a *auth) Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	a.mu.Lock()
@@ -183,23 +207,31 @@ var (
 // terminals make codes that open nothing.
 type terminals struct{}
 
-func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, _ ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
-	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by, readOnly), time.Now().Add(lives), nil
+func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by.Name, readOnly), time.Now().Add(lives), nil
 }
 
+// nobody is People of whom nothing is asked.
+type nobody struct{ rest.People }
+
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldOf(t, nobody{})
+}
+
+func newWorldOf(t *testing.T, people rest.People) *world {
 	t.Helper()
 	w := &world{
 		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
 		links:  &links{},
 		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
 		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
-			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Name: "user:alice"},
-			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Credential: "cred_1", Name: "dk:laptop"},
-			"integration": {Kind: creds.KindIntegration, Team: ours, Credential: "cred_2", Name: "sk:ci"},
+			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Role: api.RoleAdmin, Name: "user:alice"},
+			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Role: api.RoleAdmin, Credential: "cred_1", Name: "dk:laptop"},
+			"integration": {Kind: creds.KindIntegration, Team: ours, Role: api.RoleAdmin, Credential: "cred_2", Name: "sk:ci"},
 			"agent":       {Kind: creds.KindAgent, Team: ours, Agent: "gpu-1", Credential: "cred_3", Name: "ak:gpu-1"},
 			"agent-any":   {Kind: creds.KindAgent, Team: ours, Credential: "cred_4", Name: "ak:any"},
-			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Name: "user:mallory"},
+			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Role: api.RoleAdmin, Name: "user:mallory"},
 		}},
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -212,7 +244,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Rights: w.auth, People: people, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})

@@ -22,7 +22,7 @@ const (
 	loginTime   = 10 * time.Minute // from the first step to the last
 	maxAttempts = 5                // that a browser has begun at once, in as many tabs
 	maxReturn   = 256
-	home        = "/console"
+	home        = api.ConsolePath
 )
 
 // attempt is one sign-in with the issuer that has begun. It is sealed into a cookie: the

@@ -206,6 +206,7 @@ func TestAttemptsAreBoundToTheirBrowser(t *testing.T) {
 	id, _, _ := strings.Cut(own.query.Get("state"), ".")
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, origin+"/auth/callback?code=x&state="+own.query.Get("state"), nil)
 	r.AddCookie(&http.Cookie{Name: "__Host-adit-login-" + id, Value: "tossed"})
+	r.Header.Set("Accept", asPerson)
 	delete(victim.cookies, "__Host-adit")
 	wantPage(t, "two cookies of one attempt", victim.do(r), http.StatusUnauthorized, "another browser")
 }

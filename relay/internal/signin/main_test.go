@@ -308,8 +308,15 @@ func (b *browser) do(r *http.Request) *http.Response {
 
 func (b *browser) get(path string) *http.Response {
 	b.h.t.Helper()
-	return b.do(httptest.NewRequestWithContext(b.h.t.Context(), http.MethodGet, origin+path, nil))
+	r := httptest.NewRequestWithContext(b.h.t.Context(), http.MethodGet, origin+path, nil)
+	if r.Header.Set("Accept", asPerson); path == "/auth/options" { // the console's script asks
+		r.Header.Set("Accept", "*/*")
+	}
+	return b.do(r)
 }
+
+// asPerson is the Accept of a browser that goes somewhere.
+const asPerson = "text/html,application/xhtml+xml,*/*;q=0.8"
 
 // post is what the console's script sends; each header replaces one of it.
 func (b *browser) post(path string, body any, header ...string) *http.Response {

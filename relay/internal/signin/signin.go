@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -194,7 +195,7 @@ func (d *Door) answers(by method, serve answer) http.Handler {
 		if err != nil {
 			p, id := problemOf(err), ident.NewRequestID()
 			d.refused(r, by, p, id)
-			p.Write(w, id)
+			problems.AnswerOwn(w, r, p, id)
 			return
 		}
 		d.metrics.count(by, resultOK)

@@ -131,6 +131,9 @@ type TunnelRecord struct {
 	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
 	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
 	AllowOrigins []string       `json:"allow_origins,omitempty"`
+	// NoTerminal says that nobody enters a terminal by it: the credential that opened it
+	// was for some ports only.
+	NoTerminal bool `json:"no_terminal,omitempty"`
 	// LastUsed is when somebody used it, as relays write it shortly before an idle
 	// close would be due; zero: never by then.
 	LastUsed time.Time `json:"last_used,omitzero"`

@@ -2,6 +2,7 @@ package store
 
 import (
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +109,22 @@ func (t TunnelRecord) Opened() Opened { return Opened{t.User, t.Credential, t.Op
 
 // Opened says who made the named link.
 func (l LinkRecord) Opened() Opened { return Opened{l.User, l.Credential, l.CreatedBy} }
+
+// OpenedBy says whether something was opened by a person, by whatever means.
+func (find Credentials) OpenedBy(o Opened, user ident.UserID) bool {
+	switch {
+	case o.User != "":
+		return o.User == user
+	case o.Credential == "": // the name alone is of the last release
+		return o.By == "user:"+string(user)
+	}
+	for r := range find.Line(o.Credential) {
+		if slices.Contains(r.People(), user) {
+			return true
+		}
+	}
+	return false
+}
 
 // Openers finds whom, and what, open things hang on.
 type Openers interface {

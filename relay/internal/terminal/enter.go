@@ -52,6 +52,9 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 	if !admin.Matches(record.AdminHash) {
 		return errors.New("the token is not this tunnel's")
 	}
+	if record.NoTerminal {
+		return errNoTerminal
+	}
 	if a.Code != "" {
 		code, err := s.redeem(ctx, a.Code)
 		if err != nil {
@@ -94,6 +97,9 @@ func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, err
 	}
 	return r, nil
 }
+
+// errNoTerminal is for who has a tunnel that is for a port and no more.
+var errNoTerminal = &closing{code: wire.CloseDenied, reason: "the tunnel was opened with a credential for some ports only, and a terminal is the whole machine: open one with another credential"}
 
 // errRevoked is for who came in by what somebody made who may not any more.
 var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out or left the team"}

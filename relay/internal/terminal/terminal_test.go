@@ -51,6 +51,8 @@ type world struct {
 	away      atomic.Bool
 	stale     atomic.Bool // what the relay knows of the store
 	revoked   atomic.Bool // maker
+	removed   atomic.Bool // alice
+	signedOut atomic.Bool // her browser
 	refusal   atomic.Pointer[wire.Verdict]
 	opens     atomic.Int32
 	why       atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
@@ -134,6 +136,18 @@ func (w *world) Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 		r.RevokedAt = time.Now()
 	}
 	return r, id == maker
+}
+
+func (w *world) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	r := store.MemberRecord{Team: team, User: user}
+	if w.removed.Load() {
+		r.RemovedAt = time.Now()
+	}
+	return r, user == "alice"
+}
+
+func (w *world) SignIn(hash string) (store.SignInRecord, bool) {
+	return store.SignInRecord{Hash: hash}, hash == "browser" && !w.signedOut.Load()
 }
 
 func (w *world) CatchUp(context.Context) error { return nil }

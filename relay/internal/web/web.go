@@ -17,6 +17,10 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"github.com/adit-tunnel/adit/relay/internal/problems"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 // The placeholder in dist keeps a Go build possible where the assets were not
@@ -162,8 +166,7 @@ func (a *Assets) Files() http.Handler {
 		f, ok := a.files[name]
 		a.secure(w.Header())
 		if !ok || strings.HasSuffix(name, ".html") {
-			w.Header().Set("Cache-Control", "no-store")
-			http.Error(w, "no such file", http.StatusNotFound)
+			problems.AnswerOwn(w, r, api.NewProblem(api.CodeNotFound, "there is no such file; reload the page that asks for it"), ident.NewRequestID())
 			return
 		}
 		w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")

@@ -9,6 +9,7 @@ import (
 	"testing/fstest"
 
 	"github.com/adit-tunnel/adit/relay/internal/web"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 var public = &url.URL{Scheme: "https", Host: "relay.example.com:8443"}
@@ -60,8 +61,8 @@ func TestPagesAndFiles(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"nothing.js", "terminal.html", ".keep", "terminal-ABC.js.gz", "", "../web.go", "%2e%2e/web.go"} {
-		if got := ask(a.Files(), web.Path+name); got.Code != http.StatusNotFound {
-			t.Errorf("%q is no file for pages: %d", name, got.Code)
+		if got := ask(a.Files(), web.Path+name); got.Code != http.StatusNotFound || got.Header().Get("Content-Type") != api.ProblemContentType || got.Header().Get("Content-Security-Policy") != api.StrictPolicy {
+			t.Errorf("%q is no file for pages: %d %v", name, got.Code, got.Header())
 		}
 	}
 }
@@ -69,7 +70,7 @@ func TestPagesAndFiles(t *testing.T) {
 func TestEveryAnswerIsStrict(t *testing.T) {
 	a := read(t, fstest.MapFS{"terminal.html": {Data: []byte("x")}, "a.js": {Data: []byte("x")}})
 	for name, w := range map[string]*httptest.ResponseRecorder{
-		"page": ask(a.Page("terminal"), "/"), "not built": ask(a.Page("missing"), "/"), "file": ask(a.Files(), web.Path+"a.js"), "no file": ask(a.Files(), web.Path+"b.js"),
+		"page": ask(a.Page("terminal"), "/"), "not built": ask(a.Page("missing"), "/"), "file": ask(a.Files(), web.Path+"a.js"),
 	} {
 		policy := w.Header().Get("Content-Security-Policy")
 		for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self' wss://relay.example.com:8443", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} {

@@ -358,6 +358,9 @@ func (s *Store) SetMember(r store.MemberRecord) {
 	s.publish(store.Change{Kind: store.KindMember, Key: ident.AgentKey{Team: r.Team}, User: r.User})
 }
 
+// User returns a person of whom nothing is known.
+func (s *Store) User(id ident.UserID) (store.UserRecord, bool) { return store.UserRecord{}, false }
+
 type member struct {
 	team ident.TeamID
 	user ident.UserID
