@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
+	"github.com/adit-tunnel/adit/relay/internal/rest/resttest"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -41,10 +43,14 @@ const (
 	kindsPeople = "user device"
 	kindsAdmin  = kindsTeam + " admin"
 	kindsAgent  = kindsTeam + " agent"
+	kindsUser   = "user"
+	kindsDevice = "device"
+	everybody   = "everybody" // whatever they show
 )
 
 // apiRoutes is the whole interface: a route that is not here fails the test.
 var apiRoutes = []apiRoute{
+	{"GET", "/me", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/watch", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/{agent_id}", kindsTeam, "", "", 200, "", "agent_not_found"},
@@ -65,6 +71,11 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"POST", "/desktop/pair/start", everybody, "", `{"keys":["root"]}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/poll", everybody, "", `{"device_code":7}`, 400, "invalid_field", ""},
+	{"POST", "/desktop/pair/show", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/confirm", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/auth/device/revoke", kindsDevice, "?no_such=1", "", 400, "unknown_parameter", ""},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -72,23 +83,42 @@ type caller struct {
 	name   string
 	kind   string // empty: nobody
 	header []string
-	other  bool   // of another team
-	refuse string // "401 code": what everybody of this column gets
+	role   api.Role    // in the team; empty: admin
+	scopes []api.Scope // of a credential that is narrowed
+	other  bool        // of another team
+	refuse string      // "401 code": what everybody of this column gets
 }
 
 const unknown = "401 unauthenticated"
 
-// expected is the one rule of the table.
+// inTeam says whether it is one of whom a role is asked.
+func (c caller) inTeam() bool { return slices.Contains(strings.Fields(kindsTeam), c.kind) }
+
+func (c caller) may(role api.Role) bool { return cmp.Or(c.role, api.RoleAdmin).AtLeast(role) }
+
+// expected is the one rule of the table. Roles and scopes are those of resttest.Needs.
 func (rt apiRoute) expected(c caller) string {
+	need := resttest.Needs[rt.method+" "+rt.path]
 	switch {
+	case c.refuse == "400 team_required" && rt.path == "/me": // which tells a person their teams
+		return "200"
+	case rt.admits == everybody:
+	case c.refuse == "400 team_required" && rt.path == "/me": // which tells a person their teams
+		return "200"
 	case c.refuse != "":
 		return c.refuse
 	case c.kind == "admin" && !strings.Contains(rt.admits, "admin"):
 		return unknown // an admin token is a secret of its tunnel and nothing elsewhere
 	case !slices.Contains(strings.Fields(rt.admits), c.kind):
 		return "403 forbidden"
+	case c.inTeam() && need.Role != "" && !c.may(need.Role):
+		return "403 role_required"
+	case !need.Allows(c.scopes...):
+		return "403 scope_required"
 	case c.other && rt.missing != "":
 		return "404 " + rt.missing
+	case c.inTeam() && need.Others != "" && strings.HasPrefix(rt.path, "/tunnels/") && !c.may(need.Others): // the tunnel is nobody's here
+		return "403 role_required"
 	}
 	return strings.TrimSpace(fmt.Sprint(rt.status, " ", rt.code))
 }
@@ -166,6 +196,7 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "a session without a team", kind: "user", header: bearer(user), refuse: "400 team_required"},
 		{name: "a session for a team that is not its", kind: "user", header: inTeam(user, otherTeam), refuse: "403 not_a_member"},
 		{name: "a person", kind: "user", header: inTeam(user, world.Team)},
+		nobody("a page's bearer that somebody made up", inTeam("bt-"+strings.Repeat("0", 64)+fmt.Sprintf("-%d-", time.Now().Add(time.Minute).Unix())+strings.Repeat("0", 64), world.Team)...),
 		{name: "a device", kind: "device", header: bearer(r.Credential("device", world.Team, "--user", "bob"))},
 		{name: "an integration credential", kind: "integration", header: bearer(sk)},
 		{name: "a person of another team", kind: "user", header: inTeam(is.Token(members(otherTeam)), otherTeam), other: true},
@@ -178,7 +209,25 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "an agent of another team with the same name", kind: "agent", header: bearer(r.Credential("agent", otherTeam, "--agent", "gpu-2")), other: true},
 		{name: "the tunnel's admin token", kind: "admin", header: bearer(m.tun.AdminToken)},
 		nobody("another tunnel's admin token", bearer(second.AdminToken)...),
+		// Narrowed to machines that are none, it sees as much as another team.
+		{name: "an integration credential for other machines", kind: "integration", other: true, header: bearer(created(r, user, world.Team, `{"kind":"integration","name":"machines","agents":["none-*"]}`).Secret)},
 	}
+	for _, role := range api.Roles {
+		token := is.Token(issuer.Claims{"sub": "the-" + string(role), "teams": []map[string]string{{"id": world.Team, "role": string(role)}}})
+		m.callers = append(m.callers, caller{name: "a person who is " + string(role), kind: "user", role: role, header: inTeam(token, world.Team)})
+		if api.RoleAdmin.AtLeast(role) { // by an admin nothing more is made
+			for _, kind := range []string{"device", "integration"} {
+				secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":%q,"name":%q,"role":%q}`, kind, role, role)).Secret
+				m.callers = append(m.callers, caller{name: "a credential of kind " + kind + " as " + string(role), kind: kind, role: role, header: bearer(secret)})
+			}
+		}
+	}
+	for _, scope := range api.Scopes {
+		secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":"integration","name":%q,"scopes":[%q]}`, scope, scope)).Secret
+		m.callers = append(m.callers, caller{name: "an integration credential with the scope " + string(scope), kind: "integration", scopes: []api.Scope{scope}, header: bearer(secret)})
+	}
+	both := created(r, user, world.Team, `{"kind":"integration","name":"both","role":"viewer","scopes":["tunnels","tasks"]}`).Secret
+	m.callers = append(m.callers, caller{name: "an integration credential with two scopes and a low role", kind: "integration", role: api.RoleViewer, scopes: []api.Scope{api.ScopeTunnels, api.ScopeTasks}, header: bearer(both)})
 	return m
 }
 
@@ -295,6 +344,9 @@ func TestDefaultDeny(t *testing.T) {
 		inTable := map[string]bool{"GET /openapi.json": true, "GET /healthz": true, "GET /readyz": true, "GET " + wire.LinkPath: true, "POST " + api.EnrollPath: true}
 		for _, rt := range apiRoutes {
 			inTable[rt.method+" "+rt.path] = true
+			if _, known := resttest.Needs[rt.method+" "+rt.path]; !known {
+				t.Errorf("resttest.Needs does not say which role and scope %s %s needs", rt.method, rt.path)
+			}
 		}
 		for _, op := range described(t, m.r) {
 			if !inTable[op] {

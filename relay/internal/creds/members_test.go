@@ -176,7 +176,10 @@ func TestThePagesBearer(t *testing.T) {
 	}
 	m.set(func(m *memory) { m.stale = true })
 	wantRefused(t, a, request(t, bearer(text), inTeam(teamA)), 503, "store_unavailable")
-	m.set(func(m *memory) { m.stale = false; m.users["adit:x"] = store.UserRecord{ID: "adit:x", SignedOutAt: rec.IssuedAt} })
+	m.set(func(m *memory) {
+		m.stale = false
+		m.users["adit:x"] = store.UserRecord{ID: "adit:x", SignedOutAt: rec.IssuedAt}
+	})
 	wantRefused(t, a, request(t, bearer(text), inTeam(teamA)), 401, "unauthenticated")
 }
 
