@@ -68,6 +68,14 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"GET", "/members", kindsPeople, "", "", 200, "", ""},
+	{"PATCH", "/members/{user_id}", kindsPeople, "", `{"role":"king"}`, 422, "out_of_range", ""},
+	{"DELETE", "/members/{user_id}", kindsPeople, "?no_such=1", "", 400, "unknown_parameter", ""},
+	{"POST", "/invites", kindsPeople, "?no_such=1", `{"name":"x"}`, 400, "unknown_parameter", ""},
+	{"GET", "/invites", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/invites/{invite_id}", kindsPeople, "", "", 404, "invite_not_found", "invite_not_found"},
+	{"GET", "/devices", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/devices/{device_id}", "user", "", "", 404, "device_not_found", "device_not_found"},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -154,8 +162,8 @@ func newMatrix(t *testing.T) *matrix {
 		return c
 	}
 	gone := revoked(`{"kind":"integration","name":"gone"}`)
-	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
-	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
+	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID), "user_id": "alice", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
+	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID()), "user_id": "nobody", "invite_id": "0000000000000009", "device_id": "0000000000000009"}
 
 	bearer := func(secret string, more ...string) []string {
 		return append([]string{"Authorization", "Bearer " + secret}, more...)
