@@ -71,6 +71,14 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"GET", "/members", kindsPeople, "", "", 200, "", ""},
+	{"PATCH", "/members/{user_id}", kindsPeople, "", `{"role":"viewer"}`, 200, "", "member_not_found"},
+	{"DELETE", "/members/{user_id}", kindsPeople, "?keep_tunnels=perhaps", "", 422, "out_of_range", ""},
+	{"POST", "/invites", kindsPeople, "", `{"name":""}`, 422, "out_of_range", ""},
+	{"GET", "/invites", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/invites/{invite_id}", kindsPeople, "", "", 404, "invite_not_found", "invite_not_found"},
+	{"GET", "/devices", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/devices/{device_id}", "user", "", "", 404, "device_not_found", "device_not_found"},
 	{"POST", "/desktop/pair/start", everybody, "", `{"keys":["root"]}`, 422, "out_of_range", ""},
 	{"POST", "/desktop/pair/poll", everybody, "", `{"device_code":7}`, 400, "invalid_field", ""},
 	{"POST", "/desktop/pair/show", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
@@ -163,8 +171,13 @@ func newMatrix(t *testing.T) *matrix {
 		return c
 	}
 	gone := revoked(`{"kind":"integration","name":"gone"}`)
-	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
-	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
+	if _, err := operate(t, r, "member", "role", "--team", world.Team, "--add", "guest", "viewer"); err != nil {
+		t.Fatal(err)
+	}
+	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID),
+		"user_id": "guest", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
+	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID()),
+		"user_id": "nobody", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
 
 	bearer := func(secret string, more ...string) []string {
 		return append([]string{"Authorization", "Bearer " + secret}, more...)
@@ -210,6 +223,8 @@ func newMatrix(t *testing.T) *matrix {
 		// Narrowed to machines that are none, it sees as much as another team.
 		{name: "an integration credential for other machines", kind: "integration", other: true, header: bearer(created(r, user, world.Team, `{"kind":"integration","name":"machines","agents":["none-*"]}`).Secret)},
 	}
+	stranger := is.Token(issuer.Claims{"sub": "their-owner", "teams": []map[string]string{{"id": otherTeam, "role": "owner"}}})
+	m.callers = append(m.callers, caller{name: "an owner of another team", kind: "user", role: api.RoleOwner, header: inTeam(stranger, otherTeam), other: true})
 	for _, role := range api.Roles {
 		token := is.Token(issuer.Claims{"sub": "the-" + string(role), "teams": []map[string]string{{"id": world.Team, "role": string(role)}}})
 		m.callers = append(m.callers, caller{name: "a person who is " + string(role), kind: "user", role: role, header: inTeam(token, world.Team)})
@@ -465,7 +480,11 @@ func (m *matrix) invisible(t *testing.T) {
 			}
 			a := m.ask(rt.method, api.Base+there.fill(rt.path)+rt.query, rt.body, c.header...)
 			b := m.ask(rt.method, api.Base+nowhere.fill(rt.path)+rt.query, rt.body, c.header...)
-			if a.Status != 404 || a.shape() != b.shape() {
+			want := 404
+			if c.inTeam() && !c.may(cmp.Or(resttest.Needs[rt.method+" "+rt.path].Role, api.RoleViewer)) {
+				want = 403
+			}
+			if a.Status != want || a.shape() != b.shape() {
 				t.Errorf("%s %s as %s: what exists in a strange team must look like what does not exist\n there:   %s\n nowhere: %s", rt.method, rt.path, c.name, a.shape(), b.shape())
 			}
 		}
