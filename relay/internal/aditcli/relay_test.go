@@ -31,6 +31,7 @@ const relayToken = "sk-story2222222222222222222222222222222222222"
 // Behind every tcp tunnel is an app that answers a connection's bytes in upper
 // case once its client has said all; port 9 is closed.
 type relay struct {
+	tb     testing.TB
 	srv    *httptest.Server
 	key    ident.ClusterKey
 	broken atomic.Int32 // so many tunnel dials are answered 503
@@ -38,7 +39,7 @@ type relay struct {
 	ctx    context.Context
 
 	mu       sync.Mutex
-	pairing  string               // "nobody" confirms; "old": the relay knows no pairing
+	pairing  string               // "nobody" confirms in time; "slow": the code lasts; "old": the relay knows no pairing
 	polls    int                  // of the program that waits
 	asked    api.PairStartRequest // what the last one asked for
 	devices  map[string]bool      // keys of devices that were let in
@@ -49,7 +50,7 @@ type relay struct {
 
 func newRelay(tb testing.TB) *relay {
 	ctx, cancel := context.WithCancel(tb.Context())
-	r := &relay{ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
+	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
@@ -117,7 +118,7 @@ func (r *relay) pollPairing(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch r.polls++; {
-	case r.pairing == "nobody" || r.polls == 1:
+	case r.pairing == "nobody" || r.pairing == "slow" || r.polls == 1:
 		write(w, 200, api.PairPolled{Status: "pending"})
 	case r.polls == 2:
 		api.NewProblem(api.CodeStoreUnavailable, "no quorum").WithRetry(time.Second).Write(w, "req-story")
