@@ -377,7 +377,7 @@ func TestDefaultDeny(t *testing.T) {
 		if got, want := ownPatterns(t), []string{
 			`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern",
 			// What stands behind "pattern": pages and packages, the same for everybody, and the terminal's WebSocket, which asks for a token of its own.
-			`"GET " + web.Path`, `"GET " + Path`, `"GET " + Path + "/{$}"`, `"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
+			`"GET " + web.Path`, `"GET " + Path`, `"GET " + pairPath`, `"GET " + Path + "/{$}"`, `"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
 		}; !slices.Equal(got, want) {
 			t.Errorf("the public listener has the patterns %s, this test knows %s: a new one needs its line in the table", got, want)
 		}
@@ -513,7 +513,7 @@ func (m *matrix) listener(t *testing.T) {
 			header := append(slices.Clone(c.header), how...)
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
-				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
+				"/console": 200, "/desktop/pair": 200, "/desktop/pair/start": 404, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
 				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
