@@ -17,8 +17,8 @@ import (
 // people makes what keeps the records of people.
 func (r *Relay) people(p *parts) (*people.People, error) {
 	origin := p.resolver.ConsoleOrigin()
-	if r.cfg.ServesPathForm() && r.cfg.ConsoleURL == "" {
-		origin = "" // an app's script would share it
+	if r.cfg.SignInOff() != "" {
+		origin = ""
 	}
 	unsaid, _ := p.creds.RoleIn("", "", "", true) // of whom nobody says a role, in whatever team
 	return people.New(people.Config{

@@ -290,7 +290,7 @@ func TestTerminalMotion(t *testing.T) {
 	if n := get[int](s, `document.getAnimations().length`); n != 0 || get[int](s, `window.moves`) != 0 {
 		t.Errorf("%d things move although the user wants none", n)
 	}
-	s.do("the console", world.Navigate(r.URL+"/console"), world.Until(`document.querySelector("#secret")`), evaluate(count),
+	s.do("the console", world.Navigate(r.URL+"/console"), withToken(), evaluate(count),
 		chromedp.SendKeys("#secret", r.Credential("integration", world.Team)), chromedp.KeyEvent("\r"), world.Until(`document.querySelector(".pulse.live")`))
 	r.Kill()
 	s.do("which shows that it is cut off", world.Until(`document.querySelector(".pulse.lost")`))

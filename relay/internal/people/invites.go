@@ -28,10 +28,6 @@ const limitRetry = time.Minute
 // their own. The error is a *api.Problem.
 func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.TeamID, req api.CreateInviteRequest) (api.CreatedInvite, error) {
 	none := api.CreatedInvite{}
-	if p.cfg.Origin == "" {
-		return none, api.NewProblem(api.CodeSignInOff, "nobody can sign in at this relay, since its pages share an origin with the apps behind tunnels: "+
-			"its operator sets wildcard_domain or console_url in relay.yaml")
-	}
 	name, err := named("name", req.Name)
 	if err != nil {
 		return none, err
@@ -49,6 +45,10 @@ func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.Team
 	}
 	if lives < minInvite || lives > maxInvite {
 		return none, api.Problemf(api.CodeOutOfRange, "expires_in: %s to %s", api.Duration(minInvite), api.Duration(maxInvite))
+	}
+	if p.cfg.Origin == "" {
+		return none, api.NewProblem(api.CodeSignInOff, "nobody can sign in at this relay, since its pages share an origin with the apps behind tunnels: "+
+			"its operator sets wildcard_domain or console_url in relay.yaml")
 	}
 	if err := p.room(team); err != nil {
 		return none, err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -350,7 +351,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
-			p.Write(w, id)
+			problems.AnswerOwn(w, r, p, id)
 		}
 		a.refused(r, c, p)
 	}

@@ -21,7 +21,7 @@ func (rt route) refuses(p creds.Principal) *api.Problem {
 	case !slices.Contains(team, p.Kind): // an agent, or the holder of an admin token: no role is asked
 		return nil
 	case rt.role != "" && !p.Role.AtLeast(rt.role):
-		return api.Problemf(api.CodeRoleRequired, "this needs the role %s in the team; yours is %s: %s", rt.role, p.Role, askWhom(p))
+		return api.Problemf(api.CodeRoleRequired, "this needs the role %s in the team; yours is %s: %s", rt.role, p.Role, askWhom(rt.role, p))
 	case len(p.Scopes) > 0 && len(rt.scopes) == 0:
 		return api.NewProblem(api.CodeScopeRequired, "this is not for a credential with scopes")
 	case len(p.Scopes) > 0 && !slices.ContainsFunc(rt.scopes, func(s api.Scope) bool { return slices.Contains(p.Scopes, s) }):
@@ -31,11 +31,15 @@ func (rt route) refuses(p creds.Principal) *api.Problem {
 }
 
 // askWhom says who can help a caller whose role does not reach.
-func askWhom(p creds.Principal) string {
-	if p.Kind == creds.KindUser {
-		return "ask an admin of the team"
+func askWhom(needs api.Role, p creds.Principal) string {
+	whom := "ask an admin of the team"
+	if needs == api.RoleOwner {
+		whom = "ask an owner of the team"
 	}
-	return "ask an admin of the team, or use a credential that was made with a higher role"
+	if p.Kind == creds.KindUser {
+		return whom
+	}
+	return whom + ", or use a credential that was made with a higher role"
 }
 
 // refusesOthers says why a caller may not do what the route does to a tunnel that somebody
