@@ -87,6 +87,7 @@ func (o operator) principal() creds.Principal { return creds.Operator("admin-soc
 func (o operator) CreateCredential(ctx context.Context, req admin.CreateCredential) (api.CreatedCredential, error) {
 	rec, secret, err := o.p.creds.Create(ctx, o.principal().InTeam(req.Team), req.Team, req.User, api.CreateCredentialRequest{
 		Kind: req.Kind, Name: req.Name, ExpiresIn: req.ExpiresIn, AgentID: req.Agent,
+		Role: req.Role, Scopes: req.Scopes, Agents: req.Agents, Ports: req.Ports,
 	})
 	if err == nil {
 		err = o.note(ctx, audit.CredentialCreated, rec)

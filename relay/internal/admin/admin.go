@@ -31,6 +31,10 @@ type CreateCredential struct {
 	Agent     ident.AgentID      `json:"agent,omitempty"`
 	Name      string             `json:"name"`
 	ExpiresIn *api.Duration      `json:"expires_in,omitempty"`
+	Role      api.Role           `json:"role,omitempty"` // default: admin
+	Scopes    []api.Scope        `json:"scopes,omitempty"`
+	Agents    []string           `json:"agents,omitempty"`
+	Ports     string             `json:"ports,omitempty"`
 }
 
 // Status is what the relay says of itself.

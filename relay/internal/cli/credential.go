@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -25,7 +26,8 @@ func newCredential() *cobra.Command {
 }
 
 func newCredentialCreate() *cobra.Command {
-	var kind, team, user, agent, name, expires string
+	var kind, team, user, agent, name, expires, role, ports string
+	var scopes, agents []string
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "create a credential and print its secret, the only time it is shown",
@@ -33,10 +35,15 @@ func newCredentialCreate() *cobra.Command {
 Only a hash of it is kept: what is lost is replaced, not shown again.`,
 		Example: `  adit-relay credential create --kind agent --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1 > credential
   adit-relay credential create --kind integration --team vision --name ci --expires 90d
+  # it opens tunnels to ComfyUI on the machines of one pool, and nothing else
+  adit-relay credential create --kind integration --team vision --name farm --role member --scope tunnels --agents 'render-*' --ports 8188
   adit-relay credential create --kind device --team vision --user alice --name laptop`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name}
+			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name, Role: api.Role(role), Agents: agents, Ports: ports}
+			for _, s := range scopes {
+				req.Scopes = append(req.Scopes, api.Scope(s))
+			}
 			if expires != "" {
 				d, err := api.ParseDuration(expires)
 				if err != nil {
@@ -67,6 +74,11 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 	f.StringVar(&user, "user", "", "whose it is (kind device)")
 	f.StringVar(&agent, "agent", "", "the only agent that may use it (kind agent; default: any agent of the team)")
 	f.StringVar(&name, "name", "", "a name for lists")
+	f.StringVar(&role, "role", "", "the most that it may in the team: viewer, member, admin or owner (kinds integration and device; default: admin)")
+	f.StringSliceVar(&scopes, "scope", nil, "only for this: read, tunnels, tasks, links or mcp; several if given again (kind integration; default: all)")
+	f.StringSliceVar(&agents, "agents", nil, "only on agents that fit this pattern, as 'render-*'; several if given again (kind integration; default: any)")
+	_ = cmd.RegisterFlagCompletionFunc("role", roles) // fails only for a flag that is not there
+	f.StringVar(&ports, "ports", "", "only to these ports, as 8188,8000-8100 (kind integration; default: any)")
 	f.StringVar(&expires, "expires", "", "lifetime, such as 90d (1 to 365 days; default: it does not expire)")
 	return cmd
 }
@@ -99,13 +111,13 @@ func newCredentialList() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tSTATE")
+			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tROLE\tONLY FOR\tSTATE")
 			for _, cr := range out.Credentials {
 				state := "active"
 				if cr.Revoked {
 					state = "revoked"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), orDash(string(cr.MadeBy)), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), orDash(string(cr.MadeBy)), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), orDash(string(cr.Role)), orDash(onlyFor(cr)), state)
 			}
 			return w.Flush()
 		},
@@ -113,6 +125,19 @@ func newCredentialList() *cobra.Command {
 	teamFlag(cmd, &team)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// onlyFor says what a credential is narrowed to.
+func onlyFor(c api.Credential) string {
+	var parts []string
+	for _, s := range c.Scopes {
+		parts = append(parts, string(s))
+	}
+	parts = append(parts, c.Agents...)
+	if c.Ports != "" {
+		parts = append(parts, "ports "+c.Ports)
+	}
+	return strings.Join(parts, " ")
 }
 
 func newCredentialRevoke() *cobra.Command {

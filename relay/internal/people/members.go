@@ -150,6 +150,9 @@ func (p *People) SetRole(ctx context.Context, by creds.Principal, team ident.Tea
 		return api.Member{}, api.Problemf(api.CodeRoleRequired, "nobody gives or takes a role above their own, which is %s", by.Role)
 	}
 	source := store.SourceOwner
+	if before.Source != store.SourceIssuer && before.Source != "" {
+		source = before.Source // whoever needs no issuer to be a member still needs none
+	}
 	if operator {
 		source = store.SourceOperator
 	}

@@ -64,7 +64,8 @@ type MemberRecord struct {
 	KeepTunnels bool `json:"keep_tunnels,omitempty"`
 }
 
-// Sources of a member's role.
+// Sources of a member. By an invitation and by the operator they need no issuer that names
+// the team; with a role that an owner gave instead of the issuer they do.
 const (
 	SourceIssuer   = "issuer"
 	SourceInvite   = "invite"

@@ -90,6 +90,21 @@ func endsWithItsMaker(t *testing.T, end func(*world)) {
 	}
 }
 
+// A tunnel that a credential for some ports opened has no terminals, whatever is shown.
+func TestATunnelForAPortHasNoTerminal(t *testing.T) {
+	w := newWorld(t, nil)
+	c, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
+	<-w.agents
+	_ = c.CloseNow()
+	code := w.mint(session, time.Minute, false)
+	w.noTerminal.Store(true)
+	for what, first := range map[string]wire.TerminalAttach{"its admin token": {Token: tokenOf(session).Reveal()}, "a right": {Token: ready.Right}, "a code": {Code: code}} {
+		if code, reason := w.ends(w.enter(session, first)); code != wire.CloseDenied || !strings.Contains(reason, "a terminal is the whole machine") {
+			t.Errorf("%s is told %d %q", what, code, reason)
+		}
+	}
+}
+
 // A code enters once; what it brings comes back as often as the tunnel is open.
 func TestACodeWorksOnce(t *testing.T) {
 	w := newWorld(t, nil)

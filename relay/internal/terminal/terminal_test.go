@@ -53,9 +53,11 @@ type world struct {
 	revoked   atomic.Bool // maker
 	removed   atomic.Bool // alice
 	signedOut atomic.Bool // her browser
-	refusal   atomic.Pointer[wire.Verdict]
-	opens     atomic.Int32
-	why       atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
+	// noTerminal is of tunnels that a key for some ports opened.
+	noTerminal atomic.Bool
+	refusal    atomic.Pointer[wire.Verdict]
+	opens      atomic.Int32
+	why        atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
 
 	mu      sync.Mutex
 	codes   map[string]store.CodeRecord
@@ -157,7 +159,7 @@ func (w *world) Status() store.Status {
 }
 
 func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
-	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash()}, w.open.Load()
+	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash(), NoTerminal: w.noTerminal.Load()}, w.open.Load()
 }
 
 func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
