@@ -205,8 +205,8 @@ func TestPasskeySignsIn(t *testing.T) {
 }
 
 func TestPasskeysThatAreRefused(t *testing.T) {
-	for name, attack := range map[string]func(h *house, b *browser, d *device) *http.Response{
-		"twice the same": func(_ *house, b *browser, d *device) *http.Response {
+	for name, attack := range map[string]func(h *house, b *browser, d *device) *reply{
+		"twice the same": func(_ *house, b *browser, d *device) *reply {
 			end := d.signs(b.begins("/auth/passkey/begin"))
 			if resp := b.post("/auth/passkey/finish", end); resp.StatusCode != http.StatusNoContent {
 				return nil
@@ -214,69 +214,69 @@ func TestPasskeysThatAreRefused(t *testing.T) {
 			b.post("/auth/logout", struct{}{})
 			return b.post("/auth/passkey/finish", end)
 		},
-		"a ticket of another browser": func(h *house, b *browser, d *device) *http.Response {
+		"a ticket of another browser": func(h *house, b *browser, d *device) *reply {
 			end := d.signs(h.browser().begins("/auth/passkey/begin"))
 			b.begins("/auth/passkey/begin")
 			return b.post("/auth/passkey/finish", end)
 		},
-		"a browser without its cookie": func(h *house, b *browser, d *device) *http.Response {
+		"a browser without its cookie": func(h *house, b *browser, d *device) *reply {
 			return h.browser().post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"after five minutes": func(h *house, b *browser, d *device) *http.Response {
+		"after five minutes": func(h *house, b *browser, d *device) *reply {
 			end := d.signs(b.begins("/auth/passkey/begin"))
 			h.wait(5*time.Minute + time.Second)
 			return b.post("/auth/passkey/finish", end)
 		},
-		"another ceremony's challenge": func(_ *house, b *browser, d *device) *http.Response {
+		"another ceremony's challenge": func(_ *house, b *browser, d *device) *reply {
 			end := d.signs(b.begins("/auth/passkey/begin"))
 			end.Ticket = b.begins("/auth/passkey/begin").Ticket
 			return b.post("/auth/passkey/finish", end)
 		},
-		"a ticket for adding one": func(h *house, _ *browser, d *device) *http.Response {
+		"a ticket for adding one": func(h *house, _ *browser, d *device) *reply {
 			alice := h.invited("carol")
 			end := d.signs(alice.begins("/auth/passkey/register/begin"))
 			return alice.post("/auth/passkey/finish", end)
 		},
-		"a ticket that was changed": func(_ *house, b *browser, d *device) *http.Response {
+		"a ticket that was changed": func(_ *house, b *browser, d *device) *reply {
 			end := d.signs(b.begins("/auth/passkey/begin"))
 			end.Ticket = end.Ticket[:len(end.Ticket)-2] + "xx"
 			return b.post("/auth/passkey/finish", end)
 		},
-		"a page of another origin": func(_ *house, b *browser, d *device) *http.Response {
+		"a page of another origin": func(_ *house, b *browser, d *device) *reply {
 			d.origin = "https://relay.example.com.evil.example"
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"a page of a sibling": func(_ *house, b *browser, d *device) *http.Response {
+		"a page of a sibling": func(_ *house, b *browser, d *device) *reply {
 			d.origin = "https://app.relay.example.com"
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"a passkey of another host": func(_ *house, b *browser, d *device) *http.Response {
+		"a passkey of another host": func(_ *house, b *browser, d *device) *reply {
 			d.host = "evil.example.com"
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"an owner who did not show that it is them": func(_ *house, b *browser, d *device) *http.Response {
+		"an owner who did not show that it is them": func(_ *house, b *browser, d *device) *reply {
 			d.verified = false
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"another device's signature": func(_ *house, b *browser, d *device) *http.Response {
+		"another device's signature": func(_ *house, b *browser, d *device) *reply {
 			d.key = newDevice(d.t).key
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"nobody's handle": func(_ *house, b *browser, d *device) *http.Response {
+		"nobody's handle": func(_ *house, b *browser, d *device) *reply {
 			d.handle = []byte("nobody")
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"no handle": func(_ *house, b *browser, d *device) *http.Response {
+		"no handle": func(_ *house, b *browser, d *device) *reply {
 			d.handle = nil
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"somebody else's handle": func(h *house, b *browser, d *device) *http.Response {
+		"somebody else's handle": func(h *house, b *browser, d *device) *reply {
 			bob, other := h.invited("bob"), newDevice(d.t)
 			bob.post("/auth/passkey/register/finish", other.makes(bob.begins("/auth/passkey/register/begin")))
 			d.handle = other.handle
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"a copy, which counts back": func(_ *house, b *browser, d *device) *http.Response {
+		"a copy, which counts back": func(_ *house, b *browser, d *device) *reply {
 			d.count += 5
 			if resp := b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin"))); resp.StatusCode != http.StatusNoContent {
 				return nil
@@ -285,7 +285,7 @@ func TestPasskeysThatAreRefused(t *testing.T) {
 			d.count -= 4
 			return b.post("/auth/passkey/finish", d.signs(b.begins("/auth/passkey/begin")))
 		},
-		"nothing that was signed": func(_ *house, b *browser, _ *device) *http.Response {
+		"nothing that was signed": func(_ *house, b *browser, _ *device) *reply {
 			return b.post("/auth/passkey/finish", signin.Ended{Ticket: b.begins("/auth/passkey/begin").Ticket, Credential: json.RawMessage(`{}`)})
 		},
 	} {
