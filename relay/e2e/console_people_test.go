@@ -242,6 +242,9 @@ func TestPagesByAnotherName(t *testing.T) {
 	}
 	c.do("a terminal does not go on reconnecting, and says where it is", world.Navigate(here), text("another address"), world.Until(fmt.Sprintf(`location.hash === "" && document.querySelector("#go").href === %q`, entry)))
 	c.see("terminal-elsewhere")
+	if hit := c.read(`(() => { const b = document.querySelector("#go").getBoundingClientRect(); return document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2).id; })()`); hit != "go" {
+		t.Errorf("a click on the way there reaches %q", hit)
+	}
 	c.do("the way there opens it, with the code that was not used up", press("Open it there"), connected())
 	if at := c.read(`location.href`); at != r.URL+wire.TerminalPath+string(tun.SessionID) {
 		t.Errorf("the terminal is at %s", at)

@@ -6,7 +6,7 @@ import { Act, Ask, Check, Choice, Copy, Dialog, Fault, QR, useList } from "./con
 import { ago, clock, personName, plural, until } from "./console-text.js";
 
 const roles = { viewer: "sees machines and tunnels", member: "opens tunnels, closes their own", admin: "closes others' too; people, credentials", owner: "all, and roles" };
-const sources = { issuer: "by the organisation's sign-in", invite: "by invitation", operator: "by the operator" };
+const sources = { issuer: "by the organisation's sign-in", operator: "by the operator" };
 
 // all reads every page of the list. A viewer sees of the team's people only themself.
 async function all(api) {
@@ -20,7 +20,7 @@ async function all(api) {
 }
 
 export function People({ api, now, tell }) {
-  const [list, error, load, setError] = useList(() => all(api));
+  const [list, error, load, setError] = useList(() => all(api), 20_000); // a thousand members are ten answers
   const [leaving, setLeaving] = useState(null); // who is about to be removed
   const mine = api.me.user_id;
   const setRole = async (m, field) => {
