@@ -170,6 +170,10 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	operator(r, "team", "rename", world.Team, "vision")
 	operator(r, "team", "create", "render farm")
 	c := newConsole(w, r)
+	operator(r, "team", "create", "new")
+	c.do("a team without machines says how to get one", world.Navigate(operator(r, "invite", "create", "--team", "new", "--role", "member", "--name", "Zoe")), text("adit-agent enroll --pair --relay-url "+r.URL))
+	c.see("people-empty")
+	c.do("signed out", press("Sign out"), out())
 	c.do("a first team", world.Navigate(operator(r, "invite", "create", "--team", "vision", "--role", "member", "--name", "Alice")), text("the team vision as member"), live())
 	more := operator(r, "invite", "create", "--team", "render farm", "--role", "viewer", "--name", "Somebody")
 	// The console is open already: only the fragment of its address changes.
