@@ -170,6 +170,10 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	operator(r, "team", "rename", world.Team, "vision")
 	operator(r, "team", "create", "render farm")
 	c := newConsole(w, r)
+	operator(r, "team", "create", "new")
+	c.do("a team without machines says how to get one", world.Navigate(operator(r, "invite", "create", "--team", "new", "--role", "member", "--name", "Zoe")), text("adit-agent enroll --pair --relay-url "+r.URL))
+	c.see("people-empty")
+	c.do("signed out", press("Sign out"), out())
 	c.do("a first team", world.Navigate(operator(r, "invite", "create", "--team", "vision", "--role", "member", "--name", "Alice")), text("the team vision as member"), live())
 	more := operator(r, "invite", "create", "--team", "render farm", "--role", "viewer", "--name", "Somebody")
 	// The console is open already: only the fragment of its address changes.
@@ -242,6 +246,9 @@ func TestPagesByAnotherName(t *testing.T) {
 	}
 	c.do("a terminal does not go on reconnecting, and says where it is", world.Navigate(here), text("another address"), world.Until(fmt.Sprintf(`location.hash === "" && document.querySelector("#go").href === %q`, entry)))
 	c.see("terminal-elsewhere")
+	if hit := c.read(`(() => { const b = document.querySelector("#go").getBoundingClientRect(); return document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2).id; })()`); hit != "go" {
+		t.Errorf("a click on the way there reaches %q", hit)
+	}
 	c.do("the way there opens it, with the code that was not used up", press("Open it there"), connected())
 	if at := c.read(`location.href`); at != r.URL+wire.TerminalPath+string(tun.SessionID) {
 		t.Errorf("the terminal is at %s", at)
