@@ -26,6 +26,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
+	"github.com/adit-tunnel/adit/relay/internal/pairing"
 	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
 	"github.com/adit-tunnel/adit/relay/internal/people"
@@ -57,6 +58,7 @@ type parts struct {
 	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
+	pairing  *pairing.Pairing
 	people   *people.People
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
@@ -168,11 +170,14 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
+	p.pairing = pairing.New(pairing.Config{
+		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
+	})
 	if p.people, err = r.people(p); err != nil {
 		return err
 	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, People: p.people, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})

@@ -57,7 +57,7 @@ func TestTheOperatorAndTheTeamKeepItsMembers(t *testing.T) {
 		"--name is missing":       {"invite", "create", "--team", "vision"},
 		"a role is one of viewer": {"invite", "create", "--team", "vision", "--name", "x", "--role", "king"},
 		"--expires":               {"invite", "create", "--team", "vision", "--name", "x", "--expires", "soon"},
-		"accepts 2 arg":           {"member", "role", "--team", "vision", "x"},
+		"needs MEMBER ROLE":       {"member", "role", "--team", "vision", "x"},
 		"there is no team named":  {"credential", "create", "--kind", "integration", "--team", "nobody"},
 		"--team is missing":       {"credential", "create", "--kind", "integration"},
 	} {

@@ -69,9 +69,10 @@ func exitCode(err error) int {
 // remedies by problem code: what the reader of the error can do.
 var remedies = map[api.Code]string{
 	api.CodeUnauthenticated:  "the token is wrong, expired or revoked: run `adit login` again",
-	api.CodeTeamRequired:     "a person's token needs a team: add --team UUID, or set ADIT_TEAM",
-	api.CodeTeamInvalid:      "a team is a UUID: see --team and ADIT_TEAM",
-	api.CodeNotAMember:       "this token's owner is not in that team: see --team and ADIT_TEAM",
+	api.CodeTeamRequired:     "a person's token needs a team: add --team NAME, or set ADIT_TEAM; `adit whoami` lists yours",
+	api.CodeTeamInvalid:      "the team is not known: see --team and ADIT_TEAM; `adit whoami` lists yours",
+	api.CodeNotAMember:       "this token's owner is not in that team: see --team and ADIT_TEAM; `adit whoami` lists yours",
+	api.CodePairingNotFound:  "a code is good for five minutes, and once: run the command again for a new one",
 	api.CodeAgentOffline:     "the machine's link is down: `adit agents` shows who is there; on the machine, `adit-agent doctor` says why",
 	api.CodeAgentBusy:        "tasks run there: --when-busy wait opens when they ended, --when-busy allow opens beside them",
 	api.CodeAgentPaused:      "its owner paused it: `adit-agent resume` on the machine",

@@ -43,6 +43,8 @@ const (
 	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
 	EnrollmentCreated Event = "enrolment_created"
 	EnrollmentTaken   Event = "enrolment_taken"
+	PairingConfirmed  Event = "pairing_confirmed" // a person let a program in, which gets its keys when it asks
+	PairingTaken      Event = "pairing_taken"     // it got them
 
 	InviteCreated  Event = "invite_created"
 	InviteTaken    Event = "invite_taken" // and its member was made
@@ -93,6 +95,7 @@ var rules = map[Event]rule{
 	ViewerKicked: durable, ViewersListed: {per: perSession},
 	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinkPreviewed: {per: perSession}, LinksListed: {per: perSession},
 	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrollmentCreated: durable, EnrollmentTaken: durable,
+	PairingConfirmed: durable, PairingTaken: durable,
 	InviteCreated: durable, InviteTaken: durable, InviteRevoked: durable, MemberRole: durable, MemberRemoved: durable,
 	SignedIn: durable, SignedOut: durable, PasskeyAdded: durable, PasskeyRemoved: durable, TeamCreated: durable, TeamRenamed: durable,
 	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},

@@ -59,13 +59,8 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	if p != nil {
 		return store.CredentialRecord{}, "", p
 	}
-	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials, "the team has %d credentials, which is the limit: revoke some", n)
-	}
-	// What is revoked stays for a while: to make and revoke in a loop must end, too.
-	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials,
-			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
+	if p := a.room(team, now); p != nil {
+		return store.CredentialRecord{}, "", p
 	}
 	secret := ident.NewSecret(prefix)
 	rec.Prefix, rec.Hash = secret.DisplayPrefix(), secret.Hash()
@@ -75,24 +70,20 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	return rec, secret, nil
 }
 
-// Revoke makes a credential of the team useless, with its companion and those that were
-// made with either, here at once and on every relay within seconds; it returns their
-// records, its own first. What they opened is closed as the records say, by whoever holds it: this package
+// Revoke makes a credential of the team useless, and those that were made with it, here
+// at once and on every relay within seconds; it returns their records, its own first.
+// What they opened is closed as the records say, by whoever holds it: this package
 // closes links and sockets alone. Revoking again is no error, and finishes what was
 // interrupted. The error is a *api.Problem.
 func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) ([]store.CredentialRecord, error) {
-	if p := mayManage(by, team); p != nil {
+	// A device may always end itself.
+	if p := mayManage(by, team); p != nil && (by.Kind != KindDevice || by.Credential != id) {
 		return nil, p
 	}
 	// The maker first: from then on its children are worth nothing, whatever happens here.
 	ids, line := []ident.CredentialID{id}, store.Credentials(a.cfg.Store.Credential)
-	companion := ident.CredentialID("")
-	if rec, ok := a.cfg.Store.Credential(id); ok {
-		companion = rec.Companion
-	}
 	for _, rec := range a.cfg.Store.Credentials(team) {
-		below := companion != "" && (rec.ID == companion || line.MadeWith(rec.ID, companion)) || line.MadeWith(rec.ID, id)
-		if rec.ID != id && below && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
+		if rec.ID != id && line.MadeWith(rec.ID, id) && (rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels) {
 			ids = append(ids, rec.ID)
 		}
 	}
@@ -175,6 +166,19 @@ func check(rec store.CredentialRecord, req api.CreateCredentialRequest) (string,
 		}
 	}
 	return forms[i].prefix, nil
+}
+
+// room says why a team can have no more credentials, if so.
+func (a *Authenticator) room(team ident.TeamID, now time.Time) *api.Problem {
+	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
+		return api.Problemf(api.CodeTooManyCredentials, "the team has %d credentials, which is the limit: revoke some", n)
+	}
+	// What is revoked stays for a while: to make and revoke in a loop must end, too.
+	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
+		return api.Problemf(api.CodeTooManyCredentials,
+			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
+	}
+	return nil
 }
 
 // live counts a team's credentials that still work.

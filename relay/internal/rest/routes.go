@@ -37,7 +37,8 @@ func (rt route) admitsKind(k creds.Kind) bool { return slices.Contains(rt.admits
 var (
 	team      = []creds.Kind{creds.KindUser, creds.KindDevice, creds.KindIntegration}
 	people    = []creds.Kind{creds.KindUser, creds.KindDevice}
-	signedIn  = []creds.Kind{creds.KindUser}
+	signedIn  = []creds.Kind{creds.KindUser} // in person: no device lets another one in
+	devices   = []creds.Kind{creds.KindDevice}
 	teamAdmin = append(slices.Clone(team), kindTunnelAdmin)
 	teamAgent = append(slices.Clone(team), creds.KindAgent)
 )
@@ -87,6 +88,11 @@ func (a *API) table() []route {
 		{method: "GET", path: "/credentials", admits: people, role: admin, scopes: noScope, operation: "listCredentials", serve: a.listCredentials},
 		{method: "DELETE", path: "/credentials/{credential_id}", admits: people, role: admin, scopes: noScope, operation: "revokeCredential", serve: a.revokeCredential},
 
+		{method: "POST", path: "/desktop/pair/start", operation: "startPairing", serve: a.startPairing, public: true},
+		{method: "POST", path: "/desktop/pair/poll", operation: "pollPairing", serve: a.pollPairing, public: true},
+		{method: "POST", path: "/desktop/pair/show", admits: signedIn, role: member, scopes: noScope, operation: "showPairing", serve: a.showPairing},
+		{method: "POST", path: "/desktop/pair/confirm", admits: signedIn, role: member, scopes: noScope, operation: "confirmPairing", serve: a.confirmPairing},
+		{method: "POST", path: "/auth/device/revoke", admits: devices, role: viewer, scopes: noScope, operation: "revokeDevice", serve: a.revokeDevice},
 		{method: "GET", path: "/members", admits: people, role: member, scopes: noScope, operation: "listMembers", serve: a.listMembers},
 		{method: "PATCH", path: "/members/{user_id}", admits: people, role: owner, scopes: noScope, operation: "changeMember", serve: a.changeMember},
 		{method: "DELETE", path: "/members/{user_id}", admits: people, role: viewer, others: admin, scopes: noScope, operation: "removeMember", serve: a.removeMember},

@@ -112,7 +112,7 @@ func compare(t *testing.T, got, want *store.Store) {
 	if r, ok := got.Member(teamA, odd); !ok || r.Role != api.RoleOwner {
 		t.Errorf("the member is %+v", r)
 	}
-	if len(got.SignIns(odd))+len(got.Invites(teamA))+got.PairingCount() != 0 {
+	if len(got.SignIns(odd))+len(got.Invites(teamA))+len(got.Pairings()) != 0 {
 		t.Error("a copy signs somebody in, or invites them")
 	}
 	if _, ok := got.Presence(gpu1); ok {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -124,12 +126,11 @@ type PairingRecord struct {
 	CreatedAt   time.Time     `json:"created_at"`
 	ExpiresAt   time.Time     `json:"expires_at"`
 	// Who let it in; empty: nobody has yet.
-	Team       ident.TeamID       `json:"team,omitempty"`
-	User       ident.UserID       `json:"user,omitempty"`
-	Role       api.Role           `json:"role,omitempty"` // theirs at that moment
-	By         string             `json:"by,omitempty"`   // for the audit log
-	MadeBy     ident.CredentialID `json:"made_by,omitempty"`
-	DeviceName string             `json:"device_name,omitempty"`
+	Team       ident.TeamID `json:"team,omitempty"`
+	User       ident.UserID `json:"user,omitempty"`
+	Role       api.Role     `json:"role,omitempty"` // theirs at that moment
+	By         string       `json:"by,omitempty"`   // for the audit log
+	DeviceName string       `json:"device_name,omitempty"`
 }
 
 // Approved says whether somebody let it in.
@@ -288,12 +289,8 @@ func (s *Store) PairingsByCode(code string) []PairingRecord {
 	return records(s.mirror, s.mirror.people.pairings.in, listCode+code)
 }
 
-// PairingCount returns how many programs wait.
-func (s *Store) PairingCount() int {
-	s.mirror.mu.RLock()
-	defer s.mirror.mu.RUnlock()
-	return len(s.mirror.people.pairings.of)
-}
+// Pairings returns the programs that wait, in no particular order.
+func (s *Store) Pairings() []PairingRecord { return all(s.mirror, s.mirror.people.pairings) }
 
 // ChangeTeam writes a team's record by compare-and-set; change gets the zero record when
 // there is none, and ErrUnchanged from it writes nothing.
@@ -370,12 +367,30 @@ func (s *Store) ChangePairing(ctx context.Context, hash string, change func(*Pai
 	return changeRecord(ctx, s, "confirm a pairing", key(dirPairing, hash), change)
 }
 
-// TakePairing uses up a pairing that was confirmed, and returns it; ErrNotFound when it
-// is unknown, expired, taken or not confirmed.
-func (s *Store) TakePairing(ctx context.Context, hash string) (PairingRecord, error) {
+// DeletePairing forgets one that waits; none is no error.
+func (s *Store) DeletePairing(ctx context.Context, hash string) error {
+	return s.forget(ctx, "forget a pairing", key(dirPairing, hash))
+}
+
+// TakePairing uses up a pairing that was confirmed and writes the credentials that come
+// of it, all or nothing. It returns the record; ErrNotFound when it is unknown, expired,
+// taken or not confirmed.
+func (s *Store) TakePairing(ctx context.Context, hash string, made ...CredentialRecord) (PairingRecord, error) {
 	defer s.metrics.took(opPeople)()
-	return takeRecord(ctx, s, "finish a pairing", key(dirPairing, hash), takenKey(hash),
-		func(r PairingRecord) bool { return r.Approved() && s.now().Before(r.ExpiresAt) })
+	const doing = "finish a pairing"
+	if err := s.takesNew(ctx, doing); err != nil {
+		return PairingRecord{}, err
+	}
+	var with []clientv3.Op
+	for _, c := range made {
+		value, err := encoded(doing, c)
+		if err != nil {
+			return PairingRecord{}, err
+		}
+		with = append(with, clientv3.OpPut(credentialKey(c.ID), value))
+	}
+	return takeRecord(ctx, s, doing, key(dirPairing, hash), takenKey(hash),
+		func(r PairingRecord) bool { return r.Approved() && s.now().Before(r.ExpiresAt) }, with...)
 }
 
 // create writes a new record; ErrExists when its name is taken. With an end it goes by

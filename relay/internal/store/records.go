@@ -215,8 +215,6 @@ type CredentialRecord struct {
 	Scopes []api.Scope  `json:"scopes,omitempty"`
 	Agents []string     `json:"agents,omitempty"` // patterns; empty: any
 	Ports  string       `json:"ports,omitempty"`  // as "8188,8000-8100"; empty: any
-	// Companion is the credential that was made in the same pairing; the two end together.
-	Companion ident.CredentialID `json:"companion,omitempty"`
 	// KeepTunnels says of a revoked one that what it opened stays open.
 	KeepTunnels bool      `json:"keep_tunnels,omitempty"`
 	LastUsed    time.Time `json:"last_used,omitzero"`
