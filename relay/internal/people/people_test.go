@@ -373,8 +373,14 @@ func TestWhatTheIssuerSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	known("Alice", store.SignInTeam{ID: three}) // and no more of one and two
-	if got := w.roles(one) + "; " + w.roles(two) + "; " + w.roles(three); got != "; Alice admin; " {
-		t.Errorf("who is named no more, and who was removed: %s", got)
+	if got := w.roles(one) + "; " + w.roles(two) + "; " + w.roles(three); got != "; ; " {
+		t.Errorf("who is named no more, with whatever role, and who was removed: %s", got)
+	}
+	if _, err := w.SetRole(ctx, in(two), two, "sub-1", api.RoleAdmin); err != nil {
+		t.Fatal(err)
+	}
+	if known("Alice", store.SignInTeam{ID: three}); w.roles(two) != "Alice admin" {
+		t.Errorf("the operator's word was lost: %s", w.roles(two))
 	}
 	if r, ok := w.Find(ctx, secret); !ok || len(r.Teams) != 1 {
 		t.Errorf("the browser has %+v, %v", r, ok)

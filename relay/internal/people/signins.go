@@ -88,7 +88,8 @@ func (p *People) Known(ctx context.Context, user ident.UserID, name, email strin
 func (p *People) unsaid(ctx context.Context, user ident.UserID, teams []store.SignInTeam) error {
 	const doing = "forget what the issuer says no more"
 	for _, m := range p.cfg.Store.Memberships(user) {
-		if m.Removed() || m.Source != store.SourceIssuer || slices.ContainsFunc(teams, func(t store.SignInTeam) bool { return t.ID == m.Team }) {
+		here := m.Source == store.SourceInvite || m.Source == store.SourceOperator // who needs no issuer
+		if m.Removed() || here || slices.ContainsFunc(teams, func(t store.SignInTeam) bool { return t.ID == m.Team }) {
 			continue
 		}
 		if err := p.cfg.Store.DeleteMember(ctx, m.Team, user); err != nil {
