@@ -313,7 +313,7 @@ func (s *Store) ChangeMember(ctx context.Context, team ident.TeamID, user ident.
 	return upsert(ctx, s, "change a member of team "+string(team), key(dirMember, memberKey(team, user)), change)
 }
 
-// DeleteTeam, DeleteUser and DeleteMember forget a record; none is no error.
+// DeleteTeam forgets a team's name; none is no error.
 func (s *Store) DeleteTeam(ctx context.Context, id ident.TeamID) error {
 	return s.forget(ctx, "forget team "+string(id), key(dirTeam, string(id)))
 }
