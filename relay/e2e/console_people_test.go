@@ -93,7 +93,12 @@ func TestConsoleOfPeople(t *testing.T) {
 	stranger := c.another()
 	stranger.do("the invitation is worth nothing a second time", world.Navigate(invite), out(), text("invite_refused"))
 
-	c.do("the people of the team", press("People"), text("1 member"), text("(you)"))
+	c.do("a bearer that the relay does not take is renewed, and the call repeated", evaluate(`{ const send = fetch; window.tokens = 0; window.fetch = (to, how) => {
+		if (to === "/auth/token") tokens++;
+		if (to.startsWith("/api/v1/members") && !window.spoilt) { spoilt = 1; how = { ...how, headers: { ...how.headers, Authorization: "Bearer bt-spoilt" } }; }
+		return send(to, how); }; }`),
+		press("People"), text("1 member"), text("(you)"), world.Until(`window.spoilt && tokens === 1 && !document.querySelector(".fault")`))
+	c.do("and one that is about to end", evaluate(`{ const now = Date.now; Date.now = () => now() + 9.5 * 60_000; }`), press("Devices"), text("(this one)"), world.Until(`tokens === 2`), press("People"), text("1 member"))
 	c.do("somebody is invited", fill("#invite-name", "Bob"), fill("#invite-role", "viewer"), press("Invite"), text("Invitation for Bob"), text("not shown again"))
 	c.see("people-invited")
 	bobs := c.read(`document.querySelector("dialog .share input").value`)

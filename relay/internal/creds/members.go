@@ -28,6 +28,9 @@ func (a *Authenticator) RoleIn(team ident.TeamID, user ident.UserID, said api.Ro
 
 func (a *Authenticator) roleIn(t store.SignInTeam, user ident.UserID, named bool, unsaid api.Role) (api.Role, bool) {
 	rec, known := a.cfg.Store.Member(t.ID, user)
+	if named && rec.Unsaid() { // the issuer takes its word back
+		known = false
+	}
 	switch {
 	case known && rec.Removed():
 		return "", false

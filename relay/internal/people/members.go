@@ -225,7 +225,7 @@ func (p *People) Remove(ctx context.Context, by creds.Principal, team ident.Team
 		switch {
 		case m.User == "": // forgotten meanwhile, with the team
 			return api.NotFound(api.CodeMemberNotFound)
-		case !m.Removed():
+		case !m.Removed() || m.Unsaid():
 			m.RemovedAt, m.RemovedBy, m.KeepTunnels = p.now(), by.Name, keepTunnels
 		case m.KeepTunnels && !keepTunnels:
 			m.KeepTunnels = false

@@ -59,7 +59,8 @@ type MemberRecord struct {
 	// MadeBy is the credential that the invitation was made with, if any.
 	MadeBy    ident.CredentialID `json:"made_by,omitempty"`
 	RemovedAt time.Time          `json:"removed_at,omitzero"`
-	RemovedBy string             `json:"removed_by,omitempty"`
+	// RemovedBy is who did, or SourceIssuer: it names them no more, and may do so again.
+	RemovedBy string `json:"removed_by,omitempty"`
 	// KeepTunnels says of a removed one that what they opened stays open.
 	KeepTunnels bool `json:"keep_tunnels,omitempty"`
 }
@@ -75,6 +76,10 @@ const (
 
 // Removed says whether the person is no member any more.
 func (r MemberRecord) Removed() bool { return !r.RemovedAt.IsZero() }
+
+// Unsaid says of one who was removed that it was by the issuer's word, which may bring
+// them back.
+func (r MemberRecord) Unsaid() bool { return r.Removed() && r.RemovedBy == SourceIssuer }
 
 // SignInRecord is a browser in which a person is signed in. Its end is its deletion.
 type SignInRecord struct {
