@@ -28,7 +28,7 @@ export function usePasskeys() {
 }
 
 /** byPasskey signs in with a passkey. */
-export async function byPasskey() {
+async function byPasskey() {
   const { ticket, publicKey } = await door("POST", "passkey/begin", {});
   const credential = await ceremony(() => navigator.credentials.get({ publicKey: webauthn.parseRequestOptionsFromJSON(publicKey) }));
   await door("POST", "passkey/finish", { ticket, credential: credential.toJSON() });
