@@ -93,7 +93,12 @@ func TestConsoleOfPeople(t *testing.T) {
 	stranger := c.another()
 	stranger.do("the invitation is worth nothing a second time", world.Navigate(invite), out(), text("invite_refused"))
 
-	c.do("the people of the team", press("People"), text("1 member"), text("(you)"))
+	c.do("a bearer that the relay does not take is renewed, and the call repeated", evaluate(`{ const send = fetch; window.tokens = 0; window.fetch = (to, how) => {
+		if (to === "/auth/token") tokens++;
+		if (to.startsWith("/api/v1/members") && !window.spoilt) { spoilt = 1; how = { ...how, headers: { ...how.headers, Authorization: "Bearer bt-spoilt" } }; }
+		return send(to, how); }; }`),
+		press("People"), text("1 member"), text("(you)"), world.Until(`window.spoilt && tokens === 1 && !document.querySelector(".fault")`))
+	c.do("and one that is about to end", evaluate(`{ const now = Date.now; Date.now = () => now() + 9.5 * 60_000; }`), press("Devices"), text("(this one)"), world.Until(`tokens === 2`), press("People"), text("1 member"))
 	c.do("somebody is invited", fill("#invite-name", "Bob"), fill("#invite-role", "viewer"), press("Invite"), text("Invitation for Bob"), text("not shown again"))
 	c.see("people-invited")
 	bobs := c.read(`document.querySelector("dialog .share input").value`)
@@ -111,7 +116,8 @@ func TestConsoleOfPeople(t *testing.T) {
 	bob.see("people-viewer")
 	c.do("Bob is there", text("2 members"), fill(`[aria-label="Role of Bob"]`, "member"), text("Bob is member now"))
 	c.see("people-list")
-	bob.do("a role counts at the next look", chromedp.Reload(), live(), world.Until(`[...document.querySelectorAll("button")].some((b) => b.textContent === "Open tunnel")`))
+	bob.do("a role counts at the next look, for what is not somebody else's", chromedp.Reload(), live(), world.Until(`[...document.querySelectorAll("button")].some((b) => b.textContent === "Open tunnel")`),
+		text("renders"), world.Until(`![...document.querySelectorAll(".tunnel button")].some((b) => b.textContent === "Close")`))
 	c.do("the last owner stays", fill(`[aria-label="Role of Alice"]`, "viewer"), text("last_owner"), world.Until(`document.querySelector('[aria-label="Role of Alice"]').value === "owner"`))
 
 	c.do("removing asks first", press("Remove Bob"), text("is signed out of this team at once"))
@@ -169,6 +175,10 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	operator(r, "team", "rename", world.Team, "vision")
 	operator(r, "team", "create", "render farm")
 	c := newConsole(w, r)
+	operator(r, "team", "create", "new")
+	c.do("a team without machines says how to get one", world.Navigate(operator(r, "invite", "create", "--team", "new", "--role", "member", "--name", "Zoe")), text("adit-agent enroll --pair --relay-url "+r.URL))
+	c.see("people-empty")
+	c.do("signed out", press("Sign out"), out())
 	c.do("a first team", world.Navigate(operator(r, "invite", "create", "--team", "vision", "--role", "member", "--name", "Alice")), text("the team vision as member"), live())
 	more := operator(r, "invite", "create", "--team", "render farm", "--role", "viewer", "--name", "Somebody")
 	// The console is open already: only the fragment of its address changes.
@@ -181,6 +191,41 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	c.do("who is it", evaluate(`fetch("/auth/token", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" }).then((r) => r.json()).then((t) => { window.me = t.user_id; }); 0`), world.Until(`window.me`))
 	operator(r, "member", "remove", "--team", "vision", c.read(`window.me`))
 	c.do("who is removed from one is in the other", world.Until(`!document.querySelector("#team") && document.querySelector(".pulse.live")`), text("No machine is connected"))
+}
+
+// Who signs in with an issuer is at once where they wanted to go.
+func TestConsoleByAnIssuer(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.NewRelay("ADIT_WILDCARD_DOMAIN=localhost")
+	o := w.NewOIDC(r, "alice")
+	o.Start()
+	o.Control(map[string]any{"teams": map[string][]string{"alice": {world.Team}}})
+	r.Start()
+	r.WaitReady(30 * time.Second)
+	w.Agent(r, "gpu-1")
+	c := newConsole(w, r)
+	by := press("Sign in with " + strings.TrimPrefix(o.URL, "http://"))
+	atIssuer := func() []chromedp.Action[chromedp.Void] {
+		return []chromedp.Action[chromedp.Void]{world.Until(`location.pathname.startsWith("/login") && document.querySelector("[name=password]")`),
+			fill("[name=username]", "alice"), fill("[name=password]", "alice"), evaluate(`document.querySelector("form").submit()`)}
+	}
+	c.do("the issuer asks who it is", by)
+	c.do("alice tells it, and is in the console", append(atIssuer(), live(), text("gpu-1"), text("alice"))...)
+	c.do("a reload keeps signed in", chromedp.Reload(), live())
+	if strings.Contains(c.read(`location.href + document.body.innerText`), world.Team) {
+		t.Error("a person in one team sees its UUID")
+	}
+
+	var asked api.PairStarted
+	if status, p := r.API("", http.MethodPost, "/desktop/pair/start", map[string]any{"machine_name": "alices-laptop"}, &asked); status != http.StatusOK {
+		t.Fatalf("ask to be paired: %d %v", status, p)
+	}
+	c.do("signed out, a device's code leads to the issuer", press("Sign out"), out(), world.Navigate(asked.VerificationURI), by)
+	c.do("and back to the code", append(atIssuer(), text("alices-laptop"), text(asked.UserCode), press("This is not me"), text("Nothing was paired"))...)
+	if status, p := r.API("", http.MethodPost, "/desktop/pair/poll", api.PairPollRequest{DeviceCode: asked.DeviceCode}, &api.PairPolled{}); status != http.StatusOK {
+		t.Errorf("the device goes on waiting until its code ends: %d %v", status, p)
+	}
 }
 
 // The relay's pages are at one address. By another name of it they say so.
@@ -206,6 +251,9 @@ func TestPagesByAnotherName(t *testing.T) {
 	}
 	c.do("a terminal does not go on reconnecting, and says where it is", world.Navigate(here), text("another address"), world.Until(fmt.Sprintf(`location.hash === "" && document.querySelector("#go").href === %q`, entry)))
 	c.see("terminal-elsewhere")
+	if hit := c.read(`(() => { const b = document.querySelector("#go").getBoundingClientRect(); return document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2).id; })()`); hit != "go" {
+		t.Errorf("a click on the way there reaches %q", hit)
+	}
 	c.do("the way there opens it, with the code that was not used up", press("Open it there"), connected())
 	if at := c.read(`location.href`); at != r.URL+wire.TerminalPath+string(tun.SessionID) {
 		t.Errorf("the terminal is at %s", at)

@@ -400,3 +400,55 @@ func TestSignedOutAndRemovedPeopleHoldNothingOpen(t *testing.T) {
 		t.Error("a cookie or an invitation is in the relay's log")
 	}
 }
+
+// A person signs in at one relay of a pool, works through others, and signs out at one:
+// what they hold open at any ends within a second.
+func TestSignedInThroughAPool(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 3, func(*fleet, int) []string { return []string{"ADIT_PATH_FORM=auto"} })
+	home := f.lb.url
+	door := func(i int, path, body, cookie string) answer {
+		header := []string{"Host", strings.TrimPrefix(home, "http://"), "Origin", home}
+		if cookie != "" {
+			header = append(header, "Cookie", cookie)
+		}
+		return call(f.relays[i], http.MethodPost, "/auth/"+path, body, header...)
+	}
+	invite, err := operate(t, f.relays[0], "invite", "create", "--team", world.Team, "--role", "member", "--name", "alice")
+	_, secret, ok := strings.Cut(strings.TrimSpace(invite), home+"/console#invite=")
+	if err != nil || !ok {
+		t.Fatalf("the operator makes an invitation: %q %v", invite, err)
+	}
+	body := `{"invite":"` + secret + `"}`
+	a := door(1, "invite", body, "") // at once, at another relay than the one that made it
+	cookie, _, _ := strings.Cut(a.Header.Get("Set-Cookie"), ";")
+	if a.Status != 200 || !strings.HasPrefix(cookie, "adit-sign-in=si-") {
+		t.Fatalf("alice opens the invitation: %s %s", a, a.Body)
+	}
+	if again := door(2, "invite", body, ""); again.Status != 401 || again.code() != "invite_refused" {
+		t.Errorf("it works once, whichever relay is asked: %s", again)
+	}
+	var tokens [3]api.BrowserToken
+	var events [3]*watcher
+	for i := range f.relays {
+		if a := door(i, "token", "{}", cookie); a.Status != 200 || json.Unmarshal([]byte(a.Body), &tokens[i]) != nil {
+			t.Fatalf("relay %d knows alice's browser: %s %s", i, a, a.Body)
+		}
+	}
+	for i, r := range f.relays { // each with the bearer of another one
+		events[i] = watch(r, inTeam(tokens[(i+1)%3].Token)...)
+	}
+	since := time.Now()
+	if a := door(2, "logout", "{}", cookie); a.Status != 204 {
+		t.Fatalf("alice signs out: %s %s", a, a.Body)
+	}
+	for i, r := range f.relays {
+		within(t, "the event stream at relay "+f.names[i], events[i].ended, since)
+		if a := asPerson(r, tokens[i].Token, world.Team, http.MethodGet, "/agents", ""); a.Status != 401 {
+			t.Errorf("the bearer is worth nothing at relay %d: %s", i, a)
+		}
+		if a := door(i, "token", "{}", cookie); a.Status != 401 || a.code() != "not_signed_in" {
+			t.Errorf("nor is the cookie: %s", a)
+		}
+	}
+}

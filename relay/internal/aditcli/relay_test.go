@@ -113,7 +113,8 @@ func (r *relay) startPairing(w http.ResponseWriter, q *http.Request) {
 	write(w, 200, out)
 }
 
-// pollPairing lets the program in at its third poll; the second one fails on the way.
+// pollPairing lets the program in at its fourth poll. The second one fails on the way, the
+// third comes to a relay of an earlier release.
 func (r *relay) pollPairing(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,6 +123,8 @@ func (r *relay) pollPairing(w http.ResponseWriter, _ *http.Request) {
 		write(w, 200, api.PairPolled{Status: "pending"})
 	case r.polls == 2:
 		api.NewProblem(api.CodeStoreUnavailable, "no quorum").WithRetry(time.Second).Write(w, "req-story")
+	case r.polls == 3:
+		refuse(w, api.CodeUnauthenticated, "no secret")
 	default:
 		key := ident.NewSecret(ident.PrefixDevice).Reveal()
 		r.devices[key] = true

@@ -176,6 +176,9 @@ func tryToken(t *testing.T, claims issuer.Claims, change func(*house, begun, *is
 	}
 	if !in {
 		wantPage(t, "refused", resp, http.StatusUnauthorized, "begin again")
+		if !strings.Contains(h.log.String(), "level=INFO msg=\"the issuer's answer is not taken\" code=unauthenticated") {
+			t.Errorf("the log does not say why, as the page promises: %s", h.log.String())
+		}
 		for _, secret := range []string{code, at.query.Get("state"), at.query.Get("nonce")} {
 			if strings.Contains(h.log.String(), secret) {
 				t.Errorf("a secret of the attempt is in the log: %s", h.log.String())
