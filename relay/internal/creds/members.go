@@ -126,7 +126,7 @@ func (a *Authenticator) standing(rec store.CredentialRecord) (api.Role, *refusal
 		for _, user := range one.People() {
 			m, known := a.cfg.Store.Member(rec.Team, user)
 			switch {
-			case known && m.Removed():
+			case known && m.Ends(one.CreatedAt):
 				return "", invalid(outcomeNotMember, "the person behind the credential is not in the team any more")
 			case known && m.Role != "":
 				role = role.Lesser(m.Role)

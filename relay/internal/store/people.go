@@ -81,6 +81,12 @@ func (r MemberRecord) Removed() bool { return !r.RemovedAt.IsZero() }
 // them back.
 func (r MemberRecord) Unsaid() bool { return r.Removed() && r.RemovedBy == SourceIssuer }
 
+// Ends says whether the removal ends what the person made or opened at a time. Whom the
+// issuer named no more for a while, and names again, may go on with what is newer.
+func (r MemberRecord) Ends(at time.Time) bool {
+	return r.Removed() && !(r.Unsaid() && (at.IsZero() || at.After(r.RemovedAt)))
+}
+
 // SignInRecord is a browser in which a person is signed in. Its end is its deletion.
 type SignInRecord struct {
 	Hash string       `json:"sha256"` // of the cookie's secret

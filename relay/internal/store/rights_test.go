@@ -82,6 +82,14 @@ func TestSinceWhenItIsClosedAndWhy(t *testing.T) {
 		if since, reason := store.Closed(o, teamA, store.Opened{User: "bob", Credential: "c"}); reason != c.reason || !since.Equal(c.since) {
 			t.Errorf("%s: closed since %v because %q, want %v %q", name, since, reason, c.since, c.reason)
 		}
+		if o.member.RemovedBy = store.SourceIssuer; c.reason == store.ReasonRemoved { // who comes back by the issuer's word goes on with what is newer
+			if _, reason := store.Closed(o, teamA, store.Opened{User: "bob", At: c.removed.Add(time.Second)}); reason != "" {
+				t.Errorf("%s by the issuer, and named again: closed because %q", name, reason)
+			}
+			if _, reason := store.Closed(o, teamA, store.Opened{User: "bob", At: c.removed.Add(-time.Second)}); reason != store.ReasonRemoved {
+				t.Errorf("%s by the issuer: closed because %q", name, reason)
+			}
+		}
 		if _, reason := store.Closed(o, teamB, store.Opened{User: "bob"}); reason != "" {
 			t.Errorf("%s: in another team it is closed because %q", name, reason)
 		}
