@@ -93,7 +93,12 @@ func TestConsoleOfPeople(t *testing.T) {
 	stranger := c.another()
 	stranger.do("the invitation is worth nothing a second time", world.Navigate(invite), out(), text("invite_refused"))
 
-	c.do("the people of the team", press("People"), text("1 member"), text("(you)"))
+	c.do("a bearer that the relay does not take is renewed, and the call repeated", evaluate(`{ const send = fetch; window.tokens = 0; window.fetch = (to, how) => {
+		if (to === "/auth/token") tokens++;
+		if (to.startsWith("/api/v1/members") && !window.spoilt) { spoilt = 1; how = { ...how, headers: { ...how.headers, Authorization: "Bearer bt-spoilt" } }; }
+		return send(to, how); }; }`),
+		press("People"), text("1 member"), text("(you)"), world.Until(`window.spoilt && tokens === 1 && !document.querySelector(".fault")`))
+	c.do("and one that is about to end", evaluate(`{ const now = Date.now; Date.now = () => now() + 9.5 * 60_000; }`), press("Devices"), text("(this one)"), world.Until(`tokens === 2`), press("People"), text("1 member"))
 	c.do("somebody is invited", fill("#invite-name", "Bob"), fill("#invite-role", "viewer"), press("Invite"), text("Invitation for Bob"), text("not shown again"))
 	c.see("people-invited")
 	bobs := c.read(`document.querySelector("dialog .share input").value`)
@@ -170,6 +175,10 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	operator(r, "team", "rename", world.Team, "vision")
 	operator(r, "team", "create", "render farm")
 	c := newConsole(w, r)
+	operator(r, "team", "create", "new")
+	c.do("a team without machines says how to get one", world.Navigate(operator(r, "invite", "create", "--team", "new", "--role", "member", "--name", "Zoe")), text("adit-agent enroll --pair --relay-url "+r.URL))
+	c.see("people-empty")
+	c.do("signed out", press("Sign out"), out())
 	c.do("a first team", world.Navigate(operator(r, "invite", "create", "--team", "vision", "--role", "member", "--name", "Alice")), text("the team vision as member"), live())
 	more := operator(r, "invite", "create", "--team", "render farm", "--role", "viewer", "--name", "Somebody")
 	// The console is open already: only the fragment of its address changes.
@@ -242,6 +251,9 @@ func TestPagesByAnotherName(t *testing.T) {
 	}
 	c.do("a terminal does not go on reconnecting, and says where it is", world.Navigate(here), text("another address"), world.Until(fmt.Sprintf(`location.hash === "" && document.querySelector("#go").href === %q`, entry)))
 	c.see("terminal-elsewhere")
+	if hit := c.read(`(() => { const b = document.querySelector("#go").getBoundingClientRect(); return document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2).id; })()`); hit != "go" {
+		t.Errorf("a click on the way there reaches %q", hit)
+	}
 	c.do("the way there opens it, with the code that was not used up", press("Open it there"), connected())
 	if at := c.read(`location.href`); at != r.URL+wire.TerminalPath+string(tun.SessionID) {
 		t.Errorf("the terminal is at %s", at)

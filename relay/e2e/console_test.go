@@ -178,6 +178,7 @@ func TestConsole(t *testing.T) {
 	port, _ := sharedApp(t)
 	c := newConsole(w, r)
 
+	c.do("beside apps of its origin, nobody signs in with a browser, and the page says what the operator can do", text("console_url"))
 	c.see("signin")
 	c.do("a wrong secret is refused in words", chromedp.SendKeys("#secret", "sk-"+strings.Repeat("a", 40)), chromedp.KeyEvent("\r"), world.Until(`document.querySelector("[role=alert]")`))
 	c.do("the field is emptied", fill("#secret", ""))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -145,7 +146,7 @@ func TestARemovedMemberHoldsNothingOpen(t *testing.T) {
 			_, _, _ = c.Read(r.Context())
 		}
 	})
-	use := func(tun api.Tunnel) <-chan struct{} {
+	use := func(tun api.Tunnel, says string) <-chan struct{} {
 		t.Helper()
 		ws, _, err := websocket.Dial(t.Context(), strings.Replace(tun.TunnelURL, "http", "ws", 1)+"ws", &websocket.DialOptions{HTTPClient: w.HTTP()})
 		if err != nil {
@@ -155,16 +156,20 @@ func TestARemovedMemberHoldsNothingOpen(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			_, _, _ = ws.Read(t.Context())
+			_, _, err := ws.Read(t.Context())
+			if frame, ok := errors.AsType[websocket.CloseError](err); t.Context().Err() == nil && (!ok || !strings.Contains(frame.Reason, says)) {
+				t.Errorf("a WebSocket ends with %v, want to be told %q", err, says)
+			}
 		}()
 		return ended
 	}
 	ask := map[string]any{"target_port": port, "host_header": "public"}
-	theirs := use(r.Open(others, "gpu-1", ask))
+	const says = "the person who opened it was removed from the team"
+	theirs := use(r.Open(others, "gpu-1", ask), "") // with whatever, at the end
 	ends := map[string]<-chan struct{}{
-		"what he opened himself":     use(openAsPerson(r, token, port)),
-		"what his device opened":     use(r.Open(device, "gpu-1", ask)),
-		"what his key opened":        use(r.Open(key.Secret, "gpu-1", ask)),
+		"what he opened himself":     use(openAsPerson(r, token, port), says),
+		"what his device opened":     use(r.Open(device, "gpu-1", ask), says),
+		"what his key opened":        use(r.Open(key.Secret, "gpu-1", ask), says),
 		"his page's event stream":    watch(r, "Authorization", "Bearer "+token, "X-Team-ID", world.Team).ended,
 		"his device's event stream":  watch(r, "Authorization", "Bearer "+device).ended,
 		"his key's own event stream": watch(r, "Authorization", "Bearer "+key.Secret).ended,

@@ -174,12 +174,12 @@ func explain(err error) error {
 	case errors.Is(err, client.ErrNotLetIn):
 		return &hinted{err, "a code is good for five minutes: run this again for a new one"}
 	case errors.Is(err, client.ErrNoPairing):
-		return &hinted{err, "enroll with a token; on the relay's host: adit-relay enroll create --team UUID"}
+		return &hinted{err, "enroll with a token; on the relay's host: adit-relay enroll create --team TEAM"}
 	}
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		switch p.Code {
 		case api.CodeEnrollmentRefused:
-			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team UUID"}
+			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team TEAM"}
 		case api.CodeTooManyCredentials:
 			return &hinted{err, "on the relay's host: adit-relay credential list, and revoke what is not needed"}
 		}

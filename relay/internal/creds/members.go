@@ -28,6 +28,9 @@ func (a *Authenticator) RoleIn(team ident.TeamID, user ident.UserID, said api.Ro
 
 func (a *Authenticator) roleIn(t store.SignInTeam, user ident.UserID, named bool, unsaid api.Role) (api.Role, bool) {
 	rec, known := a.cfg.Store.Member(t.ID, user)
+	if named && rec.Unsaid() { // the issuer takes its word back
+		known = false
+	}
 	switch {
 	case known && rec.Removed():
 		return "", false
@@ -123,7 +126,7 @@ func (a *Authenticator) standing(rec store.CredentialRecord) (api.Role, *refusal
 		for _, user := range one.People() {
 			m, known := a.cfg.Store.Member(rec.Team, user)
 			switch {
-			case known && m.Removed():
+			case known && m.Ends(one.CreatedAt):
 				return "", invalid(outcomeNotMember, "the person behind the credential is not in the team any more")
 			case known && m.Role != "":
 				role = role.Lesser(m.Role)

@@ -34,6 +34,7 @@ func TestRolesOfAnIssuersPeople(t *testing.T) {
 	m.member(store.MemberRecord{Team: teamA, User: "invited", Role: api.RoleViewer, Source: store.SourceInvite})
 	m.member(store.MemberRecord{Team: teamA, User: "by-hand", Role: api.RoleMember, Source: store.SourceOperator})
 	m.member(removed("gone"))
+	m.member(store.MemberRecord{Team: teamA, User: "unsaid", Role: api.RoleOwner, Source: store.SourceIssuer, RemovedAt: time.Now(), RemovedBy: store.SourceIssuer})
 	object := func(more string) json.RawMessage {
 		return json.RawMessage(fmt.Sprintf(`[{"id":%q,"name":"Render"%s},{"id":%q}]`, teamA, more, teamB))
 	}
@@ -66,6 +67,9 @@ func TestRolesOfAnIssuersPeople(t *testing.T) {
 		"by the operator, no word of it":  {speaks, issuer.Claims{"sub": "by-hand", "teams": nil}, "member"},
 		"a role of no team is none":       {speaks, issuer.Claims{"teams": nil, "roles": "owner"}, "not_a_member"},
 		"removed, whatever the issuer":    {speaks, issuer.Claims{"sub": "gone", "roles": "owner"}, "not_a_member"},
+		"taken back by the issuer":        {silent, issuer.Claims{"sub": "unsaid", "teams": nil}, "not_a_member"},
+		"and named by it again":           {silent, issuer.Claims{"sub": "unsaid"}, "admin"},
+		"and named again with a role":     {speaks, issuer.Claims{"sub": "unsaid", "roles": "viewer"}, "viewer"},
 		"a name that only the relay uses": {silent, issuer.Claims{"sub": creds.OwnUsers + "x"}, "unauthenticated"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -277,7 +281,7 @@ func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 		"expired": {func(m *memory, rec store.SignInRecord) {
 			rec.ExpiresAt = time.Now()
 			m.set(func(m *memory) { m.signIns[rec.Hash] = rec })
-			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User}) // for which nobody looks again
+			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User})
 		}, creds.ErrExpired, nil},
 		"removed": {func(m *memory, rec store.SignInRecord) { m.member(removed(rec.User)) }, creds.ErrRemoved, creds.ErrRemoved},
 		"a viewer now": {func(m *memory, rec store.SignInRecord) {
@@ -309,7 +313,7 @@ func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 				}
 				c.change(m, rec)
 				if errors.Is(c.want, creds.ErrExpired) {
-					time.Sleep(2 * time.Second)
+					time.Sleep(2 * time.Second) // nobody tells of an expiry
 				}
 				synctest.Wait()
 				for what, got := range map[string][2]error{"browser": {ended(browser), c.want}, "device": {ended(other), c.device}} {

@@ -78,7 +78,7 @@ func (a *Authenticator) ended(p Principal, now time.Time) error {
 	if !p.ExpiresAt.IsZero() && !now.Before(p.ExpiresAt) {
 		return ErrExpired
 	}
-	role, err := a.now(p, now)
+	role, err := a.present(p, now)
 	switch {
 	case err != nil:
 		return err
@@ -88,8 +88,8 @@ func (a *Authenticator) ended(p Principal, now time.Time) error {
 	return nil
 }
 
-// now is the role that a principal has now, and why it has none.
-func (a *Authenticator) now(p Principal, now time.Time) (api.Role, error) {
+// present is the role that a principal has now, and why it has none.
+func (a *Authenticator) present(p Principal, now time.Time) (api.Role, error) {
 	if p.Kind == KindOperator {
 		return api.RoleOwner, nil
 	}

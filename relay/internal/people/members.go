@@ -203,7 +203,7 @@ func (p *People) joins(team ident.TeamID, user ident.UserID) error {
 // interrupted. The error is a *api.Problem.
 func (p *People) Remove(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, keepTunnels bool) (api.Revoked, error) {
 	before, err := p.find(ctx, team, user)
-	if err != nil && !(notFound(err) && before.Removed()) {
+	if err != nil && (!notFound(err) || !before.Removed()) {
 		return api.Revoked{}, err
 	}
 	switch {
@@ -225,7 +225,7 @@ func (p *People) Remove(ctx context.Context, by creds.Principal, team ident.Team
 		switch {
 		case m.User == "": // forgotten meanwhile, with the team
 			return api.NotFound(api.CodeMemberNotFound)
-		case !m.Removed():
+		case !m.Removed() || m.Unsaid():
 			m.RemovedAt, m.RemovedBy, m.KeepTunnels = p.now(), by.Name, keepTunnels
 		case m.KeepTunnels && !keepTunnels:
 			m.KeepTunnels = false

@@ -373,8 +373,31 @@ func TestWhatTheIssuerSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	known("Alice", store.SignInTeam{ID: three}) // and no more of one and two
-	if got := w.roles(one) + "; " + w.roles(two) + "; " + w.roles(three); got != "; Alice admin; " {
-		t.Errorf("who is named no more, and who was removed: %s", got)
+	if got := w.roles(one) + "; " + w.roles(two) + "; " + w.roles(three); got != "; ; " {
+		t.Errorf("who is named no more, with whatever role, and who was removed: %s", got)
+	}
+	if m, _ := w.store.Member(one, "sub-1"); !m.Unsaid() || !m.KeepTunnels {
+		t.Errorf("who is named no more is %+v: what they made must end with them, their tunnels need not", m)
+	}
+	if w.audited(audit.MemberRemoved, "issuer sub-1, whom it names no more") != 2 {
+		t.Errorf("the audit has %v", w.audit.Events())
+	}
+	known("Alice", store.SignInTeam{ID: one}, store.SignInTeam{ID: three})
+	if got := w.roles(one) + "; " + w.roles(three); got != "Alice member; " {
+		t.Errorf("who is named again, and who was removed here: %s", got)
+	}
+	known("Alice", store.SignInTeam{ID: three})
+	if _, err := w.Remove(ctx, in(one), one, "sub-1", false); err != nil { // to make it last
+		t.Fatal(err)
+	}
+	if known("Alice", store.SignInTeam{ID: one}, store.SignInTeam{ID: three}); w.roles(one) != "" {
+		t.Errorf("the issuer brought back who was removed here: %s", w.roles(one))
+	}
+	if _, err := w.SetRole(ctx, in(two), two, "sub-1", api.RoleAdmin); err != nil {
+		t.Fatal(err)
+	}
+	if known("Alice", store.SignInTeam{ID: three}); w.roles(two) != "Alice admin" {
+		t.Errorf("the operator's word was lost: %s", w.roles(two))
 	}
 	if r, ok := w.Find(ctx, secret); !ok || len(r.Teams) != 1 {
 		t.Errorf("the browser has %+v, %v", r, ok)

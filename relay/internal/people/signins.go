@@ -28,9 +28,9 @@ const (
 )
 
 // Known writes down what an issuer says of a person who signs in: their name and the
-// teams they are in. What was known by the issuer's word alone, and is said no more, is
-// forgotten, for the browsers that they are signed in with too. Who was removed from a
-// team stays removed. The error is a *api.Problem.
+// teams they are in. Where they were by the issuer's word alone, and it says so no more,
+// they are out, with the browsers that they are signed in with and the credentials that
+// they made. Who was removed here stays removed. The error is a *api.Problem.
 func (p *People) Known(ctx context.Context, user ident.UserID, name, email string, teams []store.SignInTeam) error {
 	const doing = "write down who signs in"
 	if user == "" || madeHere(user) || tidy(string(user), maxUser) != string(user) {
@@ -64,7 +64,7 @@ func (p *People) Known(ctx context.Context, user ident.UserID, name, email strin
 		}
 		_, err := p.cfg.Store.ChangeMember(ctx, t.ID, user, func(m *store.MemberRecord) error {
 			switch {
-			case m.User == "":
+			case m.User == "" || m.Unsaid():
 				*m = store.MemberRecord{Team: t.ID, User: user, Role: t.Role, Source: store.SourceIssuer, JoinedAt: p.now()}
 			case m.Removed():
 				return store.ErrUnchanged
@@ -84,15 +84,28 @@ func (p *People) Known(ctx context.Context, user ident.UserID, name, email strin
 	return p.unsaid(ctx, user, teams)
 }
 
-// unsaid forgets what an issuer said of a person and says no more.
+// unsaid ends what an issuer said of a person and says no more.
 func (p *People) unsaid(ctx context.Context, user ident.UserID, teams []store.SignInTeam) error {
-	const doing = "forget what the issuer says no more"
+	const doing = "end what the issuer says no more"
 	for _, m := range p.cfg.Store.Memberships(user) {
-		if m.Removed() || m.Source != store.SourceIssuer || slices.ContainsFunc(teams, func(t store.SignInTeam) bool { return t.ID == m.Team }) {
+		here := m.Source == store.SourceInvite || m.Source == store.SourceOperator // who needs no issuer
+		if m.Removed() || here || slices.ContainsFunc(teams, func(t store.SignInTeam) bool { return t.ID == m.Team }) {
 			continue
 		}
-		if err := p.cfg.Store.DeleteMember(ctx, m.Team, user); err != nil {
+		// A tombstone, so that what they made is worth no more than they are. Their tunnels go
+		// on to their end: an issuer that forgets a claim for an hour should cost no more.
+		_, err := p.cfg.Store.ChangeMember(ctx, m.Team, user, func(m *store.MemberRecord) error {
+			if m.User == "" || m.Removed() {
+				return store.ErrUnchanged
+			}
+			m.RemovedAt, m.RemovedBy, m.KeepTunnels = p.now(), store.SourceIssuer, true
+			return nil
+		})
+		if err != nil {
 			return storeProblem(doing, err)
+		}
+		if err := p.audit(ctx, audit.Record{Event: audit.MemberRemoved, Actor: store.SourceIssuer, Team: m.Team, Detail: string(user) + ", whom it names no more"}); err != nil {
+			return err
 		}
 	}
 	for _, s := range p.cfg.Store.SignIns(user) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	strict "github.com/go-jose/go-jose/v4/json" // case-sensitive and strict about duplicate members, unlike the standard one
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/singleflight"
 
@@ -39,6 +40,7 @@ const (
 	retryAfter  = 2 * time.Second  // it was down: how long it is not asked again
 	maxAnswer   = 1 << 20
 	maxSubject  = 255
+	maxEmail    = 254
 	maxName     = 64
 	madeHere    = "adit:" // begins the id of people whom no issuer knows
 	maxRedirect = 3
@@ -281,12 +283,15 @@ func (rp *relyingParty) exchange(ctx context.Context, code string, a attempt) (p
 // meant checks that a token is for this client, this attempt, and about somebody.
 func (rp *relyingParty) meant(id *oidc.IDToken, raw json.RawMessage, nonce string) error {
 	var claims struct {
-		Party string `json:"azp"`
+		Subject string `json:"sub"`
+		Party   string `json:"azp"`
 	}
-	if err := json.Unmarshal(raw, &claims); err != nil {
-		return errors.New("the id token's azp is no text")
+	if err := strict.Unmarshal(raw, &claims); err != nil {
+		return errors.New("the id token's claims are malformed")
 	}
 	switch {
+	case claims.Subject != id.Subject: // the library takes any spelling of the name
+		return errors.New("the id token's sub is not in the one place where it belongs")
 	case subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(nonce)) != 1:
 		return errors.New("the id token is of another attempt to sign in: its nonce differs")
 	case claims.Party != "" && claims.Party != rp.cfg.ClientID, claims.Party == "" && len(id.Audience) > 1:
@@ -328,11 +333,12 @@ func (rp *relyingParty) unfit(cause error) *api.Problem {
 // issuer does not vouch for is left out: it may be somebody else's.
 func (p *person) describe() {
 	var claims struct {
-		Name, Email string
-		Preferred   string `json:"preferred_username"`
-		Verified    any    `json:"email_verified"` // some issuers send "true"
+		Name      string `json:"name"`
+		Preferred string `json:"preferred_username"`
+		Email     string `json:"email"`
+		Verified  any    `json:"email_verified"` // some issuers send "true"
 	}
-	if json.Unmarshal(p.claims, &claims) != nil {
+	if strict.Unmarshal(p.claims, &claims) != nil {
 		return // a name of another type is no name
 	}
 	if p.name == "" {
@@ -341,8 +347,9 @@ func (p *person) describe() {
 	if p.name == "" {
 		p.name = line(claims.Preferred)
 	}
-	if claims.Verified == true || claims.Verified == "true" {
-		p.email = line(claims.Email)
+	// Whole or not at all: a part of it is another address.
+	if (claims.Verified == true || claims.Verified == "true") && len(claims.Email) <= maxEmail && printable.Text(claims.Email) == claims.Email {
+		p.email = claims.Email
 	}
 }
 

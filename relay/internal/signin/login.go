@@ -3,6 +3,7 @@ package signin
 import (
 	"cmp"
 	"crypto/subtle"
+	"errors"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -141,7 +142,7 @@ func (d *Door) finish(w http.ResponseWriter, r *http.Request) (back string, _ er
 		return a.ReturnTo, d.declined(failed)
 	}
 	if iss := q.Get("iss"); iss != "" && iss != d.cfg.Issuer.URL { // RFC 9207
-		return a.ReturnTo, d.issuer.unfit(nil)
+		return a.ReturnTo, d.issuer.unfit(errors.New("the answer names another issuer: its iss differs"))
 	}
 	if !d.limits.exchange() {
 		return a.ReturnTo, api.NewProblem(api.CodeTooManyTries, "too many people sign in at once: begin again in a moment").WithRetry(retryAfter)

@@ -79,6 +79,8 @@ func TestTheRestOfWhatTheIssuerSays(t *testing.T) {
 		{"an address that nobody vouches for", issuer.Claims{"email": "bob@example.com"}, nil, true, store.UserRecord{Name: "Alice"}},
 		{"one of which the issuer knows that it may be another's", issuer.Claims{"email": "bob@example.com", "email_verified": false}, nil, true, store.UserRecord{Name: "Alice"}},
 		{"verified as a text", issuer.Claims{"email": "a@example.com", "email_verified": "true"}, nil, true, store.UserRecord{Name: "Alice", Email: "a@example.com"}},
+		{"an address in a claim that looks alike", issuer.Claims{"Email": "a@example.com", "EMAIL_VERIFIED": true}, nil, true, store.UserRecord{Name: "Alice"}},
+		{"an address that is too long to be one", issuer.Claims{"email": strings.Repeat("a", 250) + "@b.example", "email_verified": true}, nil, true, store.UserRecord{Name: "Alice"}},
 		{"no name but that of the account", issuer.Claims{"name": nil, "preferred_username": "alice7"}, nil, true, store.UserRecord{Name: "alice7"}},
 		{"a name that steers terminals", issuer.Claims{"name": "\x1b[31mAli\u202ece"}, nil, true, store.UserRecord{Name: "?[31mAli?ce"}},
 		{"in no team", issuer.Claims{"teams": nil}, nil, false, store.UserRecord{}},
@@ -137,6 +139,7 @@ func TestForgedAndForeignTokens(t *testing.T) {
 		{name: "another nonce", claims: issuer.Claims{"nonce": "another"}},
 		{name: "no nonce", claims: issuer.Claims{"nonce": nil}},
 		{name: "another issuer", claims: issuer.Claims{"iss": "https://evil.example.com"}},
+		{name: "a subject that only looks like one", claims: issuer.Claims{"sub": nil, "SUB": "mallory"}},
 		{name: "no subject", claims: issuer.Claims{"sub": nil}},
 		{name: "a subject that this relay made", claims: issuer.Claims{"sub": "adit:0123"}},
 		{name: "a subject that steers terminals", claims: issuer.Claims{"sub": "a\x1b[31m"}},
@@ -176,6 +179,9 @@ func tryToken(t *testing.T, claims issuer.Claims, change func(*house, begun, *is
 	}
 	if !in {
 		wantPage(t, "refused", resp, http.StatusUnauthorized, "begin again")
+		if !strings.Contains(h.log.String(), "level=INFO msg=\"the issuer's answer is not taken\" code=unauthenticated") {
+			t.Errorf("the log does not say why, as the page promises: %s", h.log.String())
+		}
 		for _, secret := range []string{code, at.query.Get("state"), at.query.Get("nonce")} {
 			if strings.Contains(h.log.String(), secret) {
 				t.Errorf("a secret of the attempt is in the log: %s", h.log.String())

@@ -225,9 +225,12 @@ func (d *Door) posts(by method, limit limit, serve answer) http.Handler {
 func (d *Door) refused(r *http.Request, by method, p *api.Problem, id ident.RequestID) {
 	d.metrics.count(by, resultOf(p))
 	log := d.cfg.Logger.With("code", p.Code, "remote", d.cfg.Remote(r), "request_id", id)
-	if p.Status >= http.StatusInternalServerError {
+	switch {
+	case p.Status >= http.StatusInternalServerError:
 		log.Warn("sign-in", "path", r.URL.Path, "error", p.Cause)
-	} else {
+	case by == methodIssuer && p.Code == api.CodeUnauthenticated: // the page says that the log says why
+		log.Info("the issuer's answer is not taken", "error", p.Cause)
+	default:
 		log.Debug("sign-in refused", "path", r.URL.Path, "error", p.Cause)
 	}
 	if p.Code == api.CodeNotSignedIn || p.Status != http.StatusUnauthorized && p.Status != http.StatusForbidden {

@@ -59,7 +59,8 @@ type MemberRecord struct {
 	// MadeBy is the credential that the invitation was made with, if any.
 	MadeBy    ident.CredentialID `json:"made_by,omitempty"`
 	RemovedAt time.Time          `json:"removed_at,omitzero"`
-	RemovedBy string             `json:"removed_by,omitempty"`
+	// RemovedBy is who did, or SourceIssuer: it names them no more, and may do so again.
+	RemovedBy string `json:"removed_by,omitempty"`
 	// KeepTunnels says of a removed one that what they opened stays open.
 	KeepTunnels bool `json:"keep_tunnels,omitempty"`
 }
@@ -75,6 +76,16 @@ const (
 
 // Removed says whether the person is no member any more.
 func (r MemberRecord) Removed() bool { return !r.RemovedAt.IsZero() }
+
+// Unsaid says of one who was removed that it was by the issuer's word, which may bring
+// them back.
+func (r MemberRecord) Unsaid() bool { return r.Removed() && r.RemovedBy == SourceIssuer }
+
+// Ends says whether the removal ends what the person made or opened at a time. Whom the
+// issuer named no more for a while, and names again, may go on with what is newer.
+func (r MemberRecord) Ends(at time.Time) bool {
+	return r.Removed() && !(r.Unsaid() && (at.IsZero() || at.After(r.RemovedAt)))
+}
 
 // SignInRecord is a browser in which a person is signed in. Its end is its deletion.
 type SignInRecord struct {
@@ -308,7 +319,7 @@ func (s *Store) ChangeMember(ctx context.Context, team ident.TeamID, user ident.
 	return upsert(ctx, s, "change a member of team "+string(team), key(dirMember, memberKey(team, user)), change)
 }
 
-// DeleteTeam, DeleteUser and DeleteMember forget a record; none is no error.
+// DeleteTeam forgets a team's name; none is no error.
 func (s *Store) DeleteTeam(ctx context.Context, id ident.TeamID) error {
 	return s.forget(ctx, "forget team "+string(id), key(dirTeam, string(id)))
 }

@@ -102,13 +102,14 @@ type Opened struct {
 	User       ident.UserID
 	Credential ident.CredentialID
 	By         string
+	At         time.Time
 }
 
 // Opened says who opened the tunnel.
-func (t TunnelRecord) Opened() Opened { return Opened{t.User, t.Credential, t.OpenedBy} }
+func (t TunnelRecord) Opened() Opened { return Opened{t.User, t.Credential, t.OpenedBy, t.OpenedAt} }
 
 // Opened says who made the named link.
-func (l LinkRecord) Opened() Opened { return Opened{l.User, l.Credential, l.CreatedBy} }
+func (l LinkRecord) Opened() Opened { return Opened{l.User, l.Credential, l.CreatedBy, l.CreatedAt} }
 
 // OpenedBy says whether something was opened by a person, by whatever means.
 func (find Credentials) OpenedBy(o Opened, user ident.UserID) bool {
@@ -144,7 +145,7 @@ func Closed(find Openers, team ident.TeamID, o Opened) (since time.Time, reason 
 	if o.User == "" {
 		return since, reason
 	}
-	if m, ok := find.Member(team, o.User); ok && m.Removed() && !m.KeepTunnels && (reason == "" || m.RemovedAt.Before(since)) {
+	if m, ok := find.Member(team, o.User); ok && m.Ends(o.At) && !m.KeepTunnels && (reason == "" || m.RemovedAt.Before(since)) {
 		return m.RemovedAt, ReasonRemoved
 	}
 	return since, reason

@@ -100,7 +100,7 @@ export function Choice({ label, value, set, options, hint, id }) {
 }
 
 /** useList reads a list now and every few seconds while it is shown. */
-export function useList(read) {
+export function useList(read, every = 5000) {
   const [list, setList] = useState(null);
   const [error, setError] = useState(null);
   const load = useCallback(async () => {
@@ -108,7 +108,7 @@ export function useList(read) {
   }, []);
   useEffect(() => {
     load();
-    const t = setInterval(() => { if (!document.hidden) load(); }, 5000);
+    const t = setInterval(() => { if (!document.hidden) load(); }, every);
     return () => clearInterval(t);
   }, []);
   return [list, error, load, setError];

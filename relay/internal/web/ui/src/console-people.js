@@ -6,7 +6,7 @@ import { Act, Ask, Check, Choice, Copy, Dialog, Fault, QR, useList } from "./con
 import { ago, clock, personName, plural, until } from "./console-text.js";
 
 const roles = { viewer: "sees machines and tunnels", member: "opens tunnels, closes their own", admin: "closes others' too; people, credentials", owner: "all, and roles" };
-const sources = { issuer: "by the organisation's sign-in", invite: "by invitation", operator: "by the operator" };
+const sources = { issuer: "by the organisation's sign-in", operator: "by the operator" };
 
 // all reads every page of the list. A viewer sees of the team's people only themself.
 async function all(api) {
@@ -20,7 +20,7 @@ async function all(api) {
 }
 
 export function People({ api, now, tell }) {
-  const [list, error, load, setError] = useList(() => all(api));
+  const [list, error, load, setError] = useList(() => all(api), 20_000); // a thousand members are ten answers
   const [leaving, setLeaving] = useState(null); // who is about to be removed
   const mine = api.me.user_id;
   const setRole = async (m, field) => {
@@ -37,7 +37,7 @@ export function People({ api, now, tell }) {
     ${list === null && !error && html`<p class="note" role="status">Loading…</p>`}
     ${list && html`<p class="note">${api.may("member") ? plural(list.length, "member") : "As a viewer you do not see who else is in the team."}</p>
     <ul class="rows" aria-label="Members">${list.map((m) => html`<li key=${m.user_id}>
-      <div><strong>${personName(m)}</strong>${m.user_id === mine ? " (you)" : ""} <span class="note">${[m.user_name && m.email, sources[m.source], m.invited_by && `invited by ${m.invited_by}`, m.seen_at && `here ${ago(m.seen_at, now)}`].filter(Boolean).join(", ")}</span></div>
+      <div><strong>${personName(m)}</strong>${m.user_id === mine ? " (you)" : ""} <span class="note">${[m.user_name && m.email, sources[m.source], m.invited_by && `invited by ${m.invited_by.startsWith("operator:") ? "the operator" : m.invited_by}`, m.seen_at && `here ${ago(m.seen_at, now)}`].filter(Boolean).join(", ")}</span></div>
       <div class="actions">
         ${api.may("owner") ? html`<select aria-label=${`Role of ${personName(m)}`} value=${m.role} onChange=${(e) => setRole(m, e.target)}>${rolesUpTo("owner").map((r) => html`<option key=${r} value=${r} selected=${r === m.role} title=${roles[r]}>${r}</option>`)}</select>` : html`<span class="kind" title=${roles[m.role]}>${m.role}</span>`}
         ${m.user_id === mine ? html`<button type="button" class="danger" onClick=${() => setLeaving(m)}>Leave the team</button>`

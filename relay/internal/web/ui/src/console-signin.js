@@ -28,7 +28,7 @@ export function usePasskeys() {
 }
 
 /** byPasskey signs in with a passkey. */
-export async function byPasskey() {
+async function byPasskey() {
   const { ticket, publicKey } = await door("POST", "passkey/begin", {});
   const credential = await ceremony(() => navigator.credentials.get({ publicKey: webauthn.parseRequestOptionsFromJSON(publicKey) }));
   await door("POST", "passkey/finish", { ticket, credential: credential.toJSON() });
@@ -121,7 +121,7 @@ function Secret({ enter, focus, setError }) {
   return html`<form onSubmit=${submit}>
     <label class="field" for="secret"><span>Secret</span><input id="secret" type="password" autocomplete="off" spellcheck="false" required autofocus=${focus} aria-describedby="secret-hint" value=${secret} onInput=${(e) => setSecret(e.target.value)} />
       <small id="secret-hint">A credential (sk-… or dk-…) or your session token. It stays in this page's memory; a reload forgets it.</small></label>
-    <button type="submit" disabled=${busy} aria-busy=${busy}>${busy ? "Signing in…" : "Sign in with the token"}</button>
+    <button type="submit" class=${focus ? "primary" : ""} disabled=${busy} aria-busy=${busy}>${busy ? "Signing in…" : "Sign in with the token"}</button>
   </form>`;
 }
 
