@@ -92,7 +92,7 @@ func parseTeams(raw json.RawMessage) ([]namedTeam, bool) {
 	var list []json.RawMessage
 	switch {
 	case json.Unmarshal(raw, &text) == nil:
-		for _, id := range strings.Fields(text) {
+		for id := range strings.FieldsSeq(text) {
 			teams = append(teams, namedTeam{ID: id})
 		}
 	case json.Unmarshal(raw, &list) == nil:
