@@ -119,6 +119,7 @@ func TestAKnownPersonInNoTeamIsToldToTheRecords(t *testing.T) {
 }
 
 func TestForgedAndForeignTokens(t *testing.T) {
+	is := issuer.Start(t)
 	past := func(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
 	for _, c := range []struct {
 		name   string
@@ -152,20 +153,20 @@ func TestForgedAndForeignTokens(t *testing.T) {
 			g.UserInfo = issuer.Claims{"sub": "mallory", "teams": []string{string(teamA)}}
 		}},
 	} {
-		t.Run(c.name, func(t *testing.T) { tryToken(t, c.claims, c.change, c.in) })
+		t.Run(c.name, func(t *testing.T) { tryToken(t, is, c.claims, c.change, c.in) })
 	}
 	for _, how := range issuer.Wrongs() {
 		t.Run(string(how), func(t *testing.T) {
-			tryToken(t, nil, func(h *house, at begun, g *issuer.Grant) {
+			tryToken(t, is, nil, func(h *house, at begun, g *issuer.Grant) {
 				g.IDToken = h.issuer.TokenWrong(how, issuer.Claims{"nonce": at.query.Get("nonce"), "teams": []string{string(teamA)}})
 			}, false)
 		})
 	}
 }
 
-func tryToken(t *testing.T, claims issuer.Claims, change func(*house, begun, *issuer.Grant), in bool) {
+func tryToken(t *testing.T, is *issuer.Issuer, claims issuer.Claims, change func(*house, begun, *issuer.Grant), in bool) {
 	t.Helper()
-	h := newHouse(t)
+	h := newHouseAt(t, is)
 	b := h.browser()
 	at := b.login("/console")
 	code := h.grant(at, claims, func(g *issuer.Grant) {

@@ -249,7 +249,13 @@ func (h *house) wait(d time.Duration) {
 
 func newHouse(t *testing.T, change ...func(*signin.Config)) *house {
 	t.Helper()
-	h := &house{t: t, issuer: issuer.Start(t), log: &testkit.Buffer{}, metrics: prometheus.NewRegistry(), redirect: origin + "/auth/callback"}
+	return newHouseAt(t, issuer.Start(t), change...)
+}
+
+// newHouseAt is newHouse with an issuer that others have too.
+func newHouseAt(t *testing.T, is *issuer.Issuer, change ...func(*signin.Config)) *house {
+	t.Helper()
+	h := &house{t: t, issuer: is, log: &testkit.Buffer{}, metrics: prometheus.NewRegistry(), redirect: origin + "/auth/callback"}
 	h.town = newTown(h.now)
 	cfg := signin.Config{
 		Origin: origin, Key: ident.ClusterKey{1}, People: h.town, Creds: h.town, Store: h.town, Audit: h.town, Now: h.now,
