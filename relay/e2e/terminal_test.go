@@ -41,7 +41,9 @@ func terminalAgent(w *world.World, r *world.Relay, env ...string) *world.Agent {
 	}
 	return w.Agent(r, "gpu-1", append([]string{
 		"ADIT_TERMINAL_ENABLED=true", "ADIT_TERMINAL_USER=" + me.Username, "ADIT_TERMINAL_SHELL=/bin/bash", "ADIT_TERMINAL_DIR=" + home,
-		"ADIT_TERMINAL_ENV=HOME=" + home, // no start files of whoever runs the tests
+		// No start files of whoever runs the tests, and nothing that a shell writes at its end,
+		// when the directory goes.
+		"ADIT_TERMINAL_ENV=HOME=" + home + ",HISTFILE=/dev/null",
 	}, env...)...)
 }
 
