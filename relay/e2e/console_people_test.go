@@ -111,7 +111,8 @@ func TestConsoleOfPeople(t *testing.T) {
 	bob.see("people-viewer")
 	c.do("Bob is there", text("2 members"), fill(`[aria-label="Role of Bob"]`, "member"), text("Bob is member now"))
 	c.see("people-list")
-	bob.do("a role counts at the next look", chromedp.Reload(), live(), world.Until(`[...document.querySelectorAll("button")].some((b) => b.textContent === "Open tunnel")`))
+	bob.do("a role counts at the next look, for what is not somebody else's", chromedp.Reload(), live(), world.Until(`[...document.querySelectorAll("button")].some((b) => b.textContent === "Open tunnel")`),
+		text("renders"), world.Until(`![...document.querySelectorAll(".tunnel button")].some((b) => b.textContent === "Close")`))
 	c.do("the last owner stays", fill(`[aria-label="Role of Alice"]`, "viewer"), text("last_owner"), world.Until(`document.querySelector('[aria-label="Role of Alice"]').value === "owner"`))
 
 	c.do("removing asks first", press("Remove Bob"), text("is signed out of this team at once"))
@@ -137,7 +138,7 @@ func TestConsoleOfPeople(t *testing.T) {
 	if status, p := r.API("", http.MethodPost, "/desktop/pair/poll", api.PairPollRequest{DeviceCode: asked.DeviceCode}, &taken); status != http.StatusOK || taken.Status != "approved" || !strings.HasPrefix(taken.RawKey, "dk-") {
 		t.Fatalf("the device gets its key: %d %v %+v", status, p, taken.Status)
 	}
-	c.do("a code that nobody waits with is refused in words", world.Navigate(r.URL+"/desktop/pair"), world.Until(`document.querySelector("#code")`), fill("#code", "zzzz zzzz"), press("Next"), text("pairing_not_found"))
+	c.do("a code that nobody waits with is refused in words", world.Navigate(r.URL+"/desktop/pair"), world.Until(`document.querySelector("#code")`), fill("#code", "abcd efgh"), press("Next"), text("pairing_not_found"))
 	c.see("pair-code")
 	c.do("the device is listed, and revoked", world.Navigate(r.URL+"/console#devices"), text("the red laptop"), press("Revoke the red laptop"), press("Revoke"), text("is revoked"), text("None. “adit login”"))
 	if status, _ := r.API(taken.RawKey, http.MethodGet, "/agents", nil, nil); status != http.StatusUnauthorized {
@@ -181,6 +182,41 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	c.do("who is it", evaluate(`fetch("/auth/token", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" }).then((r) => r.json()).then((t) => { window.me = t.user_id; }); 0`), world.Until(`window.me`))
 	operator(r, "member", "remove", "--team", "vision", c.read(`window.me`))
 	c.do("who is removed from one is in the other", world.Until(`!document.querySelector("#team") && document.querySelector(".pulse.live")`), text("No machine is connected"))
+}
+
+// Who signs in with an issuer is at once where they wanted to go.
+func TestConsoleByAnIssuer(t *testing.T) {
+	t.Parallel()
+	w := world.New(t)
+	r := w.NewRelay("ADIT_WILDCARD_DOMAIN=localhost")
+	o := w.NewOIDC(r, "alice")
+	o.Start()
+	o.Control(map[string]any{"teams": map[string][]string{"alice": {world.Team}}})
+	r.Start()
+	r.WaitReady(30 * time.Second)
+	w.Agent(r, "gpu-1")
+	c := newConsole(w, r)
+	by := press("Sign in with " + strings.TrimPrefix(o.URL, "http://"))
+	atIssuer := func() []chromedp.Action[chromedp.Void] {
+		return []chromedp.Action[chromedp.Void]{world.Until(`location.pathname.startsWith("/login") && document.querySelector("[name=password]")`),
+			fill("[name=username]", "alice"), fill("[name=password]", "alice"), evaluate(`document.querySelector("form").submit()`)}
+	}
+	c.do("the issuer asks who it is", by)
+	c.do("alice tells it, and is in the console", append(atIssuer(), live(), text("gpu-1"), text("alice"))...)
+	c.do("a reload keeps signed in", chromedp.Reload(), live())
+	if strings.Contains(c.read(`location.href + document.body.innerText`), world.Team) {
+		t.Error("a person in one team sees its UUID")
+	}
+
+	var asked api.PairStarted
+	if status, p := r.API("", http.MethodPost, "/desktop/pair/start", map[string]any{"machine_name": "alices-laptop"}, &asked); status != http.StatusOK {
+		t.Fatalf("ask to be paired: %d %v", status, p)
+	}
+	c.do("signed out, a device's code leads to the issuer", press("Sign out"), out(), world.Navigate(asked.VerificationURI), by)
+	c.do("and back to the code", append(atIssuer(), text("alices-laptop"), text(asked.UserCode), press("This is not me"), text("Nothing was paired"))...)
+	if status, p := r.API("", http.MethodPost, "/desktop/pair/poll", api.PairPollRequest{DeviceCode: asked.DeviceCode}, &api.PairPolled{}); status != http.StatusOK {
+		t.Errorf("the device goes on waiting until its code ends: %d %v", status, p)
+	}
 }
 
 // The relay's pages are at one address. By another name of it they say so.

@@ -149,6 +149,8 @@ func TestRefusalsInABrowser(t *testing.T) {
 	w.Agent(r, "gpu-1")
 	sk := r.Credential("integration", world.Team)
 	nobody := r.Open(sk, "gpu-1", map[string]any{"target_port": w.FreePort()})
+	closed := r.Open(sk, "gpu-1", map[string]any{"target_port": 9})
+	closeAll(r, sk, "gpu-1", closed)
 	c := newConsole(w, r)
 	heading := func(s string) chromedp.Action[chromedp.Void] {
 		return world.Until(fmt.Sprintf(`document.querySelector("h1") && document.querySelector("h1").textContent === %q`, s))
@@ -156,12 +158,13 @@ func TestRefusalsInABrowser(t *testing.T) {
 	c.do("the bare address leads to the console", world.Navigate(r.URL+"/"), world.Until(consoleAt(r.URL)))
 	for name, p := range map[string]struct{ url, title string }{
 		"nowhere": {r.URL + "/nowhere", "Nothing is here"},
-		"api":     {r.URL + api.Base + "/agents", "You are not signed in"},
-		"refused": {nobody.TunnelURL, "The app is not running"},
+		"api":     {r.URL + api.Base + "/agents", "This address is for programs"},
+		"closed":  {closed.TunnelURL, "There is no tunnel here"},
 	} {
 		c.do("a person reads a page: "+name, world.Navigate(p.url), heading(p.title))
 		c.see("front-" + name)
 	}
+	c.do("an app that is not running has a page that reloads by itself", world.Navigate(nobody.TunnelURL), heading("The app is not running"), world.Until(`document.querySelector("meta[http-equiv=refresh]")`))
 	c.do("the page of an address of the relay's own leads to the console", world.Navigate(r.URL+"/nowhere"), press("To the console"), world.Until(consoleAt(r.URL)))
 	if got := js(w, c.ctx, `const r = await fetch("/nowhere"); return r.status + " " + r.headers.get("content-type")`); got != "404 "+api.ProblemContentType {
 		t.Errorf("a page's script gets %q", got)

@@ -66,7 +66,7 @@ func TestTheNewcomerCounts(t *testing.T) {
 	// On the machine with the GPU. The app is there already.
 	port := app(t, hello)
 	enroll := h.types("adit-agent", "enroll", "--pair", "--relay-url", r.URL)
-	enrolling, _, page := box.waits(enroll[0], append(enroll[1:], "--config", box.config(), "--agent-id", "gpu-7")...)
+	enrolling, first, page := box.waits(enroll[0], append(enroll[1:], "--config", box.config(), "--agent-id", "gpu-7")...)
 	open(page)
 	c.do("the machine is let in", text("gpu-7"), press("Confirm"))
 	box.done(enrolling)
@@ -76,7 +76,7 @@ func TestTheNewcomerCounts(t *testing.T) {
 
 	// On the newcomer's laptop.
 	login := h.types("adit", "login", r.URL)
-	logging, _, page := laptop.waits(login[0], login[1:]...)
+	logging, second, page := laptop.waits(login[0], login[1:]...)
 	open(page)
 	c.do("the laptop is let in", press("Confirm"))
 	laptop.done(logging)
@@ -98,6 +98,11 @@ func TestTheNewcomerCounts(t *testing.T) {
 		t.Errorf("%d commands, %s: want at most 7 and 3 minutes", len(h.commands), took)
 	}
 	testkit.Figure(t, "from a bare relay to a teammate's browser: %s, %d commands, %d links opened, %d secrets typed or pasted", took.Round(time.Second), len(h.commands), h.links, h.count())
+	for _, code := range []string{first, second, strings.ReplaceAll(first, "-", "")} {
+		if strings.Contains(r.Log(), code) {
+			t.Error("a code that was confirmed in a browser is in the relay's log")
+		}
+	}
 	if who := decode[api.Me](t, []byte(laptop.adit("whoami", "--json"))); who.UserName != "alice" || who.Role != api.RoleOwner || len(who.Teams) != 1 || who.Teams[0].TeamName != "vision" {
 		t.Errorf("whoami says %+v", who)
 	}

@@ -78,6 +78,14 @@ func TestFromACleanMachineToATunnelByCodes(t *testing.T) {
 	box, laptop := newMachine(w, "box"), newMachine(w, "laptop")
 	began := time.Now()
 
+	// Somebody who tires of waiting leaves nothing.
+	tired, _, _ := box.waits("adit-agent", "enroll", "--pair", "--config", box.config(), "--relay-url", url, "--agent-id", "gpu-7")
+	if err := tired.Stop(10 * time.Second); err == nil || !strings.Contains(tired.Log(), "adit-agent: interrupted") {
+		t.Errorf("an enrolment that was interrupted: %v\n%s", err, tired.Log())
+	}
+	if left, err := os.ReadDir(filepath.Dir(box.config())); err != nil || len(left) != 0 {
+		t.Errorf("it leaves %v %v", left, err)
+	}
 	enrolling, code, page := box.waits("adit-agent", "enroll", "--pair", "--config", box.config(), "--relay-url", url, "--agent-id", "gpu-7")
 	if want := r.URL + "/desktop/pair?user_code=" + code; page != want {
 		t.Errorf("the page is %s, want %s", page, want)

@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
@@ -23,6 +25,7 @@ import (
 type visitor struct {
 	r      *world.Relay
 	client *http.Client
+	passed map[string]string // codes and states in the addresses that it was led through
 }
 
 func newVisitor(r *world.Relay) *visitor {
@@ -32,7 +35,36 @@ func newVisitor(r *world.Relay) *visitor {
 	}
 	tr := &http.Transport{}
 	r.W.T.Cleanup(tr.CloseIdleConnections)
-	return &visitor{r, &http.Client{Jar: jar, Transport: tr}}
+	v := &visitor{r: r, passed: map[string]string{}}
+	v.client = &http.Client{Jar: jar, Transport: tr, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		for _, name := range []string{"code", "state", "nonce"} {
+			if secret := req.URL.Query().Get(name); secret != "" {
+				v.passed[name] = secret
+			}
+		}
+		if len(via) > 10 {
+			return errors.New("more than 10 redirects")
+		}
+		return nil
+	}}
+	return v
+}
+
+// secrets adds what the browser holds, and what it was led through.
+func (v *visitor) secrets(c *canaries, who string) {
+	c.t.Helper()
+	for name, secret := range v.passed {
+		c.add(name+" of "+who, secret)
+	}
+	at, err := url.Parse(v.r.URL)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, cookie := range v.client.Jar.Cookies(at) {
+		c.add("cookie "+cookie.Name+" of "+who, cookie.Value)
+	}
+	bearer := v.token()
+	c.add("bearer of "+who, bearer[strings.LastIndexByte(bearer, '-')+1:]) // before it stands the hash that the store has
 }
 
 // visit follows an address to where it leads in the end.
@@ -271,11 +303,31 @@ func TestPeopleSignInAtARealIssuer(t *testing.T) {
 	if a := asPerson(r, alice.token(), world.Team, http.MethodGet, "/agents", ""); a.Status != 403 {
 		t.Errorf("the team that the issuer took from alice is closed to her: %s %s", a, a.Body)
 	}
-	for _, secret := range []string{bearer, "client-secret-of-the-relay"} {
-		if strings.Contains(r.Log(), secret) {
-			t.Error("a secret is in the relay's log")
-		}
+
+	c := &canaries{t: t, value: map[string]string{}}
+	alice.secrets(c, "alice")
+	invite := invited(r, "dora", "viewer")
+	dora := newVisitor(r)
+	if status, p := dora.door("invite", map[string]string{"invite": invite}, nil); status != 200 {
+		t.Fatalf("dora opens the invitation: %d %v", status, p)
 	}
+	dora.secrets(c, "dora")
+	c.add("invitation", invite)
+	c.add("invitation that nobody opened", invited(r, "erin", "viewer"))
+	c.add("secret of the relay at the issuer", "client-secret-of-the-relay")
+	if len(c.value) < 9 { // and what attempts that nobody ended left behind
+		t.Errorf("only %d secrets are looked for", len(c.value))
+	}
+	status, metrics := world.Get(w.HTTP(), fmt.Sprintf("http://127.0.0.1:%d/metrics", r.Metrics))
+	if status != 200 || !strings.Contains(metrics, `adit_relay_sign_ins_total{method="invite",result="ok"} 1`) {
+		t.Errorf("the metrics (%d) count who signed in", status)
+	}
+	c.search("the metrics", []byte(metrics))
+	if err := r.Stop(30 * time.Second); err != nil {
+		t.Errorf("the relay stops: %v", err)
+	}
+	c.search("the relay's log", []byte(r.Log()))
+	c.files(r.DataDir)
 }
 
 // Whoever signs out, or is removed, holds nothing open: within a second, whatever it is.
@@ -346,5 +398,57 @@ func TestSignedOutAndRemovedPeopleHoldNothingOpen(t *testing.T) {
 	}
 	if regexp.MustCompile(`(si|inv)-[a-z2-7]{40}`).MatchString(before + r.Log()) {
 		t.Error("a cookie or an invitation is in the relay's log")
+	}
+}
+
+// A person signs in at one relay of a pool, works through others, and signs out at one:
+// what they hold open at any ends within a second.
+func TestSignedInThroughAPool(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 3, func(*fleet, int) []string { return []string{"ADIT_PATH_FORM=auto"} })
+	home := f.lb.url
+	door := func(i int, path, body, cookie string) answer {
+		header := []string{"Host", strings.TrimPrefix(home, "http://"), "Origin", home}
+		if cookie != "" {
+			header = append(header, "Cookie", cookie)
+		}
+		return call(f.relays[i], http.MethodPost, "/auth/"+path, body, header...)
+	}
+	invite, err := operate(t, f.relays[0], "invite", "create", "--team", world.Team, "--role", "member", "--name", "alice")
+	_, secret, ok := strings.Cut(strings.TrimSpace(invite), home+"/console#invite=")
+	if err != nil || !ok {
+		t.Fatalf("the operator makes an invitation: %q %v", invite, err)
+	}
+	body := `{"invite":"` + secret + `"}`
+	a := door(1, "invite", body, "") // at once, at another relay than the one that made it
+	cookie, _, _ := strings.Cut(a.Header.Get("Set-Cookie"), ";")
+	if a.Status != 200 || !strings.HasPrefix(cookie, "adit-sign-in=si-") {
+		t.Fatalf("alice opens the invitation: %s %s", a, a.Body)
+	}
+	if again := door(2, "invite", body, ""); again.Status != 401 || again.code() != "invite_refused" {
+		t.Errorf("it works once, whichever relay is asked: %s", again)
+	}
+	var tokens [3]api.BrowserToken
+	var events [3]*watcher
+	for i := range f.relays {
+		if a := door(i, "token", "{}", cookie); a.Status != 200 || json.Unmarshal([]byte(a.Body), &tokens[i]) != nil {
+			t.Fatalf("relay %d knows alice's browser: %s %s", i, a, a.Body)
+		}
+	}
+	for i, r := range f.relays { // each with the bearer of another one
+		events[i] = watch(r, inTeam(tokens[(i+1)%3].Token)...)
+	}
+	since := time.Now()
+	if a := door(2, "logout", "{}", cookie); a.Status != 204 {
+		t.Fatalf("alice signs out: %s %s", a, a.Body)
+	}
+	for i, r := range f.relays {
+		within(t, "the event stream at relay "+f.names[i], events[i].ended, since)
+		if a := asPerson(r, tokens[i].Token, world.Team, http.MethodGet, "/agents", ""); a.Status != 401 {
+			t.Errorf("the bearer is worth nothing at relay %d: %s", i, a)
+		}
+		if a := door(i, "token", "{}", cookie); a.Status != 401 || a.code() != "not_signed_in" {
+			t.Errorf("nor is the cookie: %s", a)
+		}
 	}
 }

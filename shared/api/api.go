@@ -95,6 +95,7 @@ type Session struct {
 	TunnelProtocol Protocol        `json:"tunnel_protocol"`
 	Label          string          `json:"label,omitempty"`
 	OpenedBy       string          `json:"opened_by"`
+	Own            bool            `json:"own"` // the caller may do with it what others need a higher role for
 	OpenedAt       time.Time       `json:"opened_at"`
 	ExpiresAt      time.Time       `json:"expires_at"`
 	IdleTimeout    Duration        `json:"idle_timeout"`

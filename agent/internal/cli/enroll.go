@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -151,7 +153,13 @@ func runEnroll(cmd *cobra.Command, path, tokenFile string, pair bool) error {
 	if err := os.MkdirAll(filepath.Dir(c.CredentialFile), 0o755); err != nil {
 		return fmt.Errorf("make the directory of the credential: %w", err)
 	}
-	got, err := enroll.Enroll(cmd.Context(), opts)
+	// Whoever tires of waiting leaves nothing behind.
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	got, err := enroll.Enroll(ctx, opts)
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
 	if err != nil {
 		return explain(err)
 	}

@@ -48,7 +48,7 @@ credentials), owner (roles). Nobody gives a role above their own.`,
 			if err := a.printf("%s\n", clean(i.InviteURL)); err != nil {
 				return err
 			}
-			a.notef("for %s, who becomes %s of the team with it; it works once, until %s; revoke it with: adit invite revoke %s", i.Name, i.Role, until(i.ExpiresAt, time.Now()), i.InviteID)
+			a.notef("for %s, who becomes %s of the team with it; it works once, within %s; revoke it with: adit invite revoke %s", i.Name, i.Role, span(time.Until(i.ExpiresAt)), i.InviteID)
 			return nil
 		},
 	}

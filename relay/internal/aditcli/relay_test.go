@@ -31,6 +31,7 @@ const relayToken = "sk-story2222222222222222222222222222222222222"
 // Behind every tcp tunnel is an app that answers a connection's bytes in upper
 // case once its client has said all; port 9 is closed.
 type relay struct {
+	tb     testing.TB
 	srv    *httptest.Server
 	key    ident.ClusterKey
 	broken atomic.Int32 // so many tunnel dials are answered 503
@@ -38,7 +39,7 @@ type relay struct {
 	ctx    context.Context
 
 	mu       sync.Mutex
-	pairing  string               // "nobody" confirms; "old": the relay knows no pairing
+	pairing  string               // "nobody" confirms in time; "slow": the code lasts; "old": the relay knows no pairing
 	polls    int                  // of the program that waits
 	asked    api.PairStartRequest // what the last one asked for
 	devices  map[string]bool      // keys of devices that were let in
@@ -49,7 +50,7 @@ type relay struct {
 
 func newRelay(tb testing.TB) *relay {
 	ctx, cancel := context.WithCancel(tb.Context())
-	r := &relay{ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
+	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
@@ -112,15 +113,18 @@ func (r *relay) startPairing(w http.ResponseWriter, q *http.Request) {
 	write(w, 200, out)
 }
 
-// pollPairing lets the program in at its third poll; the second one fails on the way.
+// pollPairing lets the program in at its fourth poll. The second one fails on the way, the
+// third comes to a relay of an earlier release.
 func (r *relay) pollPairing(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch r.polls++; {
-	case r.pairing == "nobody" || r.polls == 1:
+	case r.pairing == "nobody" || r.pairing == "slow" || r.polls == 1:
 		write(w, 200, api.PairPolled{Status: "pending"})
 	case r.polls == 2:
 		api.NewProblem(api.CodeStoreUnavailable, "no quorum").WithRetry(time.Second).Write(w, "req-story")
+	case r.polls == 3:
+		refuse(w, api.CodeUnauthenticated, "no secret")
 	default:
 		key := ident.NewSecret(ident.PrefixDevice).Reveal()
 		r.devices[key] = true

@@ -281,7 +281,7 @@ func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 		"expired": {func(m *memory, rec store.SignInRecord) {
 			rec.ExpiresAt = time.Now()
 			m.set(func(m *memory) { m.signIns[rec.Hash] = rec })
-			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User})
+			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User}) // for which nobody looks again
 		}, creds.ErrExpired, nil},
 		"removed": {func(m *memory, rec store.SignInRecord) { m.member(removed(rec.User)) }, creds.ErrRemoved, creds.ErrRemoved},
 		"a viewer now": {func(m *memory, rec store.SignInRecord) {
@@ -313,7 +313,7 @@ func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 				}
 				c.change(m, rec)
 				if errors.Is(c.want, creds.ErrExpired) {
-					time.Sleep(2 * time.Second) // nobody tells of an expiry
+					time.Sleep(2 * time.Second)
 				}
 				synctest.Wait()
 				for what, got := range map[string][2]error{"browser": {ended(browser), c.want}, "device": {ended(other), c.device}} {

@@ -83,7 +83,7 @@ func (p *Paths) Else(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		problems.AnswerOwn(w, r, api.Problemf(api.CodeMethodNotAllowed, "allowed here: %s", strings.Join(allowed, ", ")), ident.NewRequestID())
 	default:
-		problems.AnswerOwn(w, r, api.NewProblem(api.CodeNotFound, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base), ident.NewRequestID())
+		problems.AnswerOwn(w, r, api.NewProblem(api.CodeNotFound, "there is neither a page nor a tunnel at this address; the API is under "+api.Base), ident.NewRequestID())
 	}
 }
 

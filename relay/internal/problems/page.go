@@ -1,6 +1,7 @@
 package problems
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"html"
@@ -55,7 +56,7 @@ var titles = map[api.Code]string{
 	api.CodeNotFound:          "Nothing is here",
 	api.CodeMethodNotAllowed:  "This address is for programs",
 	api.CodeUpgradeRequired:   "This is for programs",
-	api.CodeUnauthenticated:   "You are not signed in",
+	api.CodeUnauthenticated:   "This address is for programs",
 	api.CodeEnrollmentRefused: "This address is for machines",
 	api.CodeForbidden:         "You may not do this",
 	api.CodeNotAMember:        "You are in no such team",
@@ -66,6 +67,11 @@ var titles = map[api.Code]string{
 	api.CodeStoreUnavailable:  "The relay cannot reach its store just now",
 	api.CodeIssuerUnavailable: "The sign-in service does not answer",
 	api.CodeInternal:          "The relay could not do this",
+}
+
+// forPeople is said instead of a detail that only programs can follow.
+var forPeople = map[api.Code]string{
+	api.CodeUnauthenticated: "programs show a secret here; people use the console, where they sign in",
 }
 
 // hops are the way from the reader of a page to the app.
@@ -96,8 +102,8 @@ func (p page) render() string {
 		b.WriteString(`<meta http-equiv="refresh" content="` + strconv.Itoa(retry) + "\">\n")
 	}
 	b.WriteString("<title>" + title + "</title>\n<style>" + style + "</style></head>\n<body><main><h1>" + title + "</h1>\n")
-	if p.problem.Detail != "" {
-		b.WriteString("<p>" + html.EscapeString(sentence(p.problem.Detail)) + "</p>\n")
+	if detail := cmp.Or(forPeople[p.problem.Code], p.problem.Detail); detail != "" {
+		b.WriteString("<p>" + html.EscapeString(sentence(detail)) + "</p>\n")
 	}
 	switch {
 	case len(p.on) > 0:

@@ -107,7 +107,7 @@ func TestThePage(t *testing.T) {
 		}
 	}
 
-	own := answer(request("POST", "Accept", browser, "Sec-Fetch-Mode", "navigate"), api.NewProblem(api.CodeUnauthenticated, "this needs ümlauts").WithRetry(time.Second), nil)
+	own := answer(request("POST", "Accept", browser, "Sec-Fetch-Mode", "navigate"), api.NewProblem(api.CodeNotSignedIn, "this needs ümlauts").WithRetry(time.Second), nil)
 	if got := own.Header.Get("WWW-Authenticate"); got != api.DefaultChallenge {
 		t.Errorf("a page with 401 has WWW-Authenticate %q", got)
 	}

@@ -144,8 +144,14 @@ func TestClosingAllIsNeverHalfDone(t *testing.T) {
 		t.Errorf("it says %q", d)
 	}
 	w.want(w.do("DELETE", path+"?session_id="+string(foreign), carol, ""), "Forbidden role_required")
-	if got := into[api.TunnelStatus](t, w.do("GET", path, carol, ""), 200); len(got.Sessions) != 3 {
+	got := into[api.TunnelStatus](t, w.do("GET", path, carol, ""), 200)
+	if len(got.Sessions) != 3 {
 		t.Errorf("%d tunnels are left of three", len(got.Sessions))
+	}
+	for _, s := range got.Sessions {
+		if s.Own != (s.SessionID != foreign) {
+			t.Errorf("the list says of %s's tunnel that it is her own: %t", s.OpenedBy, s.Own)
+		}
 	}
 	if got := into[api.Closed](t, w.do("DELETE", path+"?session_id="+string(mine), carol, ""), 200); !slices.Equal(got.Closed, []ident.SessionID{mine}) {
 		t.Errorf("closed %v, want her own", got.Closed)

@@ -286,7 +286,7 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	used := a.cfg.Usage.Totals(r.Context(), ids)
 	for _, t := range live {
-		out.Sessions = append(out.Sessions, a.session(t, used[t.Session]))
+		out.Sessions = append(out.Sessions, a.session(p, t, used[t.Session]))
 	}
 	if len(out.Sessions) > 0 {
 		out.IsActive, out.SessionID, out.TunnelURL = true, out.Sessions[0].SessionID, out.Sessions[0].TunnelURL
@@ -294,13 +294,13 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	return send(w, http.StatusOK, out)
 }
 
-func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
+func (a *API) session(p creds.Principal, t store.TunnelRecord, used usage.Totals) api.Session {
 	if used.LastUsed.After(t.LastUsed) { // through another relay
 		t.LastUsed = used.LastUsed
 	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
-		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		Label: t.Label, OpenedBy: t.OpenedBy, Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
 		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: t.Warnings,
 	}

@@ -93,7 +93,7 @@ func newLimits(now func() time.Time) limits {
 		return limit{caller.NewLimits(every, burst, maxAddresses), every, now}
 	}
 	return limits{
-		logins: of(time.Second, 30), tokens: of(200*time.Millisecond, 200), invites: of(6*time.Second, 10), passkeys: of(2*time.Second, 20),
+		logins: of(250*time.Millisecond, 120), tokens: of(200*time.Millisecond, 200), invites: of(6*time.Second, 10), passkeys: of(2*time.Second, 20),
 		exchanges: rate.NewLimiter(20, 100), now: now,
 	}
 }

@@ -300,6 +300,27 @@ func TestReturnToStaysHere(t *testing.T) {
 	}
 }
 
+// Wherever a browser is told to go, by whatever address it came: to one of our pages.
+func FuzzReturnTo(f *testing.F) {
+	for _, seed := range []string{"/console", "//evil.example.com", "/\\evil", "/terminal/x#y", "/desktop/pair?user_code=AB7K-PNQ3", "/console?x=//y", "/terminal/%2e%2e/x", "/console;x"} {
+		f.Add(seed)
+	}
+	home, err := url.Parse(origin + "/auth/callback")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, asked string) {
+		got := signin.ReturnTo(asked)
+		at, err := home.Parse(got)
+		if err != nil || at.Scheme+"://"+at.Host != origin || strings.ContainsAny(got, "\\\r\n\t ") {
+			t.Fatalf("%q leads to %q, which is %v, %v", asked, got, at, err)
+		}
+		if p := at.Path; p != "/console" && p != "/desktop/pair" && !strings.HasPrefix(p, "/terminal/") {
+			t.Errorf("%q leads to %q", asked, got)
+		}
+	})
+}
+
 func TestWhatTheIssuerRefuses(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()
@@ -342,7 +363,7 @@ func TestTheIssuerIsAway(t *testing.T) {
 	}
 	h.issuer.SetDown(false)
 	h.wait(3 * time.Second)
-	at := b.login("/console")
+	b.login("/console")
 	h.issuer.SetDown(true)
 	h.wait(2 * time.Hour) // what is known of it is old, and better than nothing
 	b = h.browser()
@@ -352,7 +373,6 @@ func TestTheIssuerIsAway(t *testing.T) {
 	if resp := b.back(again, h.grant(again, issuer.Claims{"exp": h.now().Add(time.Hour).Unix()})); resp.StatusCode != http.StatusSeeOther {
 		t.Errorf("it is back, with new keys: %d %s", resp.StatusCode, text(resp))
 	}
-	_ = at
 }
 
 func TestTheClientsSecret(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -285,8 +284,15 @@ func (h *house) browser() *browser {
 	return &browser{h: h, cookies: map[string]string{}, remote: "192.0.2.7"}
 }
 
+// reply is an answer, read.
+type reply struct {
+	StatusCode int
+	Header     http.Header
+	body       string
+}
+
 // do sends a request as it is, with the browser's cookies.
-func (b *browser) do(r *http.Request) *http.Response {
+func (b *browser) do(r *http.Request) *reply {
 	b.h.t.Helper()
 	r.RemoteAddr = b.remote + ":1000"
 	for name, value := range b.cookies {
@@ -294,8 +300,7 @@ func (b *browser) do(r *http.Request) *http.Response {
 	}
 	w := httptest.NewRecorder()
 	b.h.handler.ServeHTTP(w, r)
-	resp := w.Result()
-	b.seen = resp.Cookies()
+	b.seen = (&http.Response{Header: w.Header()}).Cookies()
 	for _, c := range b.seen {
 		if c.MaxAge < 0 {
 			delete(b.cookies, c.Name)
@@ -303,10 +308,10 @@ func (b *browser) do(r *http.Request) *http.Response {
 			b.cookies[c.Name] = c.Value
 		}
 	}
-	return resp
+	return &reply{w.Code, w.Header(), w.Body.String()}
 }
 
-func (b *browser) get(path string) *http.Response {
+func (b *browser) get(path string) *reply {
 	b.h.t.Helper()
 	r := httptest.NewRequestWithContext(b.h.t.Context(), http.MethodGet, origin+path, nil)
 	if r.Header.Set("Accept", asPerson); path == "/auth/options" { // the console's script asks
@@ -319,7 +324,7 @@ func (b *browser) get(path string) *http.Response {
 const asPerson = "text/html,application/xhtml+xml,*/*;q=0.8"
 
 // post is what the console's script sends; each header replaces one of it.
-func (b *browser) post(path string, body any, header ...string) *http.Response {
+func (b *browser) post(path string, body any, header ...string) *reply {
 	b.h.t.Helper()
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -352,7 +357,7 @@ type begun struct {
 func (b *browser) login(returnTo string) begun {
 	b.h.t.Helper()
 	resp := b.get("/auth/login?return_to=" + url.QueryEscape(returnTo))
-	at, err := resp.Location()
+	at, err := url.Parse(resp.Header.Get("Location"))
 	if err != nil || resp.StatusCode != http.StatusFound || !strings.HasPrefix(at.String(), b.h.issuer.URL()+"/authorize?") {
 		b.h.t.Fatalf("signing in leads to the issuer, got %d %v %s", resp.StatusCode, at, text(resp))
 	}
@@ -371,7 +376,7 @@ func (h *house) grant(b begun, claims issuer.Claims, change ...func(*issuer.Gran
 }
 
 // back is the way back from the issuer.
-func (b *browser) back(at begun, code string) *http.Response {
+func (b *browser) back(at begun, code string) *reply {
 	b.h.t.Helper()
 	return b.get("/auth/callback?" + url.Values{"code": {code}, "state": {at.query.Get("state")}}.Encode())
 }
@@ -385,13 +390,10 @@ func (b *browser) enter() {
 	}
 }
 
-func text(resp *http.Response) string {
-	b, _ := io.ReadAll(resp.Body)
-	return string(b)
-}
+func text(resp *reply) string { return resp.body }
 
 // wantPage checks that a person is told what went wrong, and nothing else happened.
-func wantPage(t *testing.T, what string, resp *http.Response, status int, says string) {
+func wantPage(t *testing.T, what string, resp *reply, status int, says string) {
 	t.Helper()
 	body := text(resp)
 	if resp.StatusCode != status || !strings.Contains(body, says) || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {
@@ -408,7 +410,7 @@ func wantPage(t *testing.T, what string, resp *http.Response, status int, says s
 }
 
 // wantProblem checks a refusal as programs read it.
-func wantProblem(t *testing.T, what string, resp *http.Response, code api.Code) {
+func wantProblem(t *testing.T, what string, resp *reply, code api.Code) {
 	t.Helper()
 	var p api.Problem
 	body := text(resp)

@@ -13,6 +13,9 @@ import (
 func (d *Door) page(w http.ResponseWriter, r *http.Request, p *api.Problem, back string) {
 	id := ident.NewRequestID()
 	d.refused(r, methodIssuer, p, id)
+	if p.Code == api.CodeUnauthenticated { // of the issuer's answer; this person showed none
+		p = api.NewProblem(api.CodeNotSignedIn, p.Detail)
+	}
 	if d.issuer == nil {
 		problems.AnswerOwn(w, r, p, id)
 		return

@@ -204,7 +204,7 @@ func TestAnswersAreForOnePage(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()
 	b.enter()
-	for what, resp := range map[string]*http.Response{"token": b.post("/auth/token", struct{}{}), "options": b.get("/auth/options"), "refused": h.browser().post("/auth/token", struct{}{})} {
+	for what, resp := range map[string]*reply{"token": b.post("/auth/token", struct{}{}), "options": b.get("/auth/options"), "refused": h.browser().post("/auth/token", struct{}{})} {
 		for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": api.StrictPolicy, "Access-Control-Allow-Origin": ""} {
 			if got := resp.Header.Get(name); got != want {
 				t.Errorf("%s: %s is %q, want %q", what, name, got, want)

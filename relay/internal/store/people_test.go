@@ -286,14 +286,21 @@ func TestTakenOnce(t *testing.T) {
 		if err := a.CreatePairing(ctx, store.PairingRecord{Hash: "p", UserCode: "c", ExpiresAt: hour}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.TakePairing(ctx, "p"); !errors.Is(err, store.ErrNotFound) {
+		// Each who takes it brings keys of their own; those of the one who gets it are written.
+		keys := func(i int) []store.CredentialRecord {
+			return []store.CredentialRecord{
+				{ID: ident.CredentialID(fmt.Sprintf("cred_%015dd", i)), Team: teamA, Hash: fmt.Sprint("d", i)},
+				{ID: ident.CredentialID(fmt.Sprintf("cred_%015da", i)), Team: teamA, Hash: fmt.Sprint("a", i)},
+			}
+		}
+		if _, err := b.TakePairing(ctx, "p", keys(99)...); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("a pairing that nobody confirmed gave %v", err)
 		}
 		if r, err := b.ChangePairing(ctx, "p", func(r *store.PairingRecord) error { r.User, r.Team = "bob", teamA; return nil }); err != nil || !r.Approved() {
 			t.Errorf("confirmed: %+v, %v", r, err)
 		}
 		var wg sync.WaitGroup
-		var invites, pairings atomic.Int32
+		var invites, pairings, winner atomic.Int32
 		for i := range 12 {
 			s := []*store.Store{a, b}[i%2]
 			wg.Go(func() {
@@ -303,9 +310,10 @@ func TestTakenOnce(t *testing.T) {
 				case !errors.Is(err, store.ErrNotFound):
 					t.Errorf("take the invitation: %+v, %v", r, err)
 				}
-				switch r, err := s.TakePairing(ctx, "p"); {
+				switch r, err := s.TakePairing(ctx, "p", keys(i)...); {
 				case err == nil && r.User == "bob":
 					pairings.Add(1)
+					winner.Store(int32(i))
 				case !errors.Is(err, store.ErrNotFound):
 					t.Errorf("take the pairing: %+v, %v", r, err)
 				}
@@ -314,6 +322,10 @@ func TestTakenOnce(t *testing.T) {
 		wg.Wait()
 		if invites.Load() != 1 || pairings.Load() != 1 {
 			t.Errorf("the invitation was used %d times, the pairing %d times", invites.Load(), pairings.Load())
+		}
+		upToDate(t, b)
+		if made, want := b.Credentials(teamA), keys(int(winner.Load())); len(made) != 2 || made[0].Hash != want[1].Hash && made[0].Hash != want[0].Hash {
+			t.Errorf("the keys that were written are %+v, want both of number %d", made, winner.Load())
 		}
 		for what, err := range map[string]error{
 			"an expired invitation": a.CreateInvite(ctx, store.InviteRecord{Hash: "x", ExpiresAt: time.Now().Add(-time.Second)}),

@@ -30,8 +30,8 @@ const (
 func (c *Client) Pair(ctx context.Context, req api.PairStartRequest, show func(api.PairStarted)) (api.PairPolled, error) {
 	var started api.PairStarted
 	err := c.do(ctx, call{what: "begin pairing", method: http.MethodPost, path: "/desktop/pair/start", in: req, out: &started})
-	if p, ok := errors.AsType[*api.Problem](err); ok && (p.Code == api.CodeUnauthenticated || p.Code == api.CodeNotFound) {
-		return api.PairPolled{}, fmt.Errorf("begin pairing: %w", ErrNoPairing) // it wants a secret before it says that there is no such route
+	if noPairing(err) {
+		return api.PairPolled{}, fmt.Errorf("begin pairing: %w", ErrNoPairing)
 	}
 	if err != nil {
 		return api.PairPolled{}, err
@@ -54,13 +54,20 @@ func (c *Client) Pair(ctx context.Context, req api.PairStartRequest, show func(a
 		switch p, ok := errors.AsType[*api.Problem](err); {
 		case err == nil && out.Status == "approved":
 			return out, nil
-		case err == nil, ctx.Err() == nil && Temporary(err):
+		case err == nil, ctx.Err() == nil && (Temporary(err) || noPairing(err)): // a pool may be half upgraded
 		case ok && p.Code == api.CodePairingNotFound:
 			return api.PairPolled{}, fmt.Errorf("wait to be let in: %w (%w)", ErrNotLetIn, p)
 		case ctx.Err() == nil:
 			return api.PairPolled{}, err
 		}
 	}
+}
+
+// noPairing says whether an answer is that of a relay which has no such routes: it wants a
+// secret before it says so.
+func noPairing(err error) bool {
+	p, ok := errors.AsType[*api.Problem](err)
+	return ok && (p.Code == api.CodeUnauthenticated || p.Code == api.CodeNotFound)
 }
 
 // Me says who the token's owner is, in the team that the client was made for.

@@ -15,7 +15,9 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
     setError(null);
     try { await f(); } catch (e) { setError(e); }
   };
-  const mayUse = api.may("member", "tunnels");
+  // A relay of the last release does not say whose it is.
+  const least = s.own === false ? "admin" : "member";
+  const mayUse = api.may(least, "tunnels");
   const toggle = (p) => () => setPanel(panel === p ? "" : p);
   const id = "t-" + s.session_id.slice(0, 12);
   const quiet = Date.parse(s.last_used_at) + seconds(s.idle_timeout) * 1000;
@@ -44,8 +46,8 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
       <button type="button" class="danger" aria-label=${`Close ${name}`} onClick=${() => setAsk("close")}>Close</button>`}
     </div>
     <${Fault} error=${error} />
-    ${panel === "viewers" && html`<${Viewers} session=${s} api=${api} now=${now} tell=${tell} changed=${changed} />`}
-    ${panel === "links" && html`<${Links} session=${s} api=${api} now=${now} tell=${tell} tcp=${tcp} />`}
+    ${panel === "viewers" && html`<${Viewers} session=${s} api=${api} may=${mayUse} now=${now} tell=${tell} changed=${changed} />`}
+    ${panel === "links" && html`<${Links} session=${s} api=${api} may=${api.may(least, "links")} now=${now} tell=${tell} tcp=${tcp} />`}
     ${ask === "qr" && html`<${Dialog} title=${name} close=${() => setAsk("")}><div class="opened"><${QR} text=${s.tunnel_url} /><p class="note">Whoever scans it can use the tunnel.</p></div></${Dialog}>`}
     ${ask === "extend" && html`<${Extend} name=${name} session=${s} api=${api} close=${() => setAsk("")} done=${(e) => { setAsk(""); tell(`${name} stays open until ${clock(e.expires_at)}`); changed(); }} />`}
     ${ask === "close" && html`<${Dialog} title=${`Close ${name}?`} close=${() => setAsk("")}>
@@ -68,7 +70,7 @@ function Extend({ name, session, api, close, done }) {
   </${Dialog}>`;
 }
 
-function Viewers({ session, api, now, tell, changed }) {
+function Viewers({ session, api, may, now, tell, changed }) {
   const [list, error, load, setError] = useList(async () => (await api.viewers(session.session_id)).viewers);
   const kick = (v) => async () => {
     try { await api.kick(session.session_id, v.viewer_id); tell(`${v.remote_addr} was disconnected`); } catch (e) { setError(e); }
@@ -81,11 +83,11 @@ function Viewers({ session, api, now, tell, changed }) {
     ${list?.length === 0 && html`<p class="note">Nobody uses it now.</p>`}
     ${list?.length > 0 && html`<ul class="rows">${list.map((v) => html`<li key=${v.viewer_id}>
       <div><strong>${v.remote_addr || "unknown"}</strong> <span class="note">since ${ago(v.since, now)}, ${plural(v.connections, "connection")}, ↓ ${bytes(v.bytes_out)}${v.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${v.user_agent || "no user agent"}</small></div>
-      ${api.may("member", "tunnels") && html`<${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}>`}</li>`)}</ul>`}
+      ${may && html`<${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}>`}</li>`)}</ul>`}
   </section>`;
 }
 
-function Links({ session, api, now, tell, tcp }) {
+function Links({ session, api, may, now, tell, tcp }) {
   const [list, error, load, setError] = useList(async () => (await api.links(session.session_id)).links);
   const [name, setName] = useState("");
   const [expires, setExpires] = useState("");
@@ -107,7 +109,6 @@ function Links({ session, api, now, tell, tcp }) {
     try { await api.revoke(session.session_id, l.link_id); tell(`link “${l.name}” is revoked`); } catch (e) { setError(e); }
     await load();
   };
-  const mayMake = api.may("member", "links");
   const id = (x) => `${x}-${session.session_id.slice(0, 12)}`;
   return html`<section class="panel" aria-label="Named links">
     <p class="note">Links of their own, for one person or purpose: each ends by itself or when you revoke it; the tunnel stays open.</p>
@@ -117,9 +118,9 @@ function Links({ session, api, now, tell, tcp }) {
       <div><strong>${l.name}</strong> <span class="note">${l.max_uses ? `${l.uses} of ${plural(l.max_uses, "use")}` : plural(l.uses, "use")}${l.last_used_at ? `, last ${ago(l.last_used_at, now)}` : ""}, ends ${until(l.expires_at, now)}</span></div>
       <div class="actions"><${Copy} text=${l.url} what=${`Copy the link for ${l.name}`}>Copy</${Copy}>
       ${!tcp && html`<button type="button" aria-label=${`QR code of the link for ${l.name}`} onClick=${() => setQR(l)}>QR</button>`}
-      ${mayMake && html`<${Act} class="danger" label=${`Revoke the link for ${l.name}`} run=${revoke(l)}>Revoke</${Act}>`}</div></li>`)}</ul>`}
+      ${may && html`<${Act} class="danger" label=${`Revoke the link for ${l.name}`} run=${revoke(l)}>Revoke</${Act}>`}</div></li>`)}</ul>`}
     <${Fault} error=${error} />
-    ${mayMake && html`<form class="line" onSubmit=${make}>
+    ${may && html`<form class="line" onSubmit=${make}>
       <label class="field" for=${id("name")}><span>For whom</span><input id=${id("name")} required maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
       <${Choice} id=${id("uses")} label="Viewers" value=${uses} set=${setUses} options=${[["1", "one"], ["3", "3"], ["10", "10"], ["50", "50"], ["", "any number"]]} />
       <${Choice} id=${id("ends")} label="Ends" value=${expires} set=${setExpires} options=${[["", "with the tunnel"], ["1h", "in 1 hour"], ["8h", "in 8 hours"], ["24h", "in 1 day"]]} />
