@@ -124,8 +124,8 @@ type revoker struct{ *relay }
 func (r revoker) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID, keep bool) (out []store.CredentialRecord, err error) {
 	line := store.Credentials(r.Credential)
 	for _, c := range slices.SortedFunc(r.AllCredentials(), func(a, b store.CredentialRecord) int { return strings.Compare(string(a.ID), string(b.ID)) }) {
-		if c.Team != team || c.ID != id && !line.MadeWith(c.ID, id) {
-			continue
+		if c.Team != team || c.ID != id && (!line.MadeWith(c.ID, id) || !c.RevokedAt.IsZero() && (keep || !c.KeepTunnels)) {
+			continue // or was revoked before its maker
 		}
 		r.mu.Lock()
 		err := r.step()

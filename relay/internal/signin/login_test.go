@@ -2,6 +2,7 @@ package signin_test
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -223,9 +224,7 @@ func TestAttemptsWorkOnceAndNotForLong(t *testing.T) {
 	b := h.browser()
 	at := b.login("/console")
 	kept := map[string]string{}
-	for name, value := range b.cookies {
-		kept[name] = value
-	}
+	maps.Copy(kept, b.cookies)
 	code := h.grant(at, nil)
 	if resp := b.back(at, code); resp.StatusCode != http.StatusSeeOther {
 		t.Fatalf("signing in: %d", resp.StatusCode)
@@ -460,9 +459,7 @@ func TestSealsAreOfOnePoolAndPurpose(t *testing.T) {
 	elsewhere = same.browser()
 	elsewhere.cookies = map[string]string{}
 	at = b.login("/console")
-	for name, value := range b.cookies {
-		elsewhere.cookies[name] = value
-	}
+	maps.Copy(elsewhere.cookies, b.cookies)
 	if resp := elsewhere.back(at, h.grant(at, nil)); resp.StatusCode != http.StatusSeeOther {
 		t.Errorf("another relay of the pool goes on: %d %s", resp.StatusCode, text(resp))
 	}
