@@ -38,6 +38,7 @@ type memory struct {
 	made     []store.CredentialRecord
 	agents   map[ident.AgentID]bool
 	roles    map[ident.UserID]api.Role // empty: no member
+	member   store.MemberRecord        // of whoever it names
 	audit    []audit.Record
 	down     bool
 	lookups  int
@@ -145,6 +146,10 @@ func (m *memory) Team(id ident.TeamID) (store.TeamRecord, bool) {
 
 func (m *memory) User(id ident.UserID) (store.UserRecord, bool) {
 	return store.UserRecord{ID: id, Name: "Alice"}, id == "alice"
+}
+
+func (m *memory) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	return m.member, m.member.Team == team && m.member.User == user
 }
 
 func (m *memory) RoleIn(_ ident.TeamID, user ident.UserID, _ api.Role, _ bool) (api.Role, bool) {
@@ -465,6 +470,22 @@ func TestAYesIsWorthWhatThePersonIs(t *testing.T) {
 	}
 }
 
+// Nor does an issuer let in whom it names no more since the program asked, though it would
+// have the person back if it named them again.
+func TestTheIssuersWordEndsAYes(t *testing.T) {
+	for name, c := range map[string]struct {
+		after time.Duration
+		want  api.Code
+	}{"since": {time.Second, api.CodePairingNotFound}, "long before": {-time.Hour, ""}} {
+		w := newWorld(t)
+		s := w.start(api.PairStartRequest{})
+		w.want(name, w.confirm("alice", s.UserCode, "x"), "")
+		w.member = store.MemberRecord{Team: ours, User: "alice", Source: store.SourceIssuer, RemovedBy: store.SourceIssuer, RemovedAt: w.now.Add(c.after)}
+		_, err := w.poll(s.DeviceCode)
+		w.want(name, err, c.want)
+	}
+}
+
 func TestTwoPollsGetTheKeysOnce(t *testing.T) {
 	w := newWorld(t)
 	s := w.start(api.PairStartRequest{})
@@ -610,6 +631,18 @@ func TestAFullRoom(t *testing.T) {
 		t.Errorf("%d wait, want 1000", n)
 	}
 	w.want("the newcomer", w.confirm("bob", s.UserCode, "x"), "")
+	// Nor does who has a network of IPv6 with a great many addresses.
+	clear(w.pairings)
+	for i := range 1000 {
+		if _, err := w.Start(w.from(fmt.Sprintf("2001:db8:1:%x::1", i)), api.PairStartRequest{}); err != nil {
+			t.Fatalf("number %d: %v", i, err)
+		}
+	}
+	for _, from := range []string{"203.0.113.78", "2001:db8:2::1"} {
+		if _, err := w.Start(w.from(from), api.PairStartRequest{}); err != nil {
+			t.Errorf("%s among a thousand networks of one customer: %v", from, err)
+		}
+	}
 	// A crowd of which everybody asked once is full, and says so.
 	clear(w.pairings)
 	for i := range 1000 {
