@@ -404,7 +404,7 @@ func (s *socket) outlive(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if s.t.revoked(s.record.Team, s.host) {
+			if s.t.revoked(s.record, s.host) {
 				return errRevoked
 			}
 		}
