@@ -16,6 +16,10 @@ import (
 const (
 	startsAtOnce  = 10 // of an address, then one each
 	startsEvery   = 6 * time.Second
+	sitesAtOnce   = 60 // of all addresses of a site
+	sitesEvery    = time.Second
+	startsOverall = rate.Limit(50) // each is a write to the store
+	startsBurst   = 200
 	guessesAtOnce = 5 // wrong codes of an address, and of a person
 	guessesEvery  = 12 * time.Second
 	missesAtOnce  = 20 // device codes that this relay does not know, of an address
@@ -28,13 +32,15 @@ const (
 )
 
 type limits struct {
-	starts, guesses, persons, misses *caller.Limits
-	allMisses                        *rate.Limiter
+	starts, sites, guesses, persons, misses *caller.Limits
+	allStarts, allMisses                    *rate.Limiter
 }
 
 func newLimits() limits {
 	return limits{
 		starts:    caller.NewLimits(startsEvery, startsAtOnce, maxKept),
+		sites:     caller.NewLimits(sitesEvery, sitesAtOnce, maxKept),
+		allStarts: rate.NewLimiter(startsOverall, startsBurst),
 		guesses:   caller.NewLimits(guessesEvery, guessesAtOnce, maxKept),
 		persons:   caller.NewLimits(guessesEvery, guessesAtOnce, maxKept),
 		misses:    caller.NewLimits(missesEvery, missesAtOnce, maxKept),
@@ -82,7 +88,7 @@ func (p *Pairing) makeRoom(ctx context.Context, newcomer store.PairingRecord) er
 	return nil
 }
 
-// site is what makes room as one: of IPv6 a network of 48 bits, as one customer gets it with
+// site is what is limited and makes room as one: of IPv6 a network of 48 bits, as one customer gets it with
 // its thousands of networks of 64.
 func site(addr string) string {
 	a, err := netip.ParseAddr(addr)

@@ -110,6 +110,9 @@ func (p *Pairing) Start(ctx context.Context, req api.PairStartRequest) (_ api.Pa
 	if !p.limits.starts.Take(from, now) {
 		return api.PairStarted{}, tooMany("this address asks too often: 10 pairings a minute can be begun", p.limits.starts.Wait(from, now))
 	}
+	if !p.limits.sites.Take(site(from), now) || !p.limits.allStarts.AllowN(now, 1) {
+		return api.PairStarted{}, tooMany("too many pairings are begun at once", time.Second)
+	}
 	if err := p.makeRoom(ctx, rec); err != nil {
 		return api.PairStarted{}, err
 	}
