@@ -119,7 +119,11 @@ func (t *Terminal) revoked(tunnel store.TunnelRecord, by host) bool {
 	if _, reason := store.Closed(t.cfg.Store, tunnel.Team, store.Opened{User: by.user, Credential: by.credential}); reason != "" {
 		return true
 	}
-	if by.user != "" && t.demoted(tunnel, by.user) {
+	who := by.user
+	if by == (host{}) { // the tunnel's own token is whose the tunnel is
+		who = tunnel.User
+	}
+	if tunnel.Left(t.cfg.Store, who) || by.user != "" && t.demoted(tunnel, by.user) {
 		return true
 	}
 	_, there := t.cfg.Store.SignIn(by.signIn)

@@ -59,6 +59,7 @@ func TestWhatACodeOpensEndsWithItsMaker(t *testing.T) {
 	for name, end := range map[string]func(*world){
 		"the credential is revoked":  func(w *world) { w.revoked.Store(true) },
 		"the person is removed":      func(w *world) { w.removed.Store(true) },
+		"removed, the tunnels kept":  func(w *world) { w.kept.Store(true); w.removed.Store(true) },
 		"the browser was signed out": func(w *world) { w.signedOut.Store(true) },
 		"a viewer now":               func(w *world) { w.place.Store(&store.MemberRecord{Role: api.RoleViewer, Source: store.SourceOwner}) },
 		"a member now, of another's": func(w *world) {
@@ -91,6 +92,12 @@ func endsWithItsMaker(t *testing.T, others bool, end func(*world)) {
 		}
 	}
 	c = w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	if w.removed.Load() { // it was theirs, too
+		if code, reason := w.ends(c); code != wire.CloseDenied || !strings.HasPrefix(reason, "who let you in may not any more") {
+			t.Errorf("the tunnel's own token is told %d %q", code, reason)
+		}
+		return
+	}
 	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
 		t.Errorf("the tunnel's own token is answered %s %v", b, err)
 	}

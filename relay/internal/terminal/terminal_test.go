@@ -54,6 +54,7 @@ type world struct {
 	removed   atomic.Bool                        // alice
 	signedOut atomic.Bool                        // her browser
 	place     atomic.Pointer[store.MemberRecord] // hers in the team
+	kept      atomic.Bool                        // her tunnels, when she was removed
 	others    atomic.Bool                        // somebody else opened the tunnels
 	// noTerminal is of tunnels that a key for some ports opened.
 	noTerminal atomic.Bool
@@ -148,7 +149,7 @@ func (w *world) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord
 		r.Role, r.Source = place.Role, place.Source
 	}
 	if w.removed.Load() {
-		r.RemovedAt = time.Now()
+		r.RemovedAt, r.KeepTunnels = time.Now(), w.kept.Load()
 	}
 	return r, user == "alice"
 }
