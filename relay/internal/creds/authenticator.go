@@ -238,5 +238,8 @@ func (a *Authenticator) session(r *http.Request, secret ident.Secret, anyTeam bo
 	if refused != nil {
 		return Principal{}, refused
 	}
+	if a.cfg.Store.Status().Stale {
+		return Principal{}, unavailable(api.StoreUnavailable("this relay has not heard from its store for a while, so the person may have been removed since: try again, or another relay", nil))
+	}
 	return a.person(r, Principal{User: s.user, ExpiresAt: s.expires, named: s.teams, unsaid: s.unsaid}, anyTeam)
 }

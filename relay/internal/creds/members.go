@@ -28,11 +28,12 @@ func (a *Authenticator) RoleIn(team ident.TeamID, user ident.UserID, said api.Ro
 
 func (a *Authenticator) roleIn(t store.SignInTeam, user ident.UserID, named bool, unsaid api.Role) (api.Role, bool) {
 	rec, known := a.cfg.Store.Member(t.ID, user)
-	if named && rec.Unsaid() { // the issuer takes its word back
-		known = false
+	back := named && rec.Unsaid() // the issuer takes its word back
+	if back && rec.Source != store.SourceOwner {
+		rec.Role = "" // it was the issuer's word, too
 	}
 	switch {
-	case known && rec.Removed():
+	case known && rec.Removed() && !back:
 		return "", false
 	case named && t.Role != "":
 		return t.Role, true
@@ -128,8 +129,8 @@ func (a *Authenticator) standing(rec store.CredentialRecord) (api.Role, *refusal
 			switch {
 			case known && m.Ends(one.CreatedAt):
 				return "", invalid(outcomeNotMember, "the person behind the credential is not in the team any more")
-			case known && m.Role != "":
-				role = role.Lesser(m.Role)
+			case known:
+				role = role.Lesser(cmp.Or(m.Role, a.oidc.unsaid))
 			}
 		}
 	}

@@ -35,6 +35,7 @@ func TestRolesOfAnIssuersPeople(t *testing.T) {
 	m.member(store.MemberRecord{Team: teamA, User: "by-hand", Role: api.RoleMember, Source: store.SourceOperator})
 	m.member(removed("gone"))
 	m.member(store.MemberRecord{Team: teamA, User: "unsaid", Role: api.RoleOwner, Source: store.SourceIssuer, RemovedAt: time.Now(), RemovedBy: store.SourceIssuer})
+	m.member(store.MemberRecord{Team: teamA, User: "lessened", Role: api.RoleViewer, Source: store.SourceOwner, RemovedAt: time.Now(), RemovedBy: store.SourceIssuer})
 	object := func(more string) json.RawMessage {
 		return json.RawMessage(fmt.Sprintf(`[{"id":%q,"name":"Render"%s},{"id":%q}]`, teamA, more, teamB))
 	}
@@ -67,6 +68,7 @@ func TestRolesOfAnIssuersPeople(t *testing.T) {
 		"by the operator, no word of it":  {speaks, issuer.Claims{"sub": "by-hand", "teams": nil}, "member"},
 		"a role of no team is none":       {speaks, issuer.Claims{"teams": nil, "roles": "owner"}, "not_a_member"},
 		"removed, whatever the issuer":    {speaks, issuer.Claims{"sub": "gone", "roles": "owner"}, "not_a_member"},
+		"named again, as an owner has it": {silent, issuer.Claims{"sub": "lessened"}, "viewer"},
 		"taken back by the issuer":        {silent, issuer.Claims{"sub": "unsaid", "teams": nil}, "not_a_member"},
 		"and named by it again":           {silent, issuer.Claims{"sub": "unsaid"}, "admin"},
 		"and named again with a role":     {speaks, issuer.Claims{"sub": "unsaid", "roles": "viewer"}, "viewer"},
@@ -263,6 +265,20 @@ func TestACredentialNeverOutranksItsMaker(t *testing.T) {
 	}
 }
 
+// Where the issuer has a claim for roles and says none of somebody any more, they are a
+// member, and what they made as more is no more than that.
+func TestACredentialIsNoMoreThanTheDefault(t *testing.T) {
+	for claim, want := range map[string]api.Role{"roles": api.RoleMember, "": api.RoleAdmin} {
+		m := newMemory()
+		a := newAuth(t, creds.Config{Store: m, OIDC: creds.OIDC{RolesClaim: claim}})
+		m.member(store.MemberRecord{Team: teamA, User: "alice", Source: store.SourceIssuer})
+		p := login(t, a, m, api.KindIntegration, func(r *store.CredentialRecord) { r.Maker, r.Role = "alice", api.RoleOwner })
+		if p.Role != want {
+			t.Errorf("roles claim %q: it is %s, want %s", claim, p.Role, want)
+		}
+	}
+}
+
 // TestWhatAPersonHoldsOpenEnds is told of a change, and looks by itself when it is not.
 func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -283,6 +299,10 @@ func TestWhatAPersonHoldsOpenEnds(t *testing.T) {
 			m.set(func(m *memory) { m.signIns[rec.Hash] = rec })
 			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User})
 		}, creds.ErrExpired, nil},
+		"the issuer names the team no more": {func(m *memory, rec store.SignInRecord) {
+			m.set(func(m *memory) { m.members = nil })
+			m.tell(store.Change{Kind: store.KindSignIn, User: rec.User})
+		}, creds.ErrRemoved, nil},
 		"removed": {func(m *memory, rec store.SignInRecord) { m.member(removed(rec.User)) }, creds.ErrRemoved, creds.ErrRemoved},
 		"a viewer now": {func(m *memory, rec store.SignInRecord) {
 			m.member(store.MemberRecord{Team: teamA, User: rec.User, Role: api.RoleViewer, Source: store.SourceInvite})

@@ -143,12 +143,7 @@ func (a *Authenticator) changed(c store.Change) {
 		if rec, ok := a.cfg.Store.Credential(c.Credential); !ok || rec.RevokedAt.IsZero() {
 			list = func() []*watch { return a.watched.of(c.Credential) }
 		}
-	case store.KindSignIn:
-		if !c.Deleted {
-			return // it was used
-		}
-		list = func() []*watch { return a.watched.of("") }
-	case store.KindUser:
+	case store.KindSignIn, store.KindUser: // a sign-in also changes when the issuer names other teams
 		list = func() []*watch { return a.watched.of("") }
 	}
 	now := time.Now()

@@ -49,6 +49,7 @@ type Store interface {
 	AgentCredentials(key ident.AgentKey) []store.CredentialRecord
 	Team(id ident.TeamID) (store.TeamRecord, bool)
 	User(id ident.UserID) (store.UserRecord, bool)
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
 }
 
 // Credentials makes keys, and knows what people are now.
@@ -108,6 +109,9 @@ func (p *Pairing) Start(ctx context.Context, req api.PairStartRequest) (_ api.Pa
 	}
 	if !p.limits.starts.Take(from, now) {
 		return api.PairStarted{}, tooMany("this address asks too often: 10 pairings a minute can be begun", p.limits.starts.Wait(from, now))
+	}
+	if !p.limits.sites.Take(site(from), now) || !p.limits.allStarts.AllowN(now, 1) {
+		return api.PairStarted{}, tooMany("too many pairings are begun at once", time.Second)
 	}
 	if err := p.makeRoom(ctx, rec); err != nil {
 		return api.PairStarted{}, err
@@ -169,6 +173,11 @@ func (p *Pairing) Poll(ctx context.Context, device ident.Secret) (_ api.PairPoll
 	byIssuer := !strings.HasPrefix(string(rec.User), creds.OwnUsers) // it named the team a moment ago
 	role, ok := p.cfg.Credentials.RoleIn(rec.Team, rec.User, "", byIssuer)
 	if role = role.Lesser(rec.Role); !ok || !role.AtLeast(leastRole) {
+		return api.PairPolled{}, errNotFound
+	}
+	// Nor if the issuer named them no more since then: the key would be newer than that, and
+	// so outlive it.
+	if m, known := p.cfg.Store.Member(rec.Team, rec.User); known && m.Ends(rec.CreatedAt) {
 		return api.PairPolled{}, errNotFound
 	}
 	if err := p.mayBind(rec, role); err != nil {

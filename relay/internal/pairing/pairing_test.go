@@ -38,6 +38,7 @@ type memory struct {
 	made     []store.CredentialRecord
 	agents   map[ident.AgentID]bool
 	roles    map[ident.UserID]api.Role // empty: no member
+	member   store.MemberRecord        // of whoever it names
 	audit    []audit.Record
 	down     bool
 	lookups  int
@@ -145,6 +146,10 @@ func (m *memory) Team(id ident.TeamID) (store.TeamRecord, bool) {
 
 func (m *memory) User(id ident.UserID) (store.UserRecord, bool) {
 	return store.UserRecord{ID: id, Name: "Alice"}, id == "alice"
+}
+
+func (m *memory) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	return m.member, m.member.Team == team && m.member.User == user
 }
 
 func (m *memory) RoleIn(_ ident.TeamID, user ident.UserID, _ api.Role, _ bool) (api.Role, bool) {
@@ -465,6 +470,22 @@ func TestAYesIsWorthWhatThePersonIs(t *testing.T) {
 	}
 }
 
+// Nor does an issuer let in whom it names no more since the program asked, though it would
+// have the person back if it named them again.
+func TestTheIssuersWordEndsAYes(t *testing.T) {
+	for name, c := range map[string]struct {
+		after time.Duration
+		want  api.Code
+	}{"since": {time.Second, api.CodePairingNotFound}, "long before": {-time.Hour, ""}} {
+		w := newWorld(t)
+		s := w.start(api.PairStartRequest{})
+		w.want(name, w.confirm("alice", s.UserCode, "x"), "")
+		w.member = store.MemberRecord{Team: ours, User: "alice", Source: store.SourceIssuer, RemovedBy: store.SourceIssuer, RemovedAt: w.now.Add(c.after)}
+		_, err := w.poll(s.DeviceCode)
+		w.want(name, err, c.want)
+	}
+}
+
 func TestTwoPollsGetTheKeysOnce(t *testing.T) {
 	w := newWorld(t)
 	s := w.start(api.PairStartRequest{})
@@ -594,6 +615,25 @@ func TestStartsAreLimited(t *testing.T) {
 	if _, err := w.Start(w.from("203.0.113.6"), api.PairStartRequest{}); err != nil {
 		t.Errorf("another address: %v", err)
 	}
+	// Each is a write to the store, so all together are few a second, from however many
+	// addresses, and those of one customer fewer.
+	n = 0
+	for i := range 300 {
+		if _, err := w.Start(w.from(fmt.Sprintf("2001:db8:1:%x::1", i)), api.PairStartRequest{}); err == nil {
+			n++
+		}
+	}
+	if n != 60 {
+		t.Errorf("a customer with 300 networks begins %d at once, want 60", n)
+	}
+	for i := range 300 {
+		if _, err := w.Start(w.from(fmt.Sprintf("10.0.%d.%d", i/250, i%250)), api.PairStartRequest{}); err == nil {
+			n++
+		}
+	}
+	if n += 11; n != 200 {
+		t.Errorf("all together begin %d at once, want 200", n)
+	}
 }
 
 // Whoever asks from many addresses keeps nobody out who asks once.
@@ -603,16 +643,30 @@ func TestAFullRoom(t *testing.T) {
 		if _, err := w.Start(w.from(fmt.Sprintf("192.0.2.%d", i/10)), api.PairStartRequest{}); err != nil {
 			t.Fatalf("number %d: %v", i, err)
 		}
-		w.now = w.now.Add(time.Millisecond)
+		w.now = w.now.Add(20 * time.Millisecond)
 	}
 	s := w.start(api.PairStartRequest{})
 	if n := len(w.Pairings()); n != 1000 {
 		t.Errorf("%d wait, want 1000", n)
 	}
 	w.want("the newcomer", w.confirm("bob", s.UserCode, "x"), "")
+	// Nor do those who have networks of IPv6 with a great many addresses.
+	clear(w.pairings)
+	for i := range 1000 {
+		if _, err := w.Start(w.from(fmt.Sprintf("2001:db8:%x:%x::1", i%4, i)), api.PairStartRequest{}); err != nil {
+			t.Fatalf("number %d: %v", i, err)
+		}
+		w.now = w.now.Add(250 * time.Millisecond)
+	}
+	for _, from := range []string{"203.0.113.78", "2001:db8:9::1"} {
+		if _, err := w.Start(w.from(from), api.PairStartRequest{}); err != nil {
+			t.Errorf("%s among a thousand networks of four customers: %v", from, err)
+		}
+	}
 	// A crowd of which everybody asked once is full, and says so.
 	clear(w.pairings)
 	for i := range 1000 {
+		w.now = w.now.Add(20 * time.Millisecond)
 		if _, err := w.Start(w.from(fmt.Sprintf("10.0.%d.%d", i/250, i%250)), api.PairStartRequest{}); err != nil {
 			t.Fatalf("number %d: %v", i, err)
 		}

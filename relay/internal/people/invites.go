@@ -53,7 +53,11 @@ func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.Team
 	if err := p.room(team); err != nil {
 		return none, err
 	}
-	if n := len(p.cfg.Store.Invites(team)); n >= maxInvites {
+	n, err := p.openInvites(ctx, team)
+	switch {
+	case err != nil:
+		return none, storeProblem("make room for an invitation", err)
+	case n >= maxInvites:
 		return none, api.Problemf(api.CodeTooManyMembers, "the team has %d open invitations, which is the limit: take some back, or wait until they end", n).WithRetry(limitRetry)
 	}
 	now := p.now()
@@ -71,6 +75,26 @@ func (p *People) Invite(ctx context.Context, by creds.Principal, team ident.Team
 	p.settle(ctx)
 	err = p.audit(ctx, audit.Record{Event: audit.InviteCreated, Actor: by.Name, Team: team, Detail: fmt.Sprintf("%s for %q, role %s", shortID(rec.Hash), name, role)})
 	return api.CreatedInvite{Invite: p.public(rec), InviteURL: p.cfg.Origin + "/console#invite=" + secret.Reveal()}, err
+}
+
+// openInvites counts a team's open invitations. At the limit those go that are worth nothing
+// any more: nobody sees them in the list, so nobody could take them back.
+func (p *People) openInvites(ctx context.Context, team ident.TeamID) (int, error) {
+	list := p.cfg.Store.Invites(team)
+	if len(list) < maxInvites {
+		return len(list), nil
+	}
+	n := 0
+	for _, r := range list {
+		if p.usable(r) {
+			n++
+			continue
+		}
+		if err := p.cfg.Store.DeleteInvite(ctx, r.Hash); err != nil {
+			return n, err //nolint:wrapcheck // the caller says what for
+		}
+	}
+	return n, nil
 }
 
 // room says whether a team may have another member.
@@ -157,6 +181,9 @@ func (p *People) usable(r store.InviteRecord) bool {
 	m, ok := p.cfg.Store.Member(r.Team, r.By)
 	if !ok { // known to the issuer alone
 		return !madeHere(r.By)
+	}
+	if m.Role != "" && !m.Role.AtLeast(api.RoleAdmin) { // who could not make it now
+		return false
 	}
 	return !m.Removed() && p.role(m).AtLeast(r.Role)
 }

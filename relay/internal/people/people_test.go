@@ -123,6 +123,10 @@ func TestWhatEndsAnInvitation(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("its maker may not give that role any more", asAdmin)
+	refused("its maker may not invite any more", asMember)
+	if _, err := w.SetRole(ctx, boss, team, admin.User, api.RoleAdmin); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := w.Remove(ctx, boss, team, admin.User, false); err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +177,24 @@ func TestInvitationsAreBounded(t *testing.T) {
 	}
 	_, err = w.Invite(ctx, in(team), team, api.CreateInviteRequest{Name: "in its place"})
 	wantCode(t, "in the place of one that was taken back", err, "")
+
+	// Those of an admin who is none any more are in nobody's list, and keep nobody's place.
+	boss, admin := w.join(other, "boss", api.RoleOwner), w.join(other, "admin", api.RoleAdmin)
+	for range 99 {
+		if _, err := w.Invite(ctx, admin, other, api.CreateInviteRequest{Name: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = w.Invite(ctx, boss, other, api.CreateInviteRequest{Name: "before"})
+	wantCode(t, "while they are good", err, api.CodeTooManyMembers)
+	if _, err := w.SetRole(ctx, boss, other, admin.User, api.RoleMember); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Invite(ctx, boss, other, api.CreateInviteRequest{Name: "after"})
+	wantCode(t, "when they are good for nothing", err, "")
+	if n := len(w.store.Invites(other)); n != 2 {
+		t.Errorf("%d invitations are kept, want 2", n)
+	}
 }
 
 func TestMembersAreBounded(t *testing.T) {
@@ -385,6 +407,14 @@ func TestWhatTheIssuerSays(t *testing.T) {
 	known("Alice", store.SignInTeam{ID: one}, store.SignInTeam{ID: three})
 	if got := w.roles(one) + "; " + w.roles(three); got != "Alice member; " {
 		t.Errorf("who is named again, and who was removed here: %s", got)
+	}
+	if _, err = w.SetRole(ctx, owner, one, "sub-1", api.RoleViewer); err != nil {
+		t.Fatal(err)
+	}
+	known("Alice", store.SignInTeam{ID: three})
+	known("Alice", store.SignInTeam{ID: one}, store.SignInTeam{ID: three})
+	if got := w.roles(one); got != "Alice viewer" {
+		t.Errorf("whom an owner made a viewer, and whom the issuer forgot for a while: %s", got)
 	}
 	known("Alice", store.SignInTeam{ID: three})
 	if _, err := w.Remove(ctx, in(one), one, "sub-1", false); err != nil { // to make it last

@@ -64,6 +64,8 @@ func (p *People) Known(ctx context.Context, user ident.UserID, name, email strin
 		}
 		_, err := p.cfg.Store.ChangeMember(ctx, t.ID, user, func(m *store.MemberRecord) error {
 			switch {
+			case m.Unsaid() && m.Source == store.SourceOwner && t.Role == "":
+				m.RemovedAt, m.RemovedBy, m.KeepTunnels = time.Time{}, "", false // with the role that an owner gave
 			case m.User == "" || m.Unsaid():
 				*m = store.MemberRecord{Team: t.ID, User: user, Role: t.Role, Source: store.SourceIssuer, JoinedAt: p.now()}
 			case m.Removed():

@@ -54,6 +54,7 @@ type Store interface {
 	Presence(key ident.AgentKey) (store.Presence, bool)
 	Presences(team ident.TeamID) []store.Presence
 	User(id ident.UserID) (store.UserRecord, bool)
+	store.Openers
 	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
 	Subscribe(buffer int) gate.Feed
 }
@@ -296,6 +297,9 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 			err = a.orWhy(err, id, creds.Principal{Team: e.Key.Team})
 		}
 		return creds.Principal{}, err
+	}
+	if t.Left(a.cfg.Store, t.User) {
+		return creds.Principal{}, api.NewProblem(api.CodeUnauthenticated, "the admin token is of somebody who is not in the team any more")
 	}
 	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
 }

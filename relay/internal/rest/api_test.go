@@ -296,6 +296,15 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 	w.want(w.do("GET", tunnel+"/viewers", p.AdminToken, ""), "Unauthorized unauthenticated")
 	w.want(w.do("DELETE", "/agents/gpu-1/tunnel", o.AdminToken, ""), "Unauthorized unauthenticated")
 
+	// Whoever opened it and was removed since, if the tunnel was kept, has no part of it.
+	rec, _ := w.store.Tunnel(o.SessionID)
+	gone := store.MemberRecord{Team: rec.Team, User: rec.User, Role: api.RoleMember, RemovedAt: time.Now(), RemovedBy: store.SourceIssuer, KeepTunnels: true}
+	w.store.SetMember(gone)
+	w.want(w.do("POST", tunnel+"/extend", o.AdminToken, ""), "Unauthorized unauthenticated")
+	gone.RemovedAt = rec.OpenedAt.Add(-time.Hour) // and named again since
+	w.store.SetMember(gone)
+	into[api.Extended](t, w.do("POST", tunnel+"/extend", o.AdminToken, ""), 200)
+
 	one := "/agents/gpu-1/tunnel?session_id=" + string(o.SessionID)
 	for range 2 { // closing again is no error
 		if c := into[api.Closed](t, w.do("DELETE", one, "user", ""), 200); !slices.Equal(c.Closed, []ident.SessionID{o.SessionID}) {

@@ -46,6 +46,15 @@ func (d *Door) atHome(r *http.Request) bool {
 	return ok && strings.Trim(host, "[]") == d.host
 }
 
+// visit admits a person whose browser opens an address, as often as their own may. What
+// another page loads as a picture or in a frame is none, and uses nothing up.
+func (d *Door) visit(r *http.Request) *api.Problem {
+	if dest := r.Header.Get("Sec-Fetch-Dest"); dest != "" && dest != "document" {
+		return api.NewProblem(api.CodeCrossOrigin, "this address is opened by itself, not as a part of another page")
+	}
+	return d.limits.logins.take(d.cfg.Remote(r))
+}
+
 // read decodes a small body.
 func read(w http.ResponseWriter, r *http.Request, into any) error {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // tests' recorders have none

@@ -44,7 +44,7 @@ func (d *Door) login(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, d.cfg.Origin+loginPath+"?return_to="+url.QueryEscape(back), http.StatusTemporaryRedirect)
 		return
 	}
-	if p := d.limits.logins.take(d.cfg.Remote(r)); p != nil {
+	if p := d.visit(r); p != nil {
 		d.page(w, r, p, back)
 		return
 	}
@@ -121,7 +121,7 @@ func (d *Door) callback(w http.ResponseWriter, r *http.Request) {
 
 // finish ends an attempt. It returns where the browser wanted to go.
 func (d *Door) finish(w http.ResponseWriter, r *http.Request) (back string, _ error) {
-	if p := d.limits.logins.take(d.cfg.Remote(r)); p != nil {
+	if p := d.visit(r); p != nil {
 		return home, p
 	}
 	if d.issuer == nil {

@@ -211,10 +211,12 @@ func (d *Door) answers(by method, serve answer) http.Handler {
 // posts is answers for a page of the relay's own, within a limit for each address.
 func (d *Door) posts(by method, limit limit, serve answer) http.Handler {
 	return d.answers(by, func(w http.ResponseWriter, r *http.Request) (any, error) {
-		if p := limit.take(d.cfg.Remote(r)); p != nil {
+		// Before the limit: a page elsewhere makes browsers ask as often as it likes, and must
+		// not use up what everybody behind their address has.
+		if p := d.ownPage(r); p != nil {
 			return nil, p
 		}
-		if p := d.ownPage(r); p != nil {
+		if p := limit.take(d.cfg.Remote(r)); p != nil {
 			return nil, p
 		}
 		return serve(w, r)

@@ -60,6 +60,30 @@ func TestOnlyTheRelaysOwnPagesAreAnswered(t *testing.T) {
 	}
 }
 
+// A page elsewhere makes the browsers of an office ask as often as it likes. That uses up
+// nothing of what the office may.
+func TestPagesElsewhereUseNothingUp(t *testing.T) {
+	h := newHouse(t)
+	b := h.browser()
+	for _, path := range posts {
+		for range 250 {
+			wantProblem(t, path, b.post(path, struct{}{}, "Origin", "https://evil.example.com", "Sec-Fetch-Site", "cross-site"), api.CodeCrossOrigin)
+		}
+	}
+	for range 130 {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, origin+"/auth/login", nil)
+		r.Header.Set("Sec-Fetch-Dest", "image")
+		wantProblem(t, "a picture", b.do(r), api.CodeCrossOrigin)
+	}
+	b.enter()
+	if !b.signedIn() {
+		t.Error("the office's people cannot sign in")
+	}
+	if resp := b.post("/auth/passkey/begin", struct{}{}); resp.StatusCode != http.StatusOK {
+		t.Errorf("a passkey: %d", resp.StatusCode)
+	}
+}
+
 func TestOlderBrowsersAndPortsAreWelcome(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()

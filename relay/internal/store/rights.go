@@ -111,6 +111,14 @@ func (t TunnelRecord) Opened() Opened { return Opened{t.User, t.Credential, t.Op
 // Opened says who made the named link.
 func (l LinkRecord) Opened() Opened { return Opened{l.User, l.Credential, l.CreatedBy, l.CreatedAt} }
 
+// Left says whether a person was removed from a tunnel's team since it was opened. If it
+// was kept, it is for others: what the person has of it is worth nothing, also the admin
+// token of one that they opened.
+func (t TunnelRecord) Left(find Openers, user ident.UserID) bool {
+	m, known := find.Member(t.Team, user)
+	return user != "" && known && m.Ends(t.OpenedAt)
+}
+
 // OpenedBy says whether something was opened by a person, by whatever means.
 func (find Credentials) OpenedBy(o Opened, user ident.UserID) bool {
 	switch {

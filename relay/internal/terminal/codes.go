@@ -114,13 +114,35 @@ func (t *Terminal) rightOf(session ident.SessionID, token string) (by host, read
 
 // revoked says whether the host of a viewer has lost the right to let anybody in: the
 // credential was revoked, by itself or by its makers, and takes with it what it opened;
-// the person was removed from the team, or has signed out.
-func (t *Terminal) revoked(team ident.TeamID, by host) bool {
-	if _, reason := store.Closed(t.cfg.Store, team, store.Opened{User: by.user, Credential: by.credential}); reason != "" {
+// the person was removed from the team, has a lesser role there, or has signed out.
+func (t *Terminal) revoked(tunnel store.TunnelRecord, by host) bool {
+	if _, reason := store.Closed(t.cfg.Store, tunnel.Team, store.Opened{User: by.user, Credential: by.credential}); reason != "" {
+		return true
+	}
+	who := by.user
+	if by == (host{}) { // the tunnel's own token is whose the tunnel is
+		who = tunnel.User
+	}
+	if tunnel.Left(t.cfg.Store, who) || by.user != "" && t.demoted(tunnel, by.user) {
 		return true
 	}
 	_, there := t.cfg.Store.SignIn(by.signIn)
 	return by.signIn != "" && !there
+}
+
+// demoted says whether a person's role, as the team or the operator gave it, does not reach
+// for the terminal of a tunnel any more: a member's does for their own, an admin's for any.
+// What the issuer gives it may have given anew in a token, of which the store knows nothing.
+func (t *Terminal) demoted(tunnel store.TunnelRecord, user ident.UserID) bool {
+	m, known := t.cfg.Store.Member(tunnel.Team, user)
+	if !known || m.Role == "" || m.Source == store.SourceIssuer {
+		return false
+	}
+	needs := api.RoleAdmin
+	if store.Credentials(t.cfg.Store.Credential).OpenedBy(tunnel.Opened(), user) {
+		needs = api.RoleMember
+	}
+	return !m.Role.AtLeast(needs)
 }
 
 // Mint makes a code of an open tunnel, and returns the address that holds it and when

@@ -13,6 +13,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -58,14 +59,20 @@ func TestWhatACodeOpensEndsWithItsMaker(t *testing.T) {
 	for name, end := range map[string]func(*world){
 		"the credential is revoked":  func(w *world) { w.revoked.Store(true) },
 		"the person is removed":      func(w *world) { w.removed.Store(true) },
+		"removed, the tunnels kept":  func(w *world) { w.kept.Store(true); w.removed.Store(true) },
 		"the browser was signed out": func(w *world) { w.signedOut.Store(true) },
+		"a viewer now":               func(w *world) { w.place.Store(&store.MemberRecord{Role: api.RoleViewer, Source: store.SourceOwner}) },
+		"a member now, of another's": func(w *world) {
+			w.place.Store(&store.MemberRecord{Role: api.RoleMember, Source: store.SourceInvite})
+		},
 	} {
-		t.Run(name, func(t *testing.T) { endsWithItsMaker(t, end) })
+		t.Run(name, func(t *testing.T) { endsWithItsMaker(t, strings.HasSuffix(name, "another's"), end) })
 	}
 }
 
-func endsWithItsMaker(t *testing.T, end func(*world)) {
+func endsWithItsMaker(t *testing.T, others bool, end func(*world)) {
 	w := newWorld(t, nil)
+	w.others.Store(others)
 	unused := w.mint(session, time.Minute, false)
 	c, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
 	<-w.agents
@@ -85,8 +92,26 @@ func endsWithItsMaker(t *testing.T, end func(*world)) {
 		}
 	}
 	c = w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	if w.removed.Load() { // it was theirs, too
+		if code, reason := w.ends(c); code != wire.CloseDenied || !strings.HasPrefix(reason, "who let you in may not any more") {
+			t.Errorf("the tunnel's own token is told %d %q", code, reason)
+		}
+		return
+	}
 	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
 		t.Errorf("the tunnel's own token is answered %s %v", b, err)
+	}
+}
+
+// A member goes on in a terminal of their own tunnel.
+func TestAMemberKeepsATerminalOfTheirs(t *testing.T) {
+	w := newWorld(t, nil)
+	w.place.Store(&store.MemberRecord{Role: api.RoleMember, Source: store.SourceInvite})
+	_, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
+	<-w.agents
+	c := w.enter(session, wire.TerminalAttach{Token: ready.Right})
+	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
+		t.Errorf("the right is answered %s %v", b, err)
 	}
 }
 

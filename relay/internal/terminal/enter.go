@@ -63,7 +63,7 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
 		s.host = host{code.Credential, code.User, code.SignIn}
 	}
-	if s.t.revoked(record.Team, s.host) {
+	if s.t.revoked(record, s.host) {
 		return errRevoked
 	}
 	s.record = record
@@ -102,7 +102,7 @@ func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, err
 var errNoTerminal = &closing{code: wire.CloseDenied, reason: "the tunnel was opened with a credential for some ports only, and a terminal is the whole machine: open one with another credential"}
 
 // errRevoked is for who came in by what somebody made who may not any more.
-var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out or left the team"}
+var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out, left the team or has a lesser role"}
 
 // errCode is for every code that opens nothing.
 var errCode = errors.New("the code is not right, was used already, or has expired")

@@ -49,7 +49,7 @@ type socket struct {
 	agent   string // user agent
 	record  store.TunnelRecord
 	actor   string // for records: by what it was let in
-	host    host   // who made the code that let it in; empty: nobody did
+	host    host   // who made the code that let it in; empty: the tunnel's own token did
 
 	place   *caller.Place   // among those without a token
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
@@ -274,9 +274,7 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream *fleet.Str
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(s.down(ctx, use, stream)) })
 	wg.Go(func() { cancel(s.keepAlive(ctx)) })
-	if s.host != (host{}) {
-		wg.Go(func() { cancel(s.outlive(ctx)) })
-	}
+	wg.Go(func() { cancel(s.outlive(ctx)) })
 	wg.Go(func() {
 		<-ctx.Done()
 		_ = stream.Close() // frees down
@@ -404,7 +402,7 @@ func (s *socket) outlive(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if s.t.revoked(s.record.Team, s.host) {
+			if s.t.revoked(s.record, s.host) {
 				return errRevoked
 			}
 		}

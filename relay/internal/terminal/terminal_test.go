@@ -49,10 +49,13 @@ type world struct {
 	server    *httptest.Server
 	open      atomic.Bool
 	away      atomic.Bool
-	stale     atomic.Bool // what the relay knows of the store
-	revoked   atomic.Bool // maker
-	removed   atomic.Bool // alice
-	signedOut atomic.Bool // her browser
+	stale     atomic.Bool                        // what the relay knows of the store
+	revoked   atomic.Bool                        // maker
+	removed   atomic.Bool                        // alice
+	signedOut atomic.Bool                        // her browser
+	place     atomic.Pointer[store.MemberRecord] // hers in the team
+	kept      atomic.Bool                        // her tunnels, when she was removed
+	others    atomic.Bool                        // somebody else opened the tunnels
 	// noTerminal is of tunnels that a key for some ports opened.
 	noTerminal atomic.Bool
 	refusal    atomic.Pointer[wire.Verdict]
@@ -142,8 +145,11 @@ func (w *world) Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 
 func (w *world) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
 	r := store.MemberRecord{Team: team, User: user}
+	if place := w.place.Load(); place != nil {
+		r.Role, r.Source = place.Role, place.Source
+	}
 	if w.removed.Load() {
-		r.RemovedAt = time.Now()
+		r.RemovedAt, r.KeepTunnels = time.Now(), w.kept.Load()
 	}
 	return r, user == "alice"
 }
@@ -159,7 +165,11 @@ func (w *world) Status() store.Status {
 }
 
 func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
-	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash(), NoTerminal: w.noTerminal.Load()}, w.open.Load()
+	by := ident.UserID("alice")
+	if w.others.Load() {
+		by = "bob"
+	}
+	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:" + string(by), User: by, ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash(), NoTerminal: w.noTerminal.Load()}, w.open.Load()
 }
 
 func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {
