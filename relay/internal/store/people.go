@@ -144,6 +144,7 @@ type people struct {
 	signIns  *table[SignInRecord]
 	invites  *table[InviteRecord]
 	pairings *table[PairingRecord]
+	knocks   *table[KnockRecord]
 }
 
 func newPeople() people {
@@ -173,6 +174,13 @@ func newPeople() people {
 			func(r *InviteRecord, c *Change) { c.Key.Team = r.Team }),
 		pairings: newTable(KindPairing, dirPairing, func(name string, r *PairingRecord) { r.Hash = name },
 			func(r *PairingRecord) []string { return []string{listCode + r.UserCode} }, nil),
+		knocks: newTable(KindKnock, dirKnock,
+			func(name string, r *KnockRecord) {
+				session, id, _ := strings.Cut(name, "/")
+				r.Session, r.ID = ident.SessionID(session), id
+			},
+			func(r *KnockRecord) []string { return []string{string(r.Session)} },
+			func(r *KnockRecord, c *Change) { c.Session = r.Session }),
 	}
 }
 
@@ -186,7 +194,7 @@ const (
 
 func (p people) byDir() map[string]mirrored {
 	return map[string]mirrored{
-		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings,
+		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings, dirKnock: p.knocks,
 	}
 }
 

@@ -1,0 +1,88 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
+)
+
+// AccessRule says who may use a tunnel, or come by a named link. No rule: who has the URL.
+type AccessRule struct {
+	Mode     api.AccessMode `json:"mode"`
+	People   []string       `json:"people,omitempty"`
+	PINHash  string         `json:"pin_hash,omitempty"` // argon2id, with its parameters
+	From     []string       `json:"from,omitempty"`
+	ReadOnly bool           `json:"read_only,omitempty"`
+	// Version grows with each change: a pass is good for the version that it was made for.
+	Version uint64 `json:"version"`
+}
+
+// KnockRecord is somebody who waits at a tunnel. It ends by itself.
+type KnockRecord struct {
+	ID         string          `json:"id"` // random, not a secret
+	Session    ident.SessionID `json:"session_id"`
+	Link       ident.LinkID    `json:"link,omitempty"`
+	Browser    string          `json:"browser_sha256"` // hash of what binds the knock to its browser
+	Name       string          `json:"name,omitempty"`
+	UserAgent  string          `json:"user_agent,omitempty"`
+	RemoteAddr string          `json:"remote_addr"`
+	At         time.Time       `json:"at"`
+	ExpiresAt  time.Time       `json:"expires_at"`
+	// Answer is "admitted" or "refused", by whom; empty: nobody has answered.
+	Answer string `json:"answer,omitempty"`
+	By     string `json:"by,omitempty"`
+}
+
+// PINTriesRecord counts wrong PINs of a tunnel or named link, over the whole pool. It is
+// not mirrored.
+type PINTriesRecord struct {
+	Wrong   int    `json:"wrong"`
+	Version uint64 `json:"version"` // of the rule that they were of
+}
+
+// Knock returns somebody who waits.
+func (s *Store) Knock(id ident.SessionID, knock string) (KnockRecord, bool) {
+	return lookup(s.mirror, s.mirror.people.knocks.of, string(id)+"/"+knock)
+}
+
+// Knocks returns those who wait at a tunnel, answered ones too.
+func (s *Store) Knocks(id ident.SessionID) []KnockRecord {
+	return records(s.mirror, s.mirror.people.knocks.in, string(id))
+}
+
+// CreateKnock writes that somebody waits, until its expiry.
+func (s *Store) CreateKnock(ctx context.Context, r KnockRecord) error {
+	return create(ctx, s, "knock at tunnel "+string(r.Session), key(dirKnock, string(r.Session)+"/"+r.ID), r, r.ExpiresAt)
+}
+
+// ChangeKnock changes one by compare-and-set; ErrNotFound when it has ended.
+func (s *Store) ChangeKnock(ctx context.Context, id ident.SessionID, knock string, change func(*KnockRecord) error) (KnockRecord, error) {
+	defer s.metrics.took(opPeople)()
+	return changeRecord(ctx, s, "answer a knock", key(dirKnock, string(id)+"/"+knock), change)
+}
+
+// PINTries reads how many wrong PINs were tried; of names as "tunnel id" or "link id".
+func (s *Store) PINTries(ctx context.Context, name string) (PINTriesRecord, error) {
+	var found PINTriesRecord
+	_, err := s.ChangePINTries(ctx, name, func(r *PINTriesRecord) error {
+		found = *r
+		return ErrUnchanged
+	})
+	if err != nil {
+		return found, fmt.Errorf("read the tries of a PIN: %w", err)
+	}
+	return found, nil
+}
+
+// ChangePINTries changes the count by compare-and-set.
+func (s *Store) ChangePINTries(ctx context.Context, name string, change func(*PINTriesRecord) error) (PINTriesRecord, error) {
+	return upsert(ctx, s, "count tries of a PIN", key(dirPINTries, name), change)
+}
+
+// DeletePINTries forgets the count; none is no error.
+func (s *Store) DeletePINTries(ctx context.Context, name string) error {
+	return s.forget(ctx, "reset the tries of a PIN", key(dirPINTries, name))
+}
