@@ -59,6 +59,8 @@ type OpenTunnelRequest struct {
 	Label          string     `json:"label,omitempty"`
 	HostHeader     HostHeader `json:"host_header,omitempty"`
 	AllowOrigins   []string   `json:"allow_origins,omitempty"`
+	AccessRequest
+	IdentityHeader string `json:"identity_header,omitempty"` // a further header that names the viewer to the app
 }
 
 // Tunnel is the answer to opening one.
@@ -141,6 +143,8 @@ type TerminalCode struct {
 // Viewer is one party using a tunnel now.
 type Viewer struct {
 	ViewerID    ident.ViewerID `json:"viewer_id"`
+	UserID      ident.UserID   `json:"user_id,omitempty"`   // who it is, where the tunnel asks
+	UserName    string         `json:"user_name,omitempty"` // for people
 	RemoteAddr  string         `json:"remote_addr"`
 	UserAgent   string         `json:"user_agent,omitempty"`
 	Since       time.Time      `json:"since"`

@@ -82,14 +82,16 @@ type SignInRecord struct {
 	User ident.UserID `json:"user"`
 	// Teams are those that the issuer named at the sign-in. What the store knows of the
 	// person counts beside them, and above them.
-	Teams      []SignInTeam `json:"teams,omitempty"`
-	Method     string       `json:"method"` // issuer, invite, passkey
-	Browser    string       `json:"browser,omitempty"`
-	RemoteAddr string       `json:"remote_addr,omitempty"`
-	IssuedAt   time.Time    `json:"issued_at"`
-	SeenAt     time.Time    `json:"seen_at"`
-	ExpiresAt  time.Time    `json:"expires_at"` // moves on while it is used
-	EndsAt     time.Time    `json:"ends_at"`    // and never beyond this
+	Teams []SignInTeam `json:"teams,omitempty"`
+	// Groups are those that the issuer named, for access: people.
+	Groups     []string  `json:"groups,omitempty"`
+	Method     string    `json:"method"` // issuer, invite, passkey
+	Browser    string    `json:"browser,omitempty"`
+	RemoteAddr string    `json:"remote_addr,omitempty"`
+	IssuedAt   time.Time `json:"issued_at"`
+	SeenAt     time.Time `json:"seen_at"`
+	ExpiresAt  time.Time `json:"expires_at"` // moves on while it is used
+	EndsAt     time.Time `json:"ends_at"`    // and never beyond this
 }
 
 // SignInTeam is a team that the issuer named.

@@ -131,6 +131,9 @@ type TunnelRecord struct {
 	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
 	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
 	AllowOrigins []string       `json:"allow_origins,omitempty"`
+	Access       *AccessRule    `json:"access,omitempty"` // nil: who has the URL
+	// IdentityHeader is a further header that names the viewer to the app.
+	IdentityHeader string `json:"identity_header,omitempty"`
 	// NoTerminal says that nobody enters a terminal by it: the credential that opened it
 	// was for some ports only.
 	NoTerminal bool `json:"no_terminal,omitempty"`
