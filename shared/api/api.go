@@ -16,6 +16,9 @@ const (
 	HeaderTeam           = "X-Team-ID"
 	HeaderRequestID      = "X-Request-ID"
 	HeaderIdempotencyKey = "Idempotency-Key"
+	// HeaderAuthorization shows a secret at a tunnel's address, where Authorization is
+	// the app's. The app never gets it.
+	HeaderAuthorization = "Adit-Authorization"
 )
 
 // Protocol of a tunnel.
