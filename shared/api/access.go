@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -18,11 +19,20 @@ const (
 	AccessKnock  AccessMode = "knock"  // whom a member of the team admits
 )
 
-// AccessModes lists them.
-var AccessModes = []AccessMode{AccessAnyone, AccessTeam, AccessPeople, AccessPIN, AccessKnock}
+// AccessModes lists them, each narrower than the one before it.
+var AccessModes = []AccessMode{AccessAnyone, AccessPIN, AccessKnock, AccessTeam, AccessPeople}
+
+// Valid says whether there is such a mode.
+func (m AccessMode) Valid() bool { return slices.Contains(AccessModes, m) }
+
+// AtLeast says whether a mode is as narrow as another, or narrower. What is no mode is not.
+func (m AccessMode) AtLeast(least AccessMode) bool {
+	return m.Valid() && slices.Index(AccessModes, m) >= slices.Index(AccessModes, least)
+}
 
 // AccessRequest says who may use a tunnel: at opening, for a named link, and as the body
-// of PUT /tunnels/{session_id}/access, where it replaces what was.
+// of PUT /tunnels/{session_id}/access, where it replaces what was; only a PIN stays when
+// none is given.
 type AccessRequest struct {
 	Access   AccessMode `json:"access,omitempty"`    // default: the operator's access.default, for a named link its tunnel's
 	People   []string   `json:"people,omitempty"`    // with people: addresses, *@example.com, group:vision

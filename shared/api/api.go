@@ -81,6 +81,8 @@ type Tunnel struct {
 	Label          string          `json:"label,omitempty"`
 	App            string          `json:"app,omitempty"`
 	HostHeader     HostHeader      `json:"host_header,omitempty"`
+	Access
+	IdentityHeader string `json:"identity_header,omitempty"`
 }
 
 // TunnelStatus is the answer of GET /agents/{agent_id}/tunnel. The first three
@@ -111,6 +113,8 @@ type Session struct {
 	App            string          `json:"app,omitempty"`
 	HostHeader     HostHeader      `json:"host_header,omitempty"`
 	Warnings       []string        `json:"warnings,omitempty"`
+	Access
+	IdentityHeader string `json:"identity_header,omitempty"`
 }
 
 // Closed is the answer of DELETE /agents/{agent_id}/tunnel.
@@ -342,5 +346,6 @@ const (
 	EventAgentGone     = "agent_gone"
 	EventTunnelClosing = "tunnel_closing" // warning before an idle or hard close
 	EventTunnelClosed  = "tunnel_closed"
-	EventGoodbye       = "goodbye" // the stream ends: the relay restarts, or the credential is over
+	EventTunnelAccess  = "tunnel_access" // who may use it was changed
+	EventGoodbye       = "goodbye"       // the stream ends: the relay restarts, or the credential is over
 )

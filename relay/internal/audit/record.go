@@ -20,6 +20,7 @@ const (
 	TunnelExtended Event = "tunnel_extended"
 	TunnelExpired  Event = "tunnel_expired"
 	TunnelRefused  Event = "tunnel_refused"
+	AccessChanged  Event = "access_changed" // who may use it, or come by a named link of it
 
 	TaskAdmitted Event = "task_admitted"
 	TaskRenewed  Event = "task_renewed"
@@ -88,7 +89,7 @@ var durable = rule{durable: true}
 // outsiders, or an agent that connects again and again, can cause at any rate, is
 // limited for each caller.
 var rules = map[Event]rule{
-	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
+	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable, AccessChanged: durable,
 	TunnelRefused: {per: perDetail}, TunnelViewed: {per: perSession},
 	TaskAdmitted: durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {per: perDetail},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/problems"
@@ -102,6 +103,7 @@ type Config struct {
 	Addresses  Addresses
 	Usage      Usage
 	Links      Links
+	Access     access.Floor // how far tunnels may be open; zero: as far as asked for
 	Terminals  Terminals
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
@@ -49,7 +51,10 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if spec.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
-	spec.BodyHash = bodyHash(key, req)
+	spec.BodyHash = bodyHash(key, spec.IdempotencyKey, req)
+	if spec.Access, err = a.tunnelRule(req.AccessRequest, spec.Protocol); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	if spec.WhenBusy == api.BusyWait { // may take as long as the tasks do
@@ -90,7 +95,7 @@ func ended(cause error) error {
 func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	s := gate.OpenSpec{
 		Port: apps.DefaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
-		Label: req.Label, AllowOrigins: req.AllowOrigins,
+		Label: req.Label, AllowOrigins: req.AllowOrigins, IdentityHeader: req.IdentityHeader,
 	}
 	if req.TargetPort != nil {
 		if *req.TargetPort < 1 || *req.TargetPort > 65535 {
@@ -135,6 +140,9 @@ func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	if err := checkText("label", req.Label, maxLabel); err != nil {
 		return s, err
 	}
+	if err := checkIdentityHeader(req.IdentityHeader); err != nil {
+		return s, err
+	}
 	if len(req.AllowOrigins) > maxOrigins {
 		return s, invalid("allow_origins", "at most %d", maxOrigins)
 	}
@@ -155,12 +163,14 @@ func idempotencyKey(r *http.Request) (string, error) {
 	return k, nil
 }
 
-// bodyHash says what was asked: the same for two spellings of one request.
-func bodyHash(key ident.AgentKey, req api.OpenTunnelRequest) string {
+// bodyHash says what was asked: the same for two spellings of one request. There may be a
+// PIN in it, so the key, which is kept nowhere in clear, is hashed with it.
+func bodyHash(key ident.AgentKey, once string, req api.OpenTunnelRequest) string {
 	b, err := json.Marshal(struct {
 		Agent ident.AgentID
 		Req   api.OpenTunnelRequest
-	}{key.Agent, req})
+		Once  string
+	}{key.Agent, req, once})
 	if err != nil {
 		panic(fmt.Sprintf("rest: encode a request that was just decoded: %v", err))
 	}
@@ -174,7 +184,7 @@ func (a *API) opened(o gate.Opened) api.Tunnel {
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), AdminToken: a.cfg.Gate.AdminToken(t.Session).Reveal(),
 		TunnelProtocol: t.Protocol, TargetPort: int(t.Port), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(t.Warnings),
-		Label: t.Label, App: t.App, HostHeader: t.HostHeader,
+		Label: t.Label, App: t.App, HostHeader: t.HostHeader, Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
 }
 
@@ -298,11 +308,16 @@ func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
 	if used.LastUsed.After(t.LastUsed) { // through another relay
 		t.LastUsed = used.LastUsed
 	}
+	warnings := t.Warnings
+	if w := a.cfg.Access.Warning(t.Access); w != "" {
+		warnings = append(slices.Clone(warnings), w)
+	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
 		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
-		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: t.Warnings,
+		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: warnings,
+		Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
 }
 

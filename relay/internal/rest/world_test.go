@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
@@ -194,6 +195,7 @@ type world struct {
 	auth   *auth
 	prober *prober
 	links  *links
+	people rest.People
 	check  *resttest.Checker
 	stop   func()
 }
@@ -277,19 +279,14 @@ func newWorldOf(t *testing.T, people rest.People) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, People: people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
-		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
-		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.people = people
+	w.restart(access.Floor{})
 	w.store.SetRelay("r", true)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.gate.Run(ctx) })
-	wg.Go(func() { _ = w.api.Run(ctx) })
+	api := w.api
+	wg.Go(func() { _ = api.Run(ctx) })
 	w.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(w.stop)
 	w.connect(ours, "gpu-1")
@@ -299,6 +296,21 @@ func newWorldOf(t *testing.T, people rest.People) *world {
 	}
 	w.check = description.For(t)
 	return w
+}
+
+// restart makes the API anew, as an operator does who changed how open tunnels may be.
+func (w *world) restart(floor access.Floor) {
+	w.t.Helper()
+	var err error
+	w.api, err = rest.New(rest.Config{
+		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Access: floor, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
+		Logger:    slog.New(slog.DiscardHandler),
+		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
+		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) connect(team ident.TeamID, agent ident.AgentID) {

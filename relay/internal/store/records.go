@@ -149,6 +149,14 @@ type TunnelRecord struct {
 // Key names the tunnel's agent.
 func (t TunnelRecord) Key() ident.AgentKey { return ident.AgentKey{Team: t.Team, Agent: t.Agent} }
 
+// AccessVersion is the version of who may use it; 0: who has the URL.
+func (t TunnelRecord) AccessVersion() uint64 {
+	if t.Access == nil {
+		return 0
+	}
+	return t.Access.Version
+}
+
 // Found notes what a probe of the tunnel's port found; ErrUnchanged says that there was
 // nothing to note. The Host that the app wants is as it was asked for when the tunnel was
 // opened, else as the last probe found that could tell. An agent that does not allow the
