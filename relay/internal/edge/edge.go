@@ -59,6 +59,8 @@ type Config struct {
 	Links    Links // nil: there are no named links
 	// Access applies the rules that say who may use a tunnel. nil: nobody passes one.
 	Access Access
+	// Identity tells apps who uses them; nil: they are not told.
+	Identity Identity
 	// SignIn is the origin where browsers sign in; empty: they cannot.
 	SignIn string
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,
