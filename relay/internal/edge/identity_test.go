@@ -252,4 +252,12 @@ func TestTheAppLearnsWhoUsesIt(t *testing.T) {
 		t.Fatalf("the handshake was answered %v, %v", resp, err)
 	}
 	check("WebSocket", <-seen)
+	for _, v := range w.meter.Viewers(rec.Session) {
+		if v.UserID != alice.User || v.UserName != alice.Name {
+			t.Errorf("the list of viewers says %+v, want the person", v)
+		}
+	}
+	if names := w.meter.Totals(rec.Session).Names; !slices.Equal(names, []string{alice.Name}) {
+		t.Errorf("the tunnel is used by %q", names)
+	}
 }
