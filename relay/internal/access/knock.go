@@ -171,7 +171,7 @@ func (d *Doors) Knocks(session ident.SessionID) []api.Knock {
 	for _, k := range d.cfg.Store.Knocks(session) {
 		if k.Answer == "" && now.Before(k.ExpiresAt) {
 			out = append(out, api.Knock{
-				KnockID: k.ID, SessionID: string(k.Session), LinkID: k.Link, Name: k.Name, RemoteAddr: k.RemoteAddr, Browser: k.UserAgent,
+				KnockID: k.ID, SessionID: k.Session, LinkID: k.Link, Name: k.Name, RemoteAddr: k.RemoteAddr, Browser: k.UserAgent,
 				KnockedAt: k.At, ExpiresAt: k.ExpiresAt,
 			})
 		}
