@@ -113,6 +113,8 @@ export function connect(way, me, team) {
     terminal: (session) => ask("POST", tunnel(session) + "/terminal", {}),
     viewers: (session) => ask("GET", tunnel(session) + "/viewers"),
     kick: (session, viewer) => ask("DELETE", tunnel(session) + "/viewers/" + id(viewer)),
+    knocks: (session) => ask("GET", tunnel(session) + "/knocks"),
+    answer: (session, knock, admit) => ask("POST", tunnel(session) + "/knocks/" + id(knock), { admit }),
     links: (session) => ask("GET", tunnel(session) + "/links"),
     makeLink: (session, body) => ask("POST", tunnel(session) + "/links", body),
     revoke: (session, link) => ask("DELETE", tunnel(session) + "/links/" + id(link)),
