@@ -62,6 +62,7 @@ type parts struct {
 	pairing  *pairing.Pairing
 	people   *people.People
 	resolver *tunnels.Resolver
+	access   *access.Access
 	edge     *edge.Edge
 	api      *rest.API
 	admin    *admin.Server
@@ -170,6 +171,9 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	p.access = access.New(access.Config{
+		Store: p.store, Creds: p.creds, Key: p.key, Changes: access.StoreChanges(p.store), CutUnwatched: p.meter.CutUnwatched, Now: now, Registerer: reg,
+	})
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.pairing = pairing.New(pairing.Config{
 		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
@@ -230,7 +234,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Access: p.access, SignIn: r.signInOrigin(p), Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -199,10 +199,12 @@ func (x *exchange) appendHead(b []byte) []byte {
 					continue
 				}
 			case "Cookie":
+				v = withoutOwnCookies(v)
 				if x.e.config.PathFallback == FallbackCookie {
-					if v = withoutCookie(v, fallbackCookie); v == "" {
-						continue
-					}
+					v = withoutCookie(v, fallbackCookie)
+				}
+				if v == "" {
+					continue
 				}
 			}
 			b = appendField(b, name, v)
@@ -280,7 +282,7 @@ func (x *exchange) drops(name string, navigation bool) bool {
 		return true
 	}
 	switch {
-	case own(name):
+	case own(name), x.readOnly && overridesMethod(name):
 		return true
 	case navigation && strings.HasPrefix(name, "Sec-Fetch-"):
 		return true
@@ -295,12 +297,24 @@ func (x *exchange) drops(name string, navigation bool) bool {
 // rest, which a proxy may have passed on unread, does not.
 func own(name string) bool {
 	switch name[0] {
+	case 'A':
+		return strings.HasPrefix(name, "Adit-")
 	case 'X':
 		return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Adit-") || name == "X-Real-Ip"
 	case 'P':
 		return strings.HasPrefix(name, "Proxy-")
 	case 'F':
 		return name == "Forwarded"
+	}
+	return false
+}
+
+// overridesMethod says whether an app may take a field's value for the method, so that
+// what looks like looking changes something.
+func overridesMethod(name string) bool {
+	switch strings.ReplaceAll(name, "_", "-") {
+	case "X-Http-Method-Override", "X-Http-Method", "X-Method-Override":
+		return true
 	}
 	return false
 }
@@ -378,9 +392,13 @@ func withoutCookie(header, name string) string {
 	if !strings.Contains(header, name) {
 		return header
 	}
+	return withoutCookies(header, func(n string) bool { return n == name })
+}
+
+func withoutCookies(header string, drops func(name string) bool) string {
 	kept := ""
 	for i, piece := range strings.Split(header, ";") {
-		if n, _, _ := strings.Cut(strings.TrimSpace(piece), "="); n == name {
+		if n, _, _ := strings.Cut(strings.TrimSpace(piece), "="); drops(n) {
 			continue
 		}
 		if kept != "" {

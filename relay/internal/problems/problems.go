@@ -28,6 +28,14 @@ func AnswerOwn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.
 	answer(w, r, page{problem: p, request: id, on: append(on, Link{api.ConsolePath, "To the console"})})
 }
 
+// AnswerOn is Answer with ways on from its page.
+func AnswerOn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID, on ...Link) {
+	answer(w, r, page{problem: p, request: id, on: on})
+}
+
+// Shown says whether a browser shows the answer to a request to a person.
+func Shown(r *http.Request) bool { return shown(r) }
+
 func answer(w http.ResponseWriter, r *http.Request, show page) {
 	p := show.problem
 	h := w.Header()

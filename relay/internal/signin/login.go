@@ -150,7 +150,7 @@ func (d *Door) finish(w http.ResponseWriter, r *http.Request) (back string, _ er
 	if err != nil {
 		return a.ReturnTo, err
 	}
-	if err := d.welcome(w, r, p); err != nil {
+	if err := d.welcome(w, r, p, a.ReturnTo); err != nil {
 		return a.ReturnTo, err
 	}
 	d.metrics.count(methodIssuer, resultOK)
@@ -170,8 +170,9 @@ func (d *Door) declined(code string) *api.Problem {
 	return api.Problemf(api.CodeNotSignedIn, "%s answered %s: begin again; if that does not help, ask who runs it", d.issuer.name, code)
 }
 
-// welcome signs a person in whom the issuer vouches for, if they are in a team.
-func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
+// welcome signs a person in whom the issuer vouches for, if they are in a team, or on
+// their way to a tunnel that they are named for.
+func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back string) error {
 	teams, err := d.cfg.Creds.IssuerTeams(p.claims)
 	if err == nil && len(teams) == 0 {
 		more, failed := p.more(r.Context())
@@ -188,6 +189,7 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
 		return d.issuer.unfit(err)
 	}
 	in := len(d.cfg.Creds.TeamsOfSignIn(store.SignInRecord{User: p.id, Teams: teams})) > 0
+	in = in || d.expected(back, p)
 	// Of somebody known, what the issuer says no more is to be forgotten. Of strangers
 	// nothing is kept: an issuer may know any number of people.
 	if _, known := d.cfg.Store.User(p.id); known || in {
@@ -204,6 +206,9 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
 // returnTo is where a browser goes after it has signed in: a page of the relay's own,
 // whatever was asked for.
 func returnTo(asked string) string {
+	if asked, ok := strings.CutPrefix(asked, passPath+"?t="); ok && len(asked) <= maxAsk && askText.MatchString(asked) {
+		return passPath + "?t=" + asked
+	}
 	if len(asked) > maxReturn || strings.ContainsFunc(asked, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '\\' }) {
 		return home
 	}

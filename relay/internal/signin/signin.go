@@ -66,6 +66,16 @@ type Store interface {
 	UseTicket(ctx context.Context, hash string, ends time.Time) error
 }
 
+// Passes knows the tunnels that are for certain people; access.Access is one.
+type Passes interface {
+	// Begun says why nobody can go on with what a tunnel's address sent a browser with.
+	Begun(ask string) *api.Problem
+	// Expects says whether that is a tunnel that somebody is named for.
+	Expects(ask string, user ident.UserID, email string, groups []string) bool
+	// Grant returns where to send a browser that is signed in.
+	Grant(ctx context.Context, ask, signIn, remote string) (to string, err error)
+}
+
 // Auditor keeps records.
 type Auditor interface {
 	Append(ctx context.Context, r audit.Record) error
@@ -84,6 +94,7 @@ type Config struct {
 	People People
 	Creds  Creds
 	Store  Store
+	Passes Passes
 	Audit  Auditor
 	Key    ident.ClusterKey           // seals tickets
 	Remote func(*http.Request) string // the caller's address
@@ -132,6 +143,7 @@ func New(cfg Config) (*Door, error) {
 const (
 	loginPath    = Base + "login"
 	callbackPath = Base + "callback"
+	passPath     = Base + "pass"
 )
 
 // Routes are the patterns of http.ServeMux to serve.
@@ -154,6 +166,7 @@ func (d *Door) Routes() map[string]http.Handler {
 	add("GET", Base+"options", d.answers("", d.options))
 	add("GET", loginPath, http.HandlerFunc(d.login))
 	add("GET", callbackPath, http.HandlerFunc(d.callback))
+	add("GET", passPath, http.HandlerFunc(d.pass))
 	add("POST", Base+"token", d.posts("", d.limits.tokens, d.token))
 	add("POST", Base+"logout", d.posts("", d.limits.tokens, d.logout))
 	add("POST", Base+"invite", d.posts(methodInvite, d.limits.invites, d.invite))

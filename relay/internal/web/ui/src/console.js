@@ -10,7 +10,7 @@ import { Devices } from "./console-devices.js";
 import { Pair } from "./console-pair.js";
 import { Act, Fault, Teams } from "./console-parts.js";
 import { People } from "./console-people.js";
-import { Card, Join, SignIn, Wait, Welcome } from "./console-signin.js";
+import { Card, Join, SignIn, toTunnel, Wait, Welcome } from "./console-signin.js";
 import { labels, personName, plural, said, states } from "./console-text.js";
 
 const views = { "#people": People, "#devices": Devices };
@@ -155,6 +155,10 @@ function App() {
   };
   const come = async () => {
     const person = await token();
+    if (toTunnel && !invite.current) {
+      location.replace(toTunnel);
+      return new Promise(() => {}); // the page ends
+    }
     const way = signedIn(person, {
       changed: (t) => setSeat((s) => s?.way === way ? { way, person: { kind: "user", ...t } } : s),
       gone: () => leave(signedOut),
@@ -202,7 +206,7 @@ function App() {
   if (api) api.me = { ...here, ...seat.person };
 
   if (wait) return html`<${Wait} error=${wait.error} again=${start} />`;
-  if (!seat) return html`<${SignIn} enter=${enter} signedIn=${come} reason=${reason} title=${pairing ? "Pair a device" : "Adit console"} about=${pairing ? "Sign in first. Then you see who asks, and confirm." : "Your team's GPU machines and the tunnels to them."} />`;
+  if (!seat) return html`<${SignIn} enter=${enter} signedIn=${come} reason=${reason} title=${pairing ? "Pair a device" : toTunnel ? "Sign in for a tunnel" : "Adit console"} about=${pairing ? "Sign in first. Then you see who asks, and confirm." : toTunnel ? "The tunnel is for certain people. You go on to it when you are signed in." : "Your team's GPU machines and the tunnels to them."} />`;
   if (asked) return html`<${Join} name=${personName(seat.person)} join=${accept} skip=${() => { invite.current = null; setAsked(false); }} />`;
   if (seat.person.kind === "user" && !here) return html`<${Card} title="You are in no team"><p>You are signed in as ${personName(seat.person)}. Ask somebody of your team for an invitation, and open it in this browser.</p><${Leave} signOut=${signOut} /></${Card}>`;
   const shown = { api, teams, choose, signOut };
