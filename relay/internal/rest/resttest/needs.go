@@ -41,6 +41,7 @@ var Needs = map[string]Need{
 	"DELETE /agents/{agent_id}/tunnel": {api.RoleMember, api.RoleAdmin, "tunnels"},
 
 	"POST /tunnels/{session_id}/extend":                {api.RoleMember, api.RoleAdmin, "tunnels"},
+	"GET /tunnels/{session_id}/access":                 {api.RoleViewer, "", seeing},
 	"PUT /tunnels/{session_id}/access":                 {api.RoleMember, api.RoleAdmin, "tunnels"},
 	"POST /tunnels/{session_id}/terminal":              {api.RoleMember, api.RoleAdmin, "tunnels"},
 	"GET /tunnels/{session_id}/viewers":                {api.RoleViewer, "", seeing},

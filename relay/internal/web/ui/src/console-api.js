@@ -111,6 +111,8 @@ export function connect(way, me, team) {
     closedHere: (session) => closed.has(session),
     extend: (session, expires) => ask("POST", tunnel(session) + "/extend", { expires_in: expires }),
     terminal: (session) => ask("POST", tunnel(session) + "/terminal", {}),
+    setAccess: (session, body) => ask("PUT", tunnel(session) + "/access", body),
+    setLinkAccess: (session, link, body) => ask("PUT", tunnel(session) + "/links/" + id(link) + "/access", body),
     viewers: (session) => ask("GET", tunnel(session) + "/viewers"),
     kick: (session, viewer) => ask("DELETE", tunnel(session) + "/viewers/" + id(viewer)),
     knocks: (session) => ask("GET", tunnel(session) + "/knocks"),

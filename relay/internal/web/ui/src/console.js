@@ -60,6 +60,9 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
             setAgents((m) => { const n = new Map(m); n.delete(e.agent_id); return n; });
             tell(`${e.agent_id} is gone`);
             break;
+          case "tunnel_access": // its tunnels are read again
+            setAgents((m) => { const a = m.get(e.agent_id); return a ? new Map(m).set(e.agent_id, { ...a }) : m; });
+            break;
           case "tunnel_closing":
             setWarnings((m) => new Map(m).set(e.session_id, e.detail));
             tell(`a tunnel to ${e.agent_id} ${e.detail}`);
