@@ -15,12 +15,11 @@ import (
 
 // Bounds of a rule.
 const (
-	maxPeople    = 64
-	maxPerson    = 254 // bytes of one of them
-	maxNetworks  = 32
-	minPIN       = 6 // characters
-	maxPIN       = 64
-	groupPattern = "group:"
+	maxPeople   = 64
+	maxPerson   = 254 // bytes of one of them
+	maxNetworks = 32
+	minPIN      = 6 // characters
+	maxPIN      = 64
 )
 
 // Floor is what the operator allows. The zero value allows everything.
@@ -160,7 +159,7 @@ func people(list []string) ([]string, error) {
 	for _, p := range list {
 		p = strings.TrimSpace(p)
 		domain, all := strings.CutPrefix(p, "*@")
-		group, named := strings.CutPrefix(p, groupPattern)
+		group, named := strings.CutPrefix(p, GroupPrefix)
 		rest := p
 		switch {
 		case all:

@@ -91,6 +91,13 @@ var remedies = map[api.Code]string{
 	api.CodeAppRefused:       "nothing listens there: start the app on the machine, or choose another port",
 	api.CodeTunnelNotFound:   "`adit status AGENT` shows what is open, `adit open AGENT` opens another",
 	api.CodeAppTimeout:       "something listens there and does not answer: look at the app on the machine",
+	api.CodeAccessRequired:   "it is for certain people: `adit login` to its relay says who you are, or open its URL in a browser and sign in",
+	api.CodeAccessDenied:     "ask whoever opened it: `adit access` changes who may use it",
+	api.CodeReadOnly:         "whoever opened it can change that: `adit access SESSION --read-only=false`",
+	api.CodePINRequired:      "open its URL in a browser, which asks for the PIN; programs get in with `adit login` only",
+	api.CodePINLocked:        "whoever opened it can give it another PIN: `adit access SESSION --access pin`",
+	api.CodeKnockWaiting:     "open its URL in a browser, and wait until somebody of the team lets you in",
+	api.CodeAccessTooWide:    "the relay's operator decides how open tunnels may be: choose another --access",
 	api.CodeNotATCPTunnel:    "open one for it with `adit open AGENT --port PORT --protocol tcp`, or say `adit connect AGENT:PORT`",
 	api.CodeNotARelay:        "check the address; `adit doctor` shows the way hop by hop",
 }

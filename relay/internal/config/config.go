@@ -145,12 +145,6 @@ type Tunnel struct {
 	HeaderTimeout  api.Duration `conf:"header_timeout" help:"how long an app may think before the first byte of its answer"`
 }
 
-// Access bounds how open tunnels and named links may be.
-type Access struct {
-	Minimum string `conf:"minimum" help:"how open tunnels and named links may be at most: anyone (who has the URL), pin, knock, team or people, each narrower than the one before; nothing wider is opened then"`
-	Default string `conf:"default" help:"who may use a tunnel that is opened without saying so: anyone, knock, team, or people, which is then whoever opened it alone (default: as access.minimum, and team where that is pin)"`
-}
-
 // Limits bound what one party can take.
 type Limits struct {
 	Agents           int          `conf:"agents" help:"agents on this relay"`
@@ -240,11 +234,7 @@ func (c *Relay) Complete() {
 	if c.Auth.OIDC.Audience == "" {
 		c.Auth.OIDC.Audience = c.Auth.OIDC.ClientID
 	}
-	if c.Access.Default == "" {
-		if c.Access.Default = c.Access.Minimum; c.Access.Default == string(api.AccessPIN) {
-			c.Access.Default = string(api.AccessTeam)
-		}
-	}
+	c.Access.complete()
 	if c.ClusterKeyFile == "" {
 		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
 	}
@@ -509,19 +499,5 @@ func (c *Relay) validateTunnel(fault faultFunc) {
 	}
 	if c.Tunnel.HeaderTimeout < api.Duration(time.Second) {
 		fault("tunnel.header_timeout", "%s is below 1s", c.Tunnel.HeaderTimeout)
-	}
-}
-
-func (c *Relay) validateAccess(fault faultFunc) {
-	least, def := api.AccessMode(c.Access.Minimum), api.AccessMode(c.Access.Default)
-	switch {
-	case !least.Valid():
-		fault("access.minimum", "%q is none of anyone, pin, knock, team and people", c.Access.Minimum)
-	case def == api.AccessPIN:
-		fault("access.default", "a PIN is chosen for each tunnel; use anyone, knock, team or people")
-	case !def.Valid():
-		fault("access.default", "%q is none of anyone, knock, team and people", c.Access.Default)
-	case !def.AtLeast(least):
-		fault("access.default", "%s is wider than access.minimum, %s", def, least)
 	}
 }

@@ -61,6 +61,7 @@ type Config struct {
 	Access Access
 	// Identity tells apps who uses them; nil: they are not told.
 	Identity Identity
+	Doors    Doors // nil: nobody says a PIN or knocks
 	// SignIn is the origin where browsers sign in; empty: they cannot.
 	SignIn string
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,

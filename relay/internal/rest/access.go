@@ -47,6 +47,17 @@ func (a *API) linkRule(req api.AccessRequest, protocol api.Protocol) (func(old *
 	return func(old *store.AccessRule) (*store.AccessRule, error) { return access.Replace(old, r, time.Now()) }, nil
 }
 
+func (a *API) getTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
+	t, err := a.pathTunnel(r, p)
+	if err != nil {
+		return err
+	}
+	if _, err := query(r); err != nil {
+		return err
+	}
+	return send(w, http.StatusOK, access.Public(t.Access))
+}
+
 func (a *API) setTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
 	t, err := a.pathTunnel(r, p)
 	if err != nil {
