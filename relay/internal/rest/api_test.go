@@ -103,8 +103,6 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/tunnels/{session_id}/terminal":              append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/viewers":                append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/viewers/{viewer_id}": append(slices.Clone(team), "admin"),
-		"PUT /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
-		"PUT /api/v1/tunnels/{session_id}/links/{link_id}/access": append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/knocks":                 append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/knocks/{knock_id}":     append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/links":                 append(slices.Clone(team), "admin"),
