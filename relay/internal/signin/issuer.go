@@ -30,6 +30,8 @@ type Issuer struct {
 	SecretFile string // of the client; empty: it has none, and PKCE alone protects the code
 	Scopes     []string
 	HTTPClient *http.Client // nil: the usual one
+	// GroupsClaim lists a person's groups; empty: nobody is in any.
+	GroupsClaim string
 }
 
 const (
@@ -344,6 +346,23 @@ func (p *person) describe() {
 	if claims.Verified == true || claims.Verified == "true" {
 		p.email = line(claims.Email)
 	}
+}
+
+// groups are those that the issuer's claims name for a person: a list, or one.
+func groups(claims json.RawMessage, claim string) []string {
+	var all map[string]json.RawMessage
+	if claim == "" || json.Unmarshal(claims, &all) != nil {
+		return nil
+	}
+	var list []string
+	var one string
+	switch {
+	case json.Unmarshal(all[claim], &list) == nil:
+		return list
+	case json.Unmarshal(all[claim], &one) == nil && one != "":
+		return []string{one}
+	}
+	return nil
 }
 
 // line makes a text from elsewhere fit to be shown in one line.
