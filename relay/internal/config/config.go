@@ -80,11 +80,12 @@ type Auth struct {
 
 // OIDC accepts user sessions of an OpenID Connect issuer.
 type OIDC struct {
-	Issuer     string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
-	Audience   string            `conf:"audience" help:"audience that its tokens must name"`
-	TeamsClaim string            `conf:"teams_claim" help:"claim that lists the user's teams"`
-	RolesClaim string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
-	Roles      map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
+	Issuer      string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience    string            `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim  string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	GroupsClaim string            `conf:"groups_claim" help:"claim that lists the user's groups, for access people; empty: none is read"`
+	RolesClaim  string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
+	Roles       map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
 
 	GroupsClaim string `conf:"groups_claim" help:"claim that lists the user's groups, which access: people may name; empty: nobody is in any"`
 

@@ -139,14 +139,14 @@ func (p *People) Groups(ctx context.Context, user ident.UserID, groups []string)
 // SignIn writes that a person is signed in with a browser, by a method (issuer, invite,
 // passkey), and returns the secret of its cookie: a fresh one each time. The error is a
 // *api.Problem.
-func (p *People) SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error) {
+func (p *People) SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error) {
 	secret, now := ident.NewSecret(ident.PrefixSignIn), p.now()
 	u, _ := p.cfg.Store.User(user)
 	if !now.After(u.SignedOutAt) { // by another relay, whose clock is ahead of ours
 		now = u.SignedOutAt.Add(time.Millisecond)
 	}
 	rec := store.SignInRecord{
-		Hash: secret.Hash(), User: user, Teams: teams, Method: method, Browser: tidy(browser, maxBrowser), RemoteAddr: tidy(remote, maxText),
+		Hash: secret.Hash(), User: user, Teams: teams, Groups: groups, Method: method, Browser: tidy(browser, maxBrowser), RemoteAddr: tidy(remote, maxText),
 		IssuedAt: now, SeenAt: now, ExpiresAt: now.Add(idleLife), EndsAt: now.Add(wholeLife),
 	}
 	// The bound: what was not used for longest goes.

@@ -182,7 +182,7 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back st
 		}
 		if more != nil {
 			p.claims = more
-			p.describe()
+			p.describe(d.issuer.cfg.Groups)
 			teams, err = d.cfg.Creds.IssuerTeams(more)
 			if more := groups(more, d.cfg.Issuer.GroupsClaim); len(more) > 0 {
 				of = more
@@ -204,10 +204,7 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back st
 	if !in {
 		return api.Problemf(api.CodeNotAMember, "you are %s, and in no team of this relay: ask for an invitation, or to be put into a team at %s, then begin again", cmp.Or(p.name, string(p.id)), d.issuer.name)
 	}
-	if err := d.enter(w, r, p.id, methodIssuer, teams); err != nil {
-		return err
-	}
-	return d.cfg.People.Groups(r.Context(), p.id, of)
+	return d.enter(w, r, p.id, methodIssuer, teams, p.groups)
 }
 
 // returnTo is where a browser goes after it has signed in: a page of the relay's own,
