@@ -372,6 +372,17 @@ func TestWhatTheIssuerSays(t *testing.T) {
 	if r, _ := w.store.SignIn(rec.Hash); len(r.Teams) != 3 || r.Teams[0].Role != "" {
 		t.Errorf("an older browser still has %+v", r.Teams)
 	}
+	for _, c := range []struct{ said, kept []string }{
+		{[]string{"vision", "audio", "vision", "", " odd", "e\x1b[31m", strings.Repeat("x", 129)}, []string{"audio", "vision"}}, {nil, nil},
+	} {
+		if err := w.Groups(ctx, "sub-1", c.said); err != nil {
+			t.Fatal(err)
+		}
+		w.catchUp()
+		if r, _ := w.store.SignIn(rec.Hash); !slices.Equal(r.Groups, c.kept) {
+			t.Errorf("of the groups %q it keeps %q", c.said, r.Groups)
+		}
+	}
 	if _, err := w.Remove(ctx, in(three), three, "sub-1", false); err != nil {
 		t.Fatal(err)
 	}

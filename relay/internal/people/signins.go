@@ -25,6 +25,8 @@ const (
 	maxUser  = 255
 	maxText  = 128
 	maxTeams = 256
+
+	maxGroups = 256
 )
 
 // Known writes down what an issuer says of a person who signs in: their name and the
@@ -107,6 +109,30 @@ func (p *People) unsaid(ctx context.Context, user ident.UserID, teams []store.Si
 			return storeProblem(doing, err)
 		}
 	}
+	return nil
+}
+
+// Groups writes down the groups that an issuer names for a person who has signed in, for
+// all browsers that they are signed in with. What is no name, or beyond the bound, is left
+// out. The error is a *api.Problem.
+func (p *People) Groups(ctx context.Context, user ident.UserID, groups []string) error {
+	groups = slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return g == "" || tidy(g, maxText) != g })
+	slices.Sort(groups)
+	groups = slices.Compact(groups)
+	groups = groups[:min(len(groups), maxGroups)]
+	for _, s := range p.cfg.Store.SignIns(user) {
+		if slices.Equal(s.Groups, groups) {
+			continue
+		}
+		_, err := p.cfg.Store.ChangeSignIn(ctx, s.Hash, func(r *store.SignInRecord) error {
+			r.Groups = groups
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return storeProblem("write down the groups of who signs in", err)
+		}
+	}
+	p.settle(ctx)
 	return nil
 }
 

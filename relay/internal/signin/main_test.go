@@ -89,6 +89,18 @@ func (t *town) SignIn(_ context.Context, user ident.UserID, method string, teams
 	return secret, r, nil
 }
 
+func (t *town) Groups(_ context.Context, user ident.UserID, groups []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for hash, r := range t.signIns {
+		if r.User == user {
+			r.Groups = groups
+			t.signIns[hash] = r
+		}
+	}
+	return nil
+}
+
 func (t *town) SignOut(_ context.Context, rec store.SignInRecord, everywhere bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
