@@ -104,6 +104,7 @@ type Config struct {
 	Usage      Usage
 	Links      Links
 	Access     access.Floor // how far tunnels may be open; zero: as far as asked for
+	SignInOff  string       // why nobody signs in with a browser; empty: people do
 	Terminals  Terminals
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has
