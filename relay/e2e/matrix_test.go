@@ -61,6 +61,8 @@ var apiRoutes = []apiRoute{
 	{"POST", "/tunnels/{session_id}/terminal", kindsAdmin, "", `{"expires_in":"1ms"}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/viewers", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
 	{"DELETE", "/tunnels/{session_id}/viewers/{viewer_id}", kindsAdmin, "", "", 404, "viewer_not_found", "tunnel_not_found"},
+	{"GET", "/tunnels/{session_id}/knocks", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
+	{"POST", "/tunnels/{session_id}/knocks/{knock_id}", kindsAdmin, "", `{"admit":true}`, 404, "knock_not_found", "tunnel_not_found"},
 	{"POST", "/tunnels/{session_id}/links", kindsAdmin, "", `{"name":""}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/links", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/access", kindsAdmin, "", "", 200, "", "tunnel_not_found"},

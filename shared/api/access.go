@@ -51,14 +51,14 @@ type Access struct {
 
 // Knock is somebody who waits at a tunnel until a member of the team lets them in.
 type Knock struct {
-	KnockID    string       `json:"knock_id"`
-	SessionID  string       `json:"session_id"`
-	LinkID     ident.LinkID `json:"link_id,omitempty"`
-	Name       string       `json:"name,omitempty"` // as they say
-	RemoteAddr string       `json:"remote_addr"`
-	Browser    string       `json:"browser,omitempty"`
-	KnockedAt  time.Time    `json:"knocked_at"`
-	ExpiresAt  time.Time    `json:"expires_at"`
+	KnockID    string          `json:"knock_id"`
+	SessionID  ident.SessionID `json:"session_id"`
+	LinkID     ident.LinkID    `json:"link_id,omitempty"`
+	Name       string          `json:"name,omitempty"` // as they say
+	RemoteAddr string          `json:"remote_addr"`
+	Browser    string          `json:"browser,omitempty"`
+	KnockedAt  time.Time       `json:"knocked_at"`
+	ExpiresAt  time.Time       `json:"expires_at"`
 }
 
 // KnockList is the answer of GET /tunnels/{session_id}/knocks.
@@ -68,5 +68,5 @@ type KnockList struct {
 
 // AnswerKnockRequest is the body of POST /tunnels/{session_id}/knocks/{knock_id}.
 type AnswerKnockRequest struct {
-	Admit bool `json:"admit"`
+	Admit *bool `json:"admit"` // required: nobody is let in, or sent away, by what was left out
 }

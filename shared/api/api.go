@@ -347,5 +347,6 @@ const (
 	EventTunnelClosing = "tunnel_closing" // warning before an idle or hard close
 	EventTunnelClosed  = "tunnel_closed"
 	EventTunnelAccess  = "tunnel_access" // who may use it was changed
+	EventTunnelKnock   = "tunnel_knock"  // somebody waits to be let in, or does not any more
 	EventGoodbye       = "goodbye"       // the stream ends: the relay restarts, or the credential is over
 )

@@ -28,7 +28,6 @@ type Store interface {
 	User(id ident.UserID) (store.UserRecord, bool)
 	SignIn(hash string) (store.SignInRecord, bool)
 	SignIns(user ident.UserID) []store.SignInRecord
-	Team(id ident.TeamID) (store.TeamRecord, bool)
 	// UseTicket uses a code up, for the whole pool; store.ErrExists when it was used.
 	UseTicket(ctx context.Context, hash string, ends time.Time) error
 }

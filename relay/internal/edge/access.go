@@ -123,6 +123,10 @@ func (x *exchange) enter() bool {
 		x.redeem(req)
 		return false
 	}
+	if x.atDoor() {
+		x.door(req)
+		return false
+	}
 	v, err := x.e.config.Access.Check(x.r.Context(), req)
 	if err == nil && rule.ReadOnly && x.route.Record.Protocol == api.ProtocolTCP {
 		err = access.ReadOnly() // it cannot be known what of it would only look
@@ -153,10 +157,13 @@ func (x *exchange) refuse(err error, req access.Request, twice bool) {
 		p = api.Internal(err)
 	}
 	opens := x.r.Method == http.MethodGet || x.r.Method == http.MethodHead
+	form := x.hasForm(p, req)
 	switch {
-	case p.Code != api.CodeAccessRequired || len(req.Auth) > 0 || !problems.Shown(x.r):
+	case form && !twice:
+		x.ask(p, req)
+	case !form && (p.Code != api.CodeAccessRequired || len(req.Auth) > 0 || !problems.Shown(x.r)):
 		x.problem(p)
-	case x.e.config.SignIn == "":
+	case !form && x.e.config.SignIn == "":
 		x.problem(api.NewProblem(p.Code, "the tunnel is for certain people, and nobody signs in at this relay with a browser; programs send Adit-Authorization"))
 	case twice: // a new one would be one more
 		x.problem(api.NewProblem(p.Code, "the browser has two passes to this tunnel, and one was set by somebody else: remove the cookies of this address, then open it again"))
@@ -180,6 +187,9 @@ func (x *exchange) refuse(err error, req access.Request, twice bool) {
 // askedFor is the path that the browser asked for, within the tunnel's address: where a
 // cookie chose the tunnel, passes are not sent to what is outside of it.
 func (x *exchange) askedFor() string {
+	if x.atDoor() {
+		return x.route.Prefix + "/"
+	}
 	if x.absolute {
 		return x.route.Prefix + x.r.RequestURI
 	}

@@ -221,3 +221,28 @@ func TestVersionsOfRules(t *testing.T) {
 		t.Errorf("the second version is %d after %d: %v", b.Version, a.Version, err)
 	}
 }
+
+func TestWhoWaitsIsListedAndAnswered(t *testing.T) {
+	w := newWorld(t)
+	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", `{"access":"knock"}`), 201)
+	path := "/tunnels/" + string(o.SessionID) + "/knocks"
+	for _, secret := range []string{"user", o.AdminToken} {
+		list := into[api.KnockList](t, w.do("GET", path, secret, ""), 200)
+		if len(list.Knocks) != 1 || list.Knocks[0].Name != "Mallory" || list.Knocks[0].SessionID != o.SessionID {
+			t.Errorf("%s sees %+v waiting, want Mallory", secret, list.Knocks)
+		}
+		if r := w.do("POST", path+"/00c0ffee", secret, `{"admit":false}`); r.status != 204 {
+			t.Errorf("%s refuses Mallory: %d %s", secret, r.status, r.body)
+		}
+	}
+	w.want(w.do("POST", path+"/00c0ffee", "user", `{}`), "Unprocessable Entity out_of_range")
+	w.want(w.do("POST", path+"/nobody", "user", `{"admit":true}`), "Not Found knock_not_found")
+	w.want(w.do("POST", path+"/00c0ffee", "stranger", `{"admit":true}`), "Not Found tunnel_not_found")
+	var said bool
+	for _, rec := range w.audit.Records() {
+		said = said || rec.Event == audit.KnockAnswered && rec.Session == o.SessionID && strings.HasPrefix(rec.Detail, "Mallory false by ")
+	}
+	if !said {
+		t.Error("the audit log does not say who answered the knock")
+	}
+}

@@ -92,7 +92,7 @@ type Heartbeats interface {
 }
 
 // Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
-// Usage, Links, Terminals, Audit, Remote, Grace and Logger are required.
+// Usage, Links, Doors, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
@@ -103,6 +103,7 @@ type Config struct {
 	Addresses  Addresses
 	Usage      Usage
 	Links      Links
+	Doors      Doors        // of tunnels that one knocks at
 	Access     access.Floor // how far tunnels may be open; zero: as far as asked for
 	SignInOff  string       // why nobody signs in with a browser; empty: people do
 	Terminals  Terminals
@@ -138,7 +139,7 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Doors == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
 		return nil, errors.New("rest: Auth, Rights, People, Pairing, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {

@@ -103,6 +103,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"POST /api/v1/tunnels/{session_id}/terminal":              append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/viewers":                append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/viewers/{viewer_id}": append(slices.Clone(team), "admin"),
+		"PUT /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
+		"PUT /api/v1/tunnels/{session_id}/links/{link_id}/access": append(slices.Clone(team), "admin"),
+		"GET /api/v1/tunnels/{session_id}/knocks":                 append(slices.Clone(team), "admin"),
+		"POST /api/v1/tunnels/{session_id}/knocks/{knock_id}":     append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/links":                 append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/links":                  append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/links/{link_id}":     append(slices.Clone(team), "admin"),
@@ -121,7 +125,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
-	fill := strings.NewReplacer("{agent_id}", "gpu-1", "{session_id}", string(o.SessionID), "{viewer_id}", "nobody", "{link_id}", "nothing", "{task_id}", "nothing", "{credential_id}", "none")
+	fill := strings.NewReplacer("{agent_id}", "gpu-1", "{session_id}", string(o.SessionID), "{viewer_id}", "nobody", "{link_id}", "nothing", "{knock_id}", "nothing", "{task_id}", "nothing", "{credential_id}", "none")
 	for _, r := range w.api.Routes() {
 		method, pattern := r[0], r[1]
 		who, known := admitted[method+" "+pattern]

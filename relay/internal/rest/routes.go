@@ -78,6 +78,9 @@ func (a *API) table() []route {
 		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "listViewers", serve: a.listViewers},
 		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "kickViewer", serve: a.kickViewer},
 
+		{method: "GET", path: "/tunnels/{session_id}/knocks", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "listKnocks", serve: a.listKnocks},
+		{method: "POST", path: "/tunnels/{session_id}/knocks/{knock_id}", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "answerKnock", serve: a.answerKnock},
+
 		{method: "POST", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "createLink", serve: a.createLink},
 		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: viewer, scopes: seeLinks, operation: "listLinks", serve: a.listLinks},
 		{method: "PUT", path: "/tunnels/{session_id}/links/{link_id}/access", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "setLinkAccess", serve: a.setLinkAccess},

@@ -208,6 +208,20 @@ var (
 )
 
 // terminals make codes that open nothing.
+// doors have somebody who waits at each tunnel.
+type doors struct{}
+
+func (doors) Knocks(session ident.SessionID) []api.Knock {
+	return []api.Knock{{KnockID: "00c0ffee", SessionID: session, Name: "Mallory", RemoteAddr: "203.0.113.9", Browser: "curl", KnockedAt: time.Unix(1000, 0).UTC(), ExpiresAt: time.Unix(1600, 0).UTC()}}
+}
+
+func (doors) Answer(_ context.Context, by creds.Principal, _ store.TunnelRecord, knock string, admit bool) (string, error) {
+	if knock != "00c0ffee" {
+		return "", api.NotFound(api.CodeKnockNotFound)
+	}
+	return fmt.Sprintf("Mallory %v by %s", admit, by.Name), nil
+}
+
 type terminals struct{}
 
 func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
@@ -304,7 +318,7 @@ func (w *world) restart(floor access.Floor) {
 	w.t.Helper()
 	var err error
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Access: floor, SignInOff: w.signInOff, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
+		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, SignInOff: w.signInOff, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
 		Logger:    slog.New(slog.DiscardHandler),
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,

@@ -2,9 +2,12 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -83,25 +86,43 @@ func (s *Store) ChangeKnock(ctx context.Context, id ident.SessionID, knock strin
 	return changeRecord(ctx, s, "answer a knock", key(dirKnock, string(id)+"/"+knock), change)
 }
 
-// PINTries reads how many wrong PINs were tried; of names as "tunnel id" or "link id".
-func (s *Store) PINTries(ctx context.Context, name string) (PINTriesRecord, error) {
-	var found PINTriesRecord
-	_, err := s.ChangePINTries(ctx, name, func(r *PINTriesRecord) error {
-		found = *r
-		return ErrUnchanged
+// triesKept is how long wrong PINs are remembered: as long as a tunnel may live, with the
+// defaults, and then some.
+const triesKept = 30 * 24 * time.Hour
+
+// ChangePINTries changes the count of a tunnel's or named link's wrong PINs by
+// compare-and-set; change gets the zero record when there is none. A write whose answer
+// is lost may be counted twice. Records end by themselves, long after the tunnel.
+func (s *Store) ChangePINTries(ctx context.Context, name string, change func(*PINTriesRecord) error) (PINTriesRecord, error) {
+	defer s.metrics.took(opPeople)()
+	const doing = "count the tries of a PIN"
+	var record PINTriesRecord
+	var lease clientv3.LeaseID
+	err := s.swap(ctx, doing, key(dirPINTries, name), func(cur *keyValue) (proposal, error) {
+		record = PINTriesRecord{}
+		if cur != nil {
+			if err := json.Unmarshal(cur.value, &record); err != nil {
+				return proposal{}, fmt.Errorf("%s: %w", doing, err)
+			}
+			lease = cur.lease
+		}
+		if err := change(&record); err != nil {
+			return proposal{}, err
+		}
+		if lease == 0 {
+			if !s.Room() {
+				return proposal{}, noRoom(doing)
+			}
+			var err error
+			if lease, err = s.grant(ctx, triesKept); err != nil {
+				return proposal{}, unavailable(ctx, doing, err)
+			}
+		}
+		value, err := encoded(doing, record)
+		return proposal{value: value, lease: lease}, err
 	})
 	if err != nil {
-		return found, fmt.Errorf("read the tries of a PIN: %w", err)
+		return PINTriesRecord{}, err
 	}
-	return found, nil
-}
-
-// ChangePINTries changes the count by compare-and-set.
-func (s *Store) ChangePINTries(ctx context.Context, name string, change func(*PINTriesRecord) error) (PINTriesRecord, error) {
-	return upsert(ctx, s, "count tries of a PIN", key(dirPINTries, name), change)
-}
-
-// DeletePINTries forgets the count; none is no error.
-func (s *Store) DeletePINTries(ctx context.Context, name string) error {
-	return s.forget(ctx, "reset the tries of a PIN", key(dirPINTries, name))
+	return record, nil
 }

@@ -47,6 +47,9 @@ var Needs = map[string]Need{
 	"GET /tunnels/{session_id}/viewers":                {api.RoleViewer, "", seeing},
 	"DELETE /tunnels/{session_id}/viewers/{viewer_id}": {api.RoleMember, api.RoleAdmin, "tunnels"},
 
+	"GET /tunnels/{session_id}/knocks":             {api.RoleViewer, "", seeing},
+	"POST /tunnels/{session_id}/knocks/{knock_id}": {api.RoleMember, api.RoleAdmin, "tunnels"},
+
 	"POST /tunnels/{session_id}/links":                 {api.RoleMember, api.RoleAdmin, "links"},
 	"GET /tunnels/{session_id}/links":                  {api.RoleViewer, "", "read links"},
 	"PUT /tunnels/{session_id}/links/{link_id}/access": {api.RoleMember, api.RoleAdmin, "links"},

@@ -115,6 +115,8 @@ export function connect(way, me, team) {
     setLinkAccess: (session, link, body) => ask("PUT", tunnel(session) + "/links/" + id(link) + "/access", body),
     viewers: (session) => ask("GET", tunnel(session) + "/viewers"),
     kick: (session, viewer) => ask("DELETE", tunnel(session) + "/viewers/" + id(viewer)),
+    knocks: (session) => ask("GET", tunnel(session) + "/knocks"),
+    answer: (session, knock, admit) => ask("POST", tunnel(session) + "/knocks/" + id(knock), { admit }),
     links: (session) => ask("GET", tunnel(session) + "/links"),
     makeLink: (session, body) => ask("POST", tunnel(session) + "/links", body),
     revoke: (session, link) => ask("DELETE", tunnel(session) + "/links/" + id(link)),

@@ -1,11 +1,11 @@
 // One open tunnel of an agent: what it is used for, and all that can be done to it.
 import { html } from "htm/preact";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Access, accessText } from "./console-access.js";
 import { Act, Choice, Copy, Dialog, Fault, QR, useList, visit } from "./console-parts.js";
 import { ago, appName, bytes, clock, plural, seconds, until } from "./console-text.js";
 
-export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) {
+export function Tunnel({ agent, session: s, api, now, tell, changed, warning, knocked, live }) {
   const [panel, setPanel] = useState("");
   const [ask, setAsk] = useState("");
   const [error, setError] = useState(null);
@@ -35,6 +35,7 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
     </dl>
     ${warning && html`<p class="warning" role="status">${warning}</p>`}
     ${(s.warnings || []).map((w) => html`<p class="warning">${w}</p>`)}
+    ${(s.access === "knock" || knocked) && html`<${Knocks} name=${name} session=${s} api=${api} now=${now} tell=${tell} again=${`${knocked} ${live}`} />`}
     <div class="actions">
       ${!tcp && html`<a class="button primary" href=${s.tunnel_url} target="_blank" rel="noopener noreferrer" aria-label=${`Open ${name} in a new tab`}>Open</a>`}
       <${Copy} text=${s.tunnel_url} what=${`Copy link of ${name}`} />
@@ -70,6 +71,26 @@ function Extend({ name, session, api, close, done }) {
     <${Fault} error=${error} />
     <footer><button type="button" onClick=${close}>Cancel</button><${Act} class="primary" run=${run}>Extend</${Act}></footer>
   </${Dialog}>`;
+}
+
+// Who waits to be let in; nothing, when nobody does.
+function Knocks({ name, session, api, now, tell, again }) {
+  const [list, error, load, setError] = useList(async () => (await api.knocks(session.session_id)).knocks);
+  useEffect(() => { load(); }, [again]);
+  const answer = (k, admit) => async () => {
+    setError(null);
+    try { await api.answer(session.session_id, k.knock_id, admit); tell(`${k.name} is ${admit ? "let in" : "refused"}`); } catch (e) { setError(e); }
+    await load();
+  };
+  const waiting = (list || []).filter((k) => Date.parse(k.expires_at) > now);
+  if (waiting.length === 0 && !error) return null;
+  return html`<section class="panel" aria-label=${`Waiting at ${name}`}>
+    <${Fault} error=${error} />
+    <ul class="rows">${waiting.map((k) => html`<li key=${k.knock_id}>
+      <div><strong>${k.name}</strong> <span class="note">waits to be let in, from ${k.remote_addr}, since ${ago(k.knocked_at, now)}${k.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${k.browser || "no user agent"}</small></div>
+      ${api.may("member", "tunnels") && html`<div class="actions"><${Act} class="primary" label=${`Admit ${k.name}`} run=${answer(k, true)}>Admit</${Act}>
+      <${Act} class="danger" label=${`Refuse ${k.name}`} run=${answer(k, false)}>Refuse</${Act}></div>`}</li>`)}</ul>
+  </section>`;
 }
 
 function Viewers({ session, api, now, tell, changed }) {

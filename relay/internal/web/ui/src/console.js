@@ -26,6 +26,7 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
   const [link, setLink] = useState({ state: "connecting" });
   const [generation, setGeneration] = useState(0);
   const [warnings, setWarnings] = useState(new Map());
+  const [knocked, setKnocked] = useState(new Map()); // session: how often somebody came, or was answered
   const [filter, setFilter] = useState("");
   const [toasts, setToasts] = useState([]);
   const [now, setNow] = useState(Date.now());
@@ -66,8 +67,12 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
             setWarnings((m) => new Map(m).set(e.session_id, e.detail));
             tell(`a tunnel to ${e.agent_id} ${e.detail}`);
             break;
+          case "tunnel_knock":
+            setKnocked((m) => new Map(m).set(e.session_id, (m.get(e.session_id) || 0) + 1));
+            tell(`${e.agent_id}: ${e.detail}`);
+            break;
           case "tunnel_closed":
-            setWarnings((m) => { const n = new Map(m); n.delete(e.session_id); return n; });
+            for (const set of [setWarnings, setKnocked]) set((m) => { const n = new Map(m); n.delete(e.session_id); return n; });
             if (!api.closedHere(e.session_id)) tell(`a tunnel to ${e.agent_id} is over: ${e.detail}`);
             break;
         }
@@ -114,7 +119,7 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
       ${agents && html`<p class="summary" role="status">${plural(all.length, "machine")}${counts.length > 0 ? ": " + counts.map(([s, n]) => `${n} ${states[s][0].toLowerCase()}`).join(", ") : ""}${words.length ? ` · ${shown.length} shown` : ""}</p>`}
       ${agents && all.length === 0 && html`<div class="empty"><h2>No machine is connected</h2><p>On a GPU machine, with an agent credential in a file:</p><pre tabindex="0">adit-agent run --relay_url ${location.origin} --agent_id gpu-1 --credential_file ./credential</pre><p>It appears here by itself.</p></div>`}
       ${all.length > 0 && shown.length === 0 && html`<div class="empty"><h2>No machine matches</h2><button type="button" onClick=${() => setFilter("")}>Clear the filter</button></div>`}
-      <div class="grid">${shown.map((a) => html`<${Agent} key=${a.agent_id} agent=${a} api=${api} now=${now} live=${generation} tell=${tell} warnings=${warnings} />`)}</div>
+      <div class="grid">${shown.map((a) => html`<${Agent} key=${a.agent_id} agent=${a} api=${api} now=${now} live=${generation} tell=${tell} warnings=${warnings} knocked=${knocked} />`)}</div>
     </main>`}
     <div class="toasts" role="log" aria-live="polite" aria-label="Messages">${toasts.map((t) => html`<p key=${t.id}>${t.text.charAt(0).toUpperCase() + t.text.slice(1)}</p>`)}</div>`;
 }
