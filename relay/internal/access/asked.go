@@ -15,11 +15,12 @@ import (
 
 // Bounds of a rule.
 const (
-	maxPeople   = 64
-	maxPerson   = 254 // bytes of one of them
-	maxNetworks = 32
-	minPIN      = 6 // characters
-	maxPIN      = 64
+	maxPeople    = 64
+	maxPerson    = 254 // bytes of one of them
+	maxNetworks  = 32
+	minPIN       = 6 // characters
+	maxPIN       = 64
+	groupPattern = "group:"
 )
 
 // Floor is what the operator allows. The zero value allows everything.
@@ -141,7 +142,7 @@ func people(list []string) ([]string, error) {
 	for _, p := range list {
 		p = strings.TrimSpace(p)
 		domain, all := strings.CutPrefix(p, "*@")
-		group, named := strings.CutPrefix(p, GroupPrefix)
+		group, named := strings.CutPrefix(p, groupPattern)
 		rest := p
 		switch {
 		case all:

@@ -269,7 +269,7 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 		t.Fatalf("with two tunnels: %+v", status)
 	}
 	i := slices.IndexFunc(status.Sessions, func(s api.Session) bool { return s.SessionID == o.SessionID })
-	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || s.ClosesBecause == "" {
+	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || !strings.HasSuffix(s.ClosesBecause, "; in use by Ada, Bob, Cleo and others") {
 		t.Errorf("the session is shown as %+v", s)
 	}
 	agent := into[api.Agent](t, w.do("GET", "/agents/gpu-1", "user", ""), 200)
