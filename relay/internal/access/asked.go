@@ -37,7 +37,7 @@ func (f Floor) Rule(req api.AccessRequest, protocol api.Protocol) (store.AccessR
 		if r.Mode = f.Default; r.Mode == "" {
 			r.Mode = api.AccessAnyone
 		}
-	} else if r.Mode == api.AccessPeople && len(req.People) == 0 {
+	} else if r.Mode == api.AccessPeople && len(req.People) == 0 && f.Default != api.AccessPeople { // nobody but its opener: by default only
 		return r, invalid("people", "with access people, name at least one: an address, *@example.com or group:NAME")
 	}
 	switch {
@@ -131,24 +131,6 @@ func Public(r *store.AccessRule) api.Access {
 		return api.Access{Access: api.AccessAnyone}
 	}
 	return api.Access{Access: r.Mode, People: r.People, From: r.From, ReadOnly: r.ReadOnly}
-}
-
-// Describe says a rule in words, for the audit log and events. It names nobody.
-func Describe(r *store.AccessRule) string {
-	if r == nil {
-		return "access anyone"
-	}
-	text := "access " + string(r.Mode)
-	if n := len(r.People); n > 0 {
-		text += fmt.Sprintf(" (%d)", n)
-	}
-	if len(r.From) > 0 {
-		text += " from " + strings.Join(r.From, ", ")
-	}
-	if r.ReadOnly {
-		text += ", read only"
-	}
-	return text
 }
 
 // people checks who is named: addresses, all of a domain, groups and ids of persons.

@@ -187,8 +187,24 @@ func TestTheOperatorsFloor(t *testing.T) {
 	}
 	// People, by default: whoever opened it alone.
 	w.restart(access.Floor{Minimum: api.AccessPeople, Default: api.AccessPeople})
-	if o := into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201); o.Access.Access != api.AccessPeople || len(o.People) != 0 {
+	o = into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201)
+	if o.Access.Access != api.AccessPeople || len(o.People) != 0 {
 		t.Errorf("without a word of it, it says %+v", o.Access)
+	}
+	if a := into[api.Access](t, w.do("PUT", "/tunnels/"+string(o.SessionID)+"/access", "user", `{"access":"people","read_only":true}`), 200); !a.ReadOnly || a.Access != api.AccessPeople {
+		t.Errorf("narrowed, it says %+v", a)
+	}
+}
+
+// Where nobody signs in, a tunnel for people says that they cannot come with a browser.
+func TestAccessWhereNobodySignsIn(t *testing.T) {
+	w := newWorld(t)
+	w.signInOff = "set wildcard_domain"
+	w.restart(access.Floor{})
+	for mode, warned := range map[string]bool{"": false, `{"access":"team"}`: true, `{"access":"people","people":["a@example.com"]}`: true, `{"access":"pin","pin":"123456"}`: false, `{"access":"knock"}`: false} {
+		if o := into[api.Tunnel](t, w.do("POST", opens, "user", mode), 201); strings.Contains(strings.Join(o.Warnings, "\n"), "set wildcard_domain") != warned {
+			t.Errorf("%s: warnings %q", mode, o.Warnings)
+		}
 	}
 }
 
