@@ -11,6 +11,7 @@ type CreateLinkRequest struct {
 	Name      string    `json:"name"`
 	ExpiresIn *Duration `json:"expires_in,omitempty"` // absent: as long as the tunnel is open
 	MaxUses   *int      `json:"max_uses,omitempty"`   // viewers, 1 to MaxLinkUses; absent: any number
+	AccessRequest
 }
 
 // MaxLinkUses is the largest max_uses of a named link.
@@ -31,6 +32,7 @@ type NamedLink struct {
 	Uses          int             `json:"uses"`               // viewers admitted so far
 	LastUsedAt    time.Time       `json:"last_used_at,omitzero"`
 	Viewers       int             `json:"viewers"` // now
+	Access
 }
 
 // NamedLinkList is the answer of GET /tunnels/{session_id}/links.

@@ -61,6 +61,8 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("DELETE /api/v1/agents/{id}/tunnel", r.closeTunnel)
 	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
+	mux.HandleFunc("GET /api/v1/tunnels/{session}/access", r.access)
+	mux.HandleFunc("PUT /api/v1/tunnels/{session}/access", r.access)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("POST /api/v1/desktop/pair/start", r.startPairing)
 	mux.HandleFunc("POST /api/v1/desktop/pair/poll", r.pollPairing)
@@ -265,14 +267,22 @@ func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
 	defer r.mu.Unlock()
 	id := ident.NewSessionID()
 	r.agents[id] = m.AgentID
+	access := api.Access{Access: req.Access, People: req.People, From: req.From, ReadOnly: req.ReadOnly}
+	if access.Access == "" {
+		access.Access = api.AccessAnyone
+	}
+	if req.Access == api.AccessPIN && req.PIN != "correct horse" {
+		refuse(w, api.CodeOutOfRange, "another PIN was expected")
+		return
+	}
 	s := api.Session{
 		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story",
-		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires",
+		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires", Access: access,
 	}
 	r.sessions = append([]api.Session{s}, r.sessions...)
 	t := api.Tunnel{
 		SessionID: id, TunnelURL: s.TunnelURL, AdminToken: "adm-story", TunnelProtocol: protocol, TargetPort: port, ExpiresAt: expires,
-		IdleTimeout: s.IdleTimeout, RunningTasks: m.RunningCount, AlternateURLs: []string{}, Warnings: []string{},
+		IdleTimeout: s.IdleTimeout, RunningTasks: m.RunningCount, AlternateURLs: []string{}, Warnings: []string{}, Access: access,
 	}
 	if port == 8888 {
 		t.Warnings = append(t.Warnings, "Jupyter needs the subdomain form")
@@ -332,6 +342,33 @@ func (r *relay) viewers(w http.ResponseWriter, _ *http.Request) {
 	}}})
 }
 
+// access shows and changes who may use a tunnel; a PIN is kept where it cannot be read.
+func (r *relay) access(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.sessions {
+		s := &r.sessions[i]
+		if string(s.SessionID) != q.PathValue("session") {
+			continue
+		}
+		if q.Method == http.MethodPut {
+			var req api.AccessRequest
+			if err := json.NewDecoder(q.Body).Decode(&req); err != nil {
+				refuse(w, api.CodeInvalidBody, err.Error())
+				return
+			}
+			if req.Access == api.AccessPIN && req.PIN != "" && req.PIN != "correct horse" {
+				refuse(w, api.CodeOutOfRange, "another PIN was expected")
+				return
+			}
+			s.Access = api.Access{Access: req.Access, People: req.People, From: req.From, ReadOnly: req.ReadOnly}
+		}
+		write(w, 200, s.Access)
+		return
+	}
+	refuse(w, api.CodeTunnelNotFound, "no such tunnel")
+}
+
 func (r *relay) closeAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -369,9 +406,15 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 		s = r.sessions[at]
 	}
 	r.mu.Unlock()
+	shown := q.Header.Get(api.HeaderAuthorization)
 	switch {
+	case shown != "" && !strings.HasPrefix(q.Host, "127.0.0.1:"):
+		r.tb.Errorf("the login was shown to %s", q.Host)
 	case !ok || at < 0:
 		refuse(w, api.CodeTunnelNotFound, "no such tunnel")
+		return
+	case s.Access.Access == api.AccessTeam && shown != "Bearer "+relayToken:
+		refuse(w, api.CodeAccessRequired, "the tunnel is for its team")
 		return
 	case s.TargetPort == 9:
 		refuse(w, api.CodeAppRefused, "nothing listens on port "+strconv.Itoa(s.TargetPort))

@@ -2,6 +2,7 @@ package rest_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +23,7 @@ type links struct {
 func (l *links) Create(_ context.Context, by string, t store.TunnelRecord, s namedlinks.Spec) (store.LinkRecord, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := store.LinkRecord{ID: ident.NewLinkID(), Session: t.Session, Name: s.Name, MaxUses: s.MaxUses, CreatedBy: by, CreatedAt: time.Now()}
+	r := store.LinkRecord{ID: ident.NewLinkID(), Session: t.Session, Name: s.Name, MaxUses: s.MaxUses, CreatedBy: by, CreatedAt: time.Now(), Access: s.Access}
 	if s.ExpiresIn > 0 {
 		r.ExpiresAt = r.CreatedAt.Add(s.ExpiresIn)
 	}
@@ -51,6 +52,23 @@ func (l *links) Revoke(_ context.Context, _ string, session ident.SessionID, id 
 		}
 	}
 	return api.NewProblem(api.CodeLinkNotFound, "there is no such link")
+}
+
+func (l *links) SetAccess(_ context.Context, _ string, session ident.SessionID, id ident.LinkID, change func(*store.AccessRule) (*store.AccessRule, error)) (namedlinks.Listed, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range l.list {
+		if r.Session == session && r.ID == id {
+			made, err := change(r.Access)
+			if err == nil {
+				l.list[i].Access = made
+			} else if !errors.Is(err, store.ErrUnchanged) {
+				return namedlinks.Listed{}, err
+			}
+			return namedlinks.Listed{LinkRecord: l.list[i]}, nil
+		}
+	}
+	return namedlinks.Listed{}, api.NotFound(api.CodeLinkNotFound)
 }
 
 func TestNamedLinks(t *testing.T) {

@@ -93,14 +93,16 @@ type SignInRecord struct {
 	User ident.UserID `json:"user"`
 	// Teams are those that the issuer named at the sign-in. What the store knows of the
 	// person counts beside them, and above them.
-	Teams      []SignInTeam `json:"teams,omitempty"`
-	Method     string       `json:"method"` // issuer, invite, passkey
-	Browser    string       `json:"browser,omitempty"`
-	RemoteAddr string       `json:"remote_addr,omitempty"`
-	IssuedAt   time.Time    `json:"issued_at"`
-	SeenAt     time.Time    `json:"seen_at"`
-	ExpiresAt  time.Time    `json:"expires_at"` // moves on while it is used
-	EndsAt     time.Time    `json:"ends_at"`    // and never beyond this
+	Teams []SignInTeam `json:"teams,omitempty"`
+	// Groups are those that the issuer named, for access: people.
+	Groups     []string  `json:"groups,omitempty"`
+	Method     string    `json:"method"` // issuer, invite, passkey
+	Browser    string    `json:"browser,omitempty"`
+	RemoteAddr string    `json:"remote_addr,omitempty"`
+	IssuedAt   time.Time `json:"issued_at"`
+	SeenAt     time.Time `json:"seen_at"`
+	ExpiresAt  time.Time `json:"expires_at"` // moves on while it is used
+	EndsAt     time.Time `json:"ends_at"`    // and never beyond this
 }
 
 // SignInTeam is a team that the issuer named.
@@ -155,6 +157,7 @@ type people struct {
 	signIns  *table[SignInRecord]
 	invites  *table[InviteRecord]
 	pairings *table[PairingRecord]
+	knocks   *table[KnockRecord]
 }
 
 func newPeople() people {
@@ -184,6 +187,13 @@ func newPeople() people {
 			func(r *InviteRecord, c *Change) { c.Key.Team = r.Team }),
 		pairings: newTable(KindPairing, dirPairing, func(name string, r *PairingRecord) { r.Hash = name },
 			func(r *PairingRecord) []string { return []string{listCode + r.UserCode} }, nil),
+		knocks: newTable(KindKnock, dirKnock,
+			func(name string, r *KnockRecord) {
+				session, id, _ := strings.Cut(name, "/")
+				r.Session, r.ID = ident.SessionID(session), id
+			},
+			func(r *KnockRecord) []string { return []string{string(r.Session)} },
+			func(r *KnockRecord, c *Change) { c.Session = r.Session }),
 	}
 }
 
@@ -197,7 +207,7 @@ const (
 
 func (p people) byDir() map[string]mirrored {
 	return map[string]mirrored{
-		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings,
+		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings, dirKnock: p.knocks,
 	}
 }
 

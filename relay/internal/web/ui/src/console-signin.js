@@ -75,6 +75,9 @@ export function Join({ name, join, skip }) {
   </${Card}>`;
 }
 
+/** toTunnel is where somebody goes on to who signs in for a tunnel; empty: they stay here. */
+export const toTunnel = /^\/auth\/pass\?t=[\w-]+$/.exec(new URLSearchParams(location.search).get("return_to"))?.[0] || "";
+
 export function SignIn({ title, about, reason, enter, signedIn }) {
   const [offer, setOffer] = useState(null); // what the relay offers; null: not known yet
   const [off, setOff] = useState(null);     // why it offers nothing
@@ -100,7 +103,7 @@ export function SignIn({ title, about, reason, enter, signedIn }) {
     <p>${about}</p>
     <${Fault} error=${error} />
     ${place && html`<p>People sign in at the relay's own address. This is another name of it.</p><a class="button primary" href=${place + location.search}>Go to ${new URL(place).host}</a>`}
-    ${issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
+    ${issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(toTunnel || location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
     ${passkeys && html`<${Act} class=${issuer ? "" : "primary"} run=${passkey}>Sign in with a passkey</${Act}>`}
     ${!place && offer?.invites && html`<p class="note">You are new here? Open the invitation that somebody of your team sent you.</p>`}
     ${off && html`<p class="note">${said(off)}</p>`}
