@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -229,11 +230,13 @@ func (f *fleet) knocks(t *testing.T) {
 			t.Fatalf("answer %s: %d %v", k.Name, status, p)
 		}
 	}
+	told := f.listen(0)
 	alice, mallory := f.guest(c, tun, "198.51.100.21"), f.guest(c, tun, "198.51.100.22")
 	alice.want("before", asked, 0, "x", nil)
 	alice.follow("Alice knocks", asked, 0, "_adit/knock", url.Values{"name": {"Alice"}, "to": {f.pathOf(tun) + "x"}})
 	mallory.follow("Mallory knocks", asked, 1, "_adit/knock", url.Values{"name": {"Mallory"}})
 	f.w.Eventually(10*time.Second, "both relays know both", func() bool { return len(waiting(0)) == 2 && len(waiting(1)) == 2 })
+	told("Alice waits to be let in, from 198.51.100.21")
 	for relay := range f.relays {
 		if _, h, body := alice.ask(relay, "x", nil); !strings.Contains(strings.ToLower(body), waits) || h.Get("Retry-After") == "" {
 			t.Errorf("Alice's page at relay %d does not wait: %s", relay, body)
@@ -249,6 +252,7 @@ func (f *fleet) knocks(t *testing.T) {
 	}
 	answer(1, list[0], true)
 	answer(0, list[1], false)
+	told("somebody who waited was answered, or left")
 	f.w.Eventually(10*time.Second, "both relays know the answers", func() bool { return len(waiting(0))+len(waiting(1)) == 0 })
 	alice.follow("Alice is let in", "200 the app at /x", 0, "x", nil)
 	alice.want("at the other relay too", "200 the app at /y", 1, "y", nil)
@@ -282,6 +286,33 @@ func (f *fleet) knocks(t *testing.T) {
 		if !slices.Contains(log, want) {
 			t.Errorf("the audit logs do not have %q", want)
 		}
+	}
+}
+
+// listen follows a relay's events. What it returns waits for one of a knock that says a text.
+func (f *fleet) listen(relay int) (told func(detail string)) {
+	f.t.Helper()
+	req, err := http.NewRequestWithContext(f.t.Context(), http.MethodGet, "http://"+f.relays[relay].Addr()+api.Base+"/agents/watch", nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+f.secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		f.t.Fatalf("watch: %v %v", resp, err)
+	}
+	f.t.Cleanup(func() { _ = resp.Body.Close() })
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	lines.Scan() // so that it listens from here on
+	return func(detail string) {
+		f.t.Helper()
+		for lines.Scan() {
+			if text := lines.Text(); strings.Contains(text, `"`+api.EventTunnelKnock+`"`) && strings.Contains(text, detail) {
+				return
+			}
+		}
+		f.t.Fatalf("the events end before one says %q", detail)
 	}
 }
 
