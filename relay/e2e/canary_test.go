@@ -107,10 +107,10 @@ func (c *canaries) doors(r *world.Relay, sk string) {
 			c.t.Errorf("POST %s: %s", path, resp.Status)
 		}
 	}
-	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": 9, "access": "pin", "pin": pin})
+	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": r.W.FreePort(), "access": "pin", "pin": pin})
 	post(tun, "_adit/pin", url.Values{"pin": {wrong}})
 	post(tun, "_adit/pin", url.Values{"pin": {pin}})
-	post(r.Open(sk, "gpu-1", map[string]any{"target_port": 9, "access": "knock"}), "_adit/knock", url.Values{"name": {"Guest"}})
+	post(r.Open(sk, "gpu-1", map[string]any{"target_port": r.W.FreePort(), "access": "knock"}), "_adit/knock", url.Values{"name": {"Guest"}})
 	for _, want := range []string{"cookie that _adit/pin sets", "cookie that _adit/knock sets"} {
 		if c.value[want] == "" {
 			c.t.Errorf("there is no %s", want)
