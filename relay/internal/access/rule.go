@@ -96,11 +96,14 @@ func inTeam(t *store.TunnelRecord, v Viewer) bool {
 	return false
 }
 
+// GroupPrefix begins an entry of People that means a group of the issuer's.
+const GroupPrefix = "group:"
+
 // named says whether a list names somebody: by their id, their group, or their address.
 func named(list []string, v Viewer) bool {
 	email := strings.ToLower(v.Email)
 	return slices.ContainsFunc(list, func(entry string) bool {
-		if group, ok := strings.CutPrefix(entry, groupPattern); ok {
+		if group, ok := strings.CutPrefix(entry, GroupPrefix); ok {
 			return slices.Contains(v.Groups, group)
 		}
 		if ident.UserID(entry) == v.User {

@@ -274,9 +274,7 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream *fleet.Str
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(s.down(ctx, use, stream)) })
 	wg.Go(func() { cancel(s.keepAlive(ctx)) })
-	if s.host != (host{}) {
-		wg.Go(func() { cancel(s.outlive(ctx)) })
-	}
+	wg.Go(func() { cancel(s.outlive(ctx)) })
 	wg.Go(func() {
 		<-ctx.Done()
 		_ = stream.Close() // frees down
