@@ -412,6 +412,8 @@ func (d *day) api() {
 		d.t.Errorf("a task on no agent: %d", status)
 	}
 	closeAll(d.r, d.sk, "gpu-2", api.Tunnel{SessionID: d.open("gpu-2").SessionID})
+	pin := d.c.add("PIN of a tunnel", "0123456789 the canary's pin")
+	closeAll(d.r, d.sk, "gpu-2", d.r.Open(d.sk, "gpu-2", map[string]any{"target_port": d.port, "access": "pin", "pin": pin}))
 	third := d.w.Agent(d.r, "gpu-3")
 	status, p := d.r.API(d.sk, "POST", "/agents/gpu-3/tasks", map[string]any{"task_id": "train", "ttl": "60s"}, &lease)
 	if status != 201 {

@@ -133,24 +133,6 @@ func Public(r *store.AccessRule) api.Access {
 	return api.Access{Access: r.Mode, People: r.People, From: r.From, ReadOnly: r.ReadOnly}
 }
 
-// Describe says a rule in words, for the audit log and events. It names nobody.
-func Describe(r *store.AccessRule) string {
-	if r == nil {
-		return "access anyone"
-	}
-	text := "access " + string(r.Mode)
-	if n := len(r.People); n > 0 {
-		text += fmt.Sprintf(" (%d)", n)
-	}
-	if len(r.From) > 0 {
-		text += " from " + strings.Join(r.From, ", ")
-	}
-	if r.ReadOnly {
-		text += ", read only"
-	}
-	return text
-}
-
 // people checks who is named: addresses, all of a domain, groups and ids of persons.
 func people(list []string) ([]string, error) {
 	if len(list) > maxPeople {

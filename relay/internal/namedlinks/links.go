@@ -16,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
@@ -140,7 +139,11 @@ func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spe
 		return r, unavailable(err)
 	}
 	l.metrics.created.Inc()
-	l.audit(ctx, audit.LinkCreated, by, r, fmt.Sprintf("expires %s, max uses %d", until(r), r.MaxUses))
+	detail := fmt.Sprintf("expires %s, max uses %d", until(r), r.MaxUses)
+	if r.Access != nil {
+		detail += ", " + r.Access.String()
+	}
+	l.audit(ctx, audit.LinkCreated, by, r, detail)
 	// So that whoever made it finds it in the list.
 	if err := l.cfg.Store.CatchUp(ctx); err != nil {
 		l.log.Debug("wait for a new link to be listed", "link_id", r.ID, "error", err)
@@ -211,7 +214,7 @@ func (l *Links) SetAccess(ctx context.Context, by string, session ident.SessionI
 	}
 	text := "access as its tunnel's"
 	if r.Access != nil {
-		text = access.Describe(r.Access)
+		text = r.Access.String()
 	}
 	l.audit(ctx, audit.AccessChanged, by, r, text)
 	if err := l.cfg.Store.CatchUp(ctx); err != nil {

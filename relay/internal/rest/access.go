@@ -3,6 +3,7 @@ package rest
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/access"
@@ -45,6 +46,18 @@ func (a *API) linkRule(req api.AccessRequest, protocol api.Protocol) (func(old *
 		return nil, err
 	}
 	return func(old *store.AccessRule) (*store.AccessRule, error) { return access.Replace(old, r, time.Now()) }, nil
+}
+
+// warnings are a tunnel's, with what is to be said of who may use it.
+func (a *API) warnings(t store.TunnelRecord) []string {
+	out := t.Warnings
+	if w := a.cfg.Access.Warning(t.Access); w != "" {
+		out = append(slices.Clone(out), w)
+	}
+	if t.Access != nil && (t.Access.Mode == api.AccessTeam || t.Access.Mode == api.AccessPeople) && a.cfg.SignInOff != "" {
+		out = append(slices.Clone(out), "only programs with a credential of the team get in: "+a.cfg.SignInOff)
+	}
+	return out
 }
 
 func (a *API) getTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
@@ -90,7 +103,7 @@ func (a *API) setTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Pr
 		return unavailable(err)
 	}
 	if changed {
-		a.audit(r, p, audit.Record{Event: audit.AccessChanged, Agent: t.Agent, Session: t.Session, Detail: access.Describe(t.Access)})
+		a.audit(r, p, audit.Record{Event: audit.AccessChanged, Agent: t.Agent, Session: t.Session, Detail: t.Access.String()})
 		if err := a.catchUp(r.Context()); err != nil { // so that whoever changed it finds it so
 			return err
 		}

@@ -192,6 +192,18 @@ func TestTheOperatorsFloor(t *testing.T) {
 	}
 }
 
+// Where nobody signs in, a tunnel for people says that they cannot come with a browser.
+func TestAccessWhereNobodySignsIn(t *testing.T) {
+	w := newWorld(t)
+	w.signInOff = "set wildcard_domain"
+	w.restart(access.Floor{})
+	for mode, warned := range map[string]bool{"": false, `{"access":"team"}`: true, `{"access":"people","people":["a@example.com"]}`: true, `{"access":"pin","pin":"123456"}`: false, `{"access":"knock"}`: false} {
+		if o := into[api.Tunnel](t, w.do("POST", opens, "user", mode), 201); strings.Contains(strings.Join(o.Warnings, "\n"), "set wildcard_domain") != warned {
+			t.Errorf("%s: warnings %q", mode, o.Warnings)
+		}
+	}
+}
+
 // A version never comes back, also when there was no rule in between.
 func TestVersionsOfRules(t *testing.T) {
 	now := time.Now()

@@ -105,6 +105,7 @@ type Config struct {
 	Links      Links
 	Doors      Doors        // of tunnels that one knocks at
 	Access     access.Floor // how far tunnels may be open; zero: as far as asked for
+	SignInOff  string       // why nobody signs in with a browser; empty: people do
 	Terminals  Terminals
 	Prober     Prober     // nil: nobody is asked
 	Heartbeats Heartbeats // nil: what the store has

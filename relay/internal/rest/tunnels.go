@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -183,7 +182,7 @@ func (a *API) opened(o gate.Opened) api.Tunnel {
 	return api.Tunnel{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), AdminToken: a.cfg.Gate.AdminToken(t.Session).Reveal(),
 		TunnelProtocol: t.Protocol, TargetPort: int(t.Port), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
-		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(t.Warnings),
+		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(a.warnings(t)),
 		Label: t.Label, App: t.App, HostHeader: t.HostHeader, Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
 }
@@ -308,15 +307,11 @@ func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
 	if used.LastUsed.After(t.LastUsed) { // through another relay
 		t.LastUsed = used.LastUsed
 	}
-	warnings := t.Warnings
-	if w := a.cfg.Access.Warning(t.Access); w != "" {
-		warnings = append(slices.Clone(warnings), w)
-	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
 		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
-		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: warnings,
+		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: a.warnings(t),
 		Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
 }

@@ -186,18 +186,19 @@ func (p *prober) set(answer wire.Probed, delay time.Duration) {
 
 // world is an API on a store in memory, with its gate running.
 type world struct {
-	t      *testing.T
-	api    *rest.API
-	gate   *gate.Gate
-	store  *gatetest.Store
-	audit  *gatetest.Audit
-	local  *gatetest.Local
-	auth   *auth
-	prober *prober
-	links  *links
-	people rest.People
-	check  *resttest.Checker
-	stop   func()
+	t         *testing.T
+	api       *rest.API
+	gate      *gate.Gate
+	store     *gatetest.Store
+	audit     *gatetest.Audit
+	local     *gatetest.Local
+	auth      *auth
+	prober    *prober
+	links     *links
+	people    rest.People
+	signInOff string
+	check     *resttest.Checker
+	stop      func()
 }
 
 var (
@@ -317,7 +318,7 @@ func (w *world) restart(floor access.Floor) {
 	w.t.Helper()
 	var err error
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
+		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, SignInOff: w.signInOff, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
 		Logger:    slog.New(slog.DiscardHandler),
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -21,6 +22,24 @@ type AccessRule struct {
 	ReadOnly bool           `json:"read_only,omitempty"`
 	// Version grows with each change: a pass is good for the version that it was made for.
 	Version uint64 `json:"version"`
+}
+
+// String says a rule in words, for audit log and events. It names nobody.
+func (r *AccessRule) String() string {
+	if r == nil {
+		return "access " + string(api.AccessAnyone)
+	}
+	text := "access " + string(r.Mode)
+	if n := len(r.People); n > 0 {
+		text += fmt.Sprintf(" (%d named)", n)
+	}
+	if len(r.From) > 0 {
+		text += " from " + strings.Join(r.From, " ")
+	}
+	if r.ReadOnly {
+		text += ", read only"
+	}
+	return text
 }
 
 // KnockRecord is somebody who waits at a tunnel. It ends by itself.

@@ -27,9 +27,10 @@ export const asked = (c = {}) => ({ access: c.access || "", people: (c.people ||
 
 /** accessBody is what the relay is asked for. */
 export function accessBody(v, tcp) {
+  if (!v.access) return {};
   const people = split(v.people), from = split(v.from);
   return {
-    ...(v.access && { access: v.access }),
+    access: v.access,
     ...(v.access === "people" && { people }),
     ...(v.access === "pin" && v.pin && { pin: v.pin }),
     ...(from.length > 0 && { from }),

@@ -30,8 +30,8 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning, kn
       <div><dt>Opened by</dt><dd>${s.opened_by}, ${ago(s.opened_at, now)}</dd></div>
       <div><dt>Used</dt><dd>${s.viewers > 0 ? `by ${plural(s.viewers, "viewer")} now` : ago(s.last_used_at, now)}</dd></div>
       <div><dt>Traffic</dt><dd><span title="from users to the app">↑ ${bytes(s.bytes_in)}</span> <span title="from the app to users">↓ ${bytes(s.bytes_out)}</span></dd></div>
-      ${s.access && html`<div class="whole"><dt>For</dt><dd>${accessText(s)}</dd></div>`}
       <div><dt>Closes</dt><dd title=${s.closes_because}>${idle && s.viewers === 0 ? `${until(quiet, now)} unless used` : clock(s.expires_at)}</dd></div>
+      ${s.access && html`<div class="whole"><dt>For</dt><dd>${accessText(s)}</dd></div>`}
     </dl>
     ${warning && html`<p class="warning" role="status">${warning}</p>`}
     ${(s.warnings || []).map((w) => html`<p class="warning">${w}</p>`)}
@@ -152,8 +152,8 @@ function Links({ session, api, now, tell, tcp }) {
       <${Choice} id=${id("ends")} label="Ends" value=${expires} set=${setExpires} options=${[["", "with the tunnel"], ["1h", "in 1 hour"], ["8h", "in 8 hours"], ["24h", "in 1 day"]]} />
       <button type="submit" class="primary" disabled=${making}>Make link</button>
     </form>`}
-    ${access && html`<${Access} id=${id("link")} title=${`Who may come by the link for ${access.name}`} now=${access} otherwise="as the tunnel" tcp=${tcp} save=${(body) => api.setLinkAccess(session.session_id, access.link_id, body)} close=${() => setAccess(null)}
-      done=${(l) => { setAccess(null); tell(`the link for ${l.name} is for ${accessText(l)}`); load(); }} />`}
+    ${access && html`<${Access} id=${id("link")} title=${`Who may come by the link “${access.name}”`} now=${access} otherwise="as the tunnel" tcp=${tcp} save=${(body) => api.setLinkAccess(session.session_id, access.link_id, body)} close=${() => setAccess(null)}
+      done=${(l) => { setAccess(null); tell(`link “${l.name}” is for ${accessText(l)}`); load(); }} />`}
     ${qr && html`<${Dialog} title=${`Link for ${qr.name}`} close=${() => setQR(null)}><div class="opened"><${QR} text=${qr.url} /></div></${Dialog}>`}
   </section>`;
 }
