@@ -23,9 +23,9 @@ const (
 	asABrowser = "text/html,application/xhtml+xml,*/*;q=0.8"
 )
 
-// guest is a browser somewhere, as two relays behind a trusted proxy see it: cookies, and
+// outsider is a browser somewhere, as two relays behind a trusted proxy see it: cookies, and
 // no redirects followed.
-type guest struct {
+type outsider struct {
 	f       *fleet
 	c       *http.Client
 	tun     api.Tunnel
@@ -33,12 +33,12 @@ type guest struct {
 	cookies map[string]string
 }
 
-func (f *fleet) guest(c *http.Client, tun api.Tunnel, addr string) *guest {
-	return &guest{f, c, tun, addr, map[string]string{}}
+func (f *fleet) outsider(c *http.Client, tun api.Tunnel, addr string) *outsider {
+	return &outsider{f, c, tun, addr, map[string]string{}}
 }
 
 // ask sends a request through one of the relays: with a form, a POST of it.
-func (g *guest) ask(relay int, path string, form url.Values, header ...string) (int, http.Header, string) {
+func (g *outsider) ask(relay int, path string, form url.Values, header ...string) (int, http.Header, string) {
 	g.f.t.Helper()
 	method, body := http.MethodGet, io.Reader(nil)
 	if form != nil {
@@ -92,7 +92,7 @@ func page(status int, _ http.Header, body string) string {
 	return fmt.Sprint(status, " ", body)
 }
 
-func (g *guest) want(what, want string, relay int, path string, form url.Values, header ...string) {
+func (g *outsider) want(what, want string, relay int, path string, form url.Values, header ...string) {
 	g.f.t.Helper()
 	if got := page(g.ask(relay, path, form, header...)); got != want {
 		g.f.t.Errorf("%s: %q, want %q", what, got, want)
@@ -100,7 +100,7 @@ func (g *guest) want(what, want string, relay int, path string, form url.Values,
 }
 
 // follow is want, after a redirect within the tunnel.
-func (g *guest) follow(what, want string, relay int, path string, form url.Values) {
+func (g *outsider) follow(what, want string, relay int, path string, form url.Values) {
 	g.f.t.Helper()
 	status, h, body := g.ask(relay, path, form)
 	to, ok := strings.CutPrefix(h.Get("Location"), strings.TrimSuffix(g.f.relays[0].PathURL(g.tun), "/"))
@@ -133,7 +133,7 @@ func (f *fleet) pins(t *testing.T) {
 	})
 	tun := f.relays[0].Open(f.secret, agentName(0), map[string]any{"target_port": port, "access": "pin", "pin": theirPIN})
 	c := f.w.HTTP()
-	g := f.guest(c, tun, "198.51.100.7")
+	g := f.outsider(c, tun, "198.51.100.7")
 	_, h, body := g.ask(0, "deep/?a=1&b=2", nil)
 	to := f.pathOf(tun) + "deep/?a=1&b=2"
 	if !strings.Contains(body, "asks for a PIN") || !strings.Contains(body, `name="to" value="`+strings.ReplaceAll(to, "&", "&amp;")+`"`) {
@@ -153,7 +153,7 @@ func (f *fleet) pins(t *testing.T) {
 	g.want("a wrong PIN", "401 This tunnel asks for a PIN", 1, "_adit/pin", url.Values{"pin": {"sesame-8"}, "to": {to}})
 	g.want("a page of another origin", "403 Refused for your safety", 1, "_adit/pin", url.Values{"pin": {theirPIN}}, "Origin", "https://evil.example")
 	for _, away := range []string{"https://evil.example/", "//evil.example/", "/elsewhere", f.pathOf(tun) + "\r\nX: y"} {
-		other := f.guest(c, tun, "198.51.100.8")
+		other := f.outsider(c, tun, "198.51.100.8")
 		other.follow("the right PIN with another way on, "+away, "200 the app at /", 0, "_adit/pin", url.Values{"pin": {theirPIN}, "to": {away}})
 	}
 	g.follow("the right PIN", "200 the app at /deep/?a=1&b=2", 0, "_adit/pin", url.Values{"pin": {theirPIN}, "to": {to}})
@@ -166,7 +166,7 @@ func (f *fleet) pins(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			for i := range turn {
-				thief := f.guest(c, tun, fmt.Sprintf("10.9.%d.%d", i>>8, i&255))
+				thief := f.outsider(c, tun, fmt.Sprintf("10.9.%d.%d", i>>8, i&255))
 				got := page(thief.ask(i%2, "_adit/pin", url.Values{"pin": {fmt.Sprint("guess-", i)}}))
 				mu.Lock()
 				said[got]++
@@ -182,7 +182,7 @@ func (f *fleet) pins(t *testing.T) {
 	if said["401 This tunnel asks for a PIN"] != 18 || said["429 Too many wrong PINs"] < 900 { // g had one of 20, and the last locks
 		t.Errorf("a thousand guesses were answered %v", said)
 	}
-	late := f.guest(c, tun, "198.51.100.9")
+	late := f.outsider(c, tun, "198.51.100.9")
 	for relay := range f.relays {
 		late.want("the right PIN when it is locked", "429 Too many wrong PINs", relay, "_adit/pin", url.Values{"pin": {theirPIN}})
 	}
@@ -231,7 +231,7 @@ func (f *fleet) knocks(t *testing.T) {
 		}
 	}
 	told := f.listen(0)
-	alice, mallory := f.guest(c, tun, "198.51.100.21"), f.guest(c, tun, "198.51.100.22")
+	alice, mallory := f.outsider(c, tun, "198.51.100.21"), f.outsider(c, tun, "198.51.100.22")
 	alice.want("before", asked, 0, "x", nil)
 	alice.follow("Alice knocks", asked, 0, "_adit/knock", url.Values{"name": {"Alice"}, "to": {f.pathOf(tun) + "x"}})
 	mallory.follow("Mallory knocks", asked, 1, "_adit/knock", url.Values{"name": {"Mallory"}})
@@ -246,7 +246,7 @@ func (f *fleet) knocks(t *testing.T) {
 	if list[0].Name != "Alice" || list[0].RemoteAddr != "198.51.100.21" || list[1].RemoteAddr != "198.51.100.22" {
 		t.Fatalf("who waits: %+v", list)
 	}
-	stolen := f.guest(c, tun, "203.0.113.66")
+	stolen := f.outsider(c, tun, "203.0.113.66")
 	for name, value := range alice.cookies {
 		stolen.cookies[name] = value
 	}
@@ -267,7 +267,7 @@ func (f *fleet) knocks(t *testing.T) {
 	// The room has 20 places, and no network has more than three.
 	full := 0
 	for i := range 24 {
-		one := f.guest(c, tun, fmt.Sprintf("10.8.0.%d", i))
+		one := f.outsider(c, tun, fmt.Sprintf("10.8.0.%d", i))
 		if got := page(one.ask(i%2, "_adit/knock", url.Values{"name": {fmt.Sprint("Guest ", i)}})); strings.HasPrefix(got, "429") {
 			full++
 		}
