@@ -25,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/identity"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/pairing"
@@ -63,6 +64,7 @@ type parts struct {
 	people   *people.People
 	resolver *tunnels.Resolver
 	access   *access.Access
+	identity *identity.Identity
 	doors    *access.Doors
 	edge     *edge.Edge
 	api      *rest.API
@@ -175,6 +177,9 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	p.access = access.New(access.Config{
 		Store: p.store, Creds: p.creds, Key: p.key, Changes: access.StoreChanges(p.store), CutUnwatched: p.meter.CutUnwatched, Now: now, Registerer: reg,
 	})
+	if p.identity, err = identity.New(identity.Config{Key: p.key, Issuer: p.resolver.PublicOrigin(), Now: now, Registerer: reg}); err != nil {
+		return err
+	}
 	p.doors = access.NewDoors(access.DoorsConfig{Access: p.access, Store: p.store, Audit: p.audit, Now: now, Registerer: reg})
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.pairing = pairing.New(pairing.Config{
@@ -236,7 +241,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Access: p.access, Doors: p.doors, SignIn: r.signInOrigin(p), Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Access: p.access, Identity: p.identity, Doors: p.doors, SignIn: r.signInOrigin(p), Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

@@ -151,7 +151,7 @@ type TerminalCode struct {
 type Viewer struct {
 	ViewerID    ident.ViewerID `json:"viewer_id"`
 	UserID      ident.UserID   `json:"user_id,omitempty"`   // who it is, where the tunnel asks
-	UserName    string         `json:"user_name,omitempty"` // for people
+	UserName    string         `json:"user_name,omitempty"` // for people; without a user_id the name of a credential, or what somebody said who knocked
 	RemoteAddr  string         `json:"remote_addr"`
 	UserAgent   string         `json:"user_agent,omitempty"`
 	Since       time.Time      `json:"since"`

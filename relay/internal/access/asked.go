@@ -37,7 +37,7 @@ func (f Floor) Rule(req api.AccessRequest, protocol api.Protocol) (store.AccessR
 		if r.Mode = f.Default; r.Mode == "" {
 			r.Mode = api.AccessAnyone
 		}
-	} else if r.Mode == api.AccessPeople && len(req.People) == 0 {
+	} else if r.Mode == api.AccessPeople && len(req.People) == 0 && f.Default != api.AccessPeople { // nobody but its opener: by default only
 		return r, invalid("people", "with access people, name at least one: an address, *@example.com or group:NAME")
 	}
 	switch {

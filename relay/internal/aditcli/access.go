@@ -75,7 +75,7 @@ func (f *accessFlags) request(a *app, cmd *cobra.Command, now api.Access) (api.A
 	switch {
 	case req.Access != api.AccessPeople && changed("people"):
 		return req, usagef("--people goes with --access people")
-	case req.Access == api.AccessPeople && len(req.People) == 0:
+	case req.Access == api.AccessPeople && len(req.People) == 0 && (changed("access") || changed("people")):
 		return req, withHint(usagef("--people is missing"), "it says who, as --people alice@example.com,*@partner.example")
 	case req.Access != api.AccessPeople:
 		req.People = nil

@@ -97,6 +97,7 @@ var remedies = map[api.Code]string{
 	api.CodePINRequired:      "open its URL in a browser, which asks for the PIN; programs get in with `adit login` only",
 	api.CodePINLocked:        "whoever opened it can give it another PIN: `adit access SESSION --access pin`",
 	api.CodeKnockWaiting:     "open its URL in a browser, and wait until somebody of the team lets you in",
+	api.CodeUnknownField:     "the relay is of an earlier release than this command, and knows no such thing: ask its operator to upgrade it",
 	api.CodeAccessTooWide:    "the relay's operator decides how open tunnels may be: choose another --access",
 	api.CodeNotATCPTunnel:    "open one for it with `adit open AGENT --port PORT --protocol tcp`, or say `adit connect AGENT:PORT`",
 	api.CodeNotARelay:        "check the address; `adit doctor` shows the way hop by hop",

@@ -130,9 +130,6 @@ as far as the tunnel is open to them or --access of the link says otherwise.
 				} else if k.MaxUses > 1 {
 					uses = fmt.Sprintf("%d viewers", k.MaxUses)
 				}
-				if access.given(cmd) && k.Access.Access == "" {
-					a.notef("warning: the relay is of an earlier release: who has the URL may use it")
-				}
 				a.notef("link %s for %s, ends %s; revoke it with: adit links revoke %s %s", k.LinkID, uses, until(k.ExpiresAt, time.Now()), id, k.LinkID)
 				return nil
 			})

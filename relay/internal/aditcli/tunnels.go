@@ -1,6 +1,7 @@
 package aditcli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -345,10 +346,11 @@ func (a *app) viewersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "viewers SESSION",
 		Short: "show who uses a tunnel now, or cut one off",
-		Long: `viewers lists the parties using a tunnel now. --kick ends the connections of one
-and keeps everybody at its address out for 10 minutes, whatever their browser says; those
-who came by another named link stay. Close the tunnel, or revoke the link, to keep
-somebody out for good.`,
+		Long: `viewers lists the parties using a tunnel now, with names where the tunnel asks who
+they are. --kick ends the connections of one for 10 minutes: of a person who is known all
+that they have open, from wherever; else of everybody at that address who is not known,
+whatever their browser says, but for those who came by another named link. Change who may
+use the tunnel, revoke the link or close the tunnel to keep somebody out for good.`,
 		Example: `  adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5
   adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5 --kick 9a1b2c3d4e5f6071`,
 		Args: exactArgs("SESSION"),
@@ -398,9 +400,9 @@ func (a *app) showViewers(ctx context.Context, s *session, id ident.SessionID) e
 	}
 	now := time.Now()
 	var t table
-	t.row("VIEWER", "FROM", "SINCE", "SEEN", "CONNECTIONS", "IN", "OUT", "PROGRAM")
+	t.row("VIEWER", "WHO", "FROM", "SINCE", "SEEN", "CONNECTIONS", "IN", "OUT", "PROGRAM")
 	for _, v := range l.Viewers {
-		t.row(string(v.ViewerID), v.RemoteAddr, ago(v.Since, now), ago(v.LastSeen, now), fmt.Sprint(v.Connections), bytesText(v.BytesIn), bytesText(v.BytesOut), v.UserAgent)
+		t.row(string(v.ViewerID), cmp.Or(v.UserName, string(v.UserID), "-"), v.RemoteAddr, ago(v.Since, now), ago(v.LastSeen, now), fmt.Sprint(v.Connections), bytesText(v.BytesIn), bytesText(v.BytesOut), v.UserAgent)
 	}
 	return a.printf("%s", t.render(a, true))
 }

@@ -136,7 +136,7 @@ func (x *exchange) enter() bool {
 		return false
 	}
 	x.viewer, x.readOnly = &v, rule.ReadOnly
-	return true
+	return x.identify()
 }
 
 // request is who asks.

@@ -231,6 +231,7 @@ type exchange struct {
 
 	viewer   *access.Viewer     // nil: the tunnel has no rule of access
 	readOnly bool               // by that rule
+	identity string             // fields that tell the app who the viewer is; empty: it is not known
 	unguard  context.CancelFunc // undoes the watch over the viewer; nil: there is none
 
 	hold fleet.Hold

@@ -23,11 +23,14 @@ type Links interface {
 	Previewed(ctx context.Context, link store.LinkRecord, viewer usage.Party)
 }
 
-// party is the viewer that asks.
+// party is the viewer that asks, with who they are once that is known.
 func (x *exchange) party() usage.Party {
 	p := usage.Party{Remote: x.remote.user, UserAgent: x.r.UserAgent()}
 	if l := x.route.Link; l != nil {
 		p.Link = l.ID
+	}
+	if v := x.viewer; v != nil {
+		p.User, p.Name = v.User, v.Name
 	}
 	return p
 }

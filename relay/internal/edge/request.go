@@ -213,7 +213,7 @@ func (x *exchange) appendHead(b []byte) []byte {
 	if listed(r.Header["Te"], "trailers") {
 		b = append(b, "Te: trailers\r\n"...)
 	}
-	b = x.appendForwarded(b)
+	b = x.appendIdentity(x.appendForwarded(b))
 	if x.upgrade {
 		return append(b, "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"...)
 	}
@@ -286,7 +286,9 @@ func (x *exchange) drops(name string, navigation bool) bool {
 		return true
 	case navigation && strings.HasPrefix(name, "Sec-Fetch-"):
 		return true
-	case strings.IndexByte(name, '_') >= 0:
+	case x.namesViewer(name):
+		return true
+	case odd(name):
 		return forged(name)
 	}
 	return !x.remote.trusted && hearsay(name)
@@ -312,7 +314,7 @@ func own(name string) bool {
 // overridesMethod says whether an app may take a field's value for the method, so that
 // what looks like looking changes something.
 func overridesMethod(name string) bool {
-	switch strings.ReplaceAll(name, "_", "-") {
+	switch folded(name) {
 	case "X-Http-Method-Override", "X-Http-Method", "X-Method-Override":
 		return true
 	}
@@ -347,10 +349,10 @@ func hearsay(name string) bool {
 	return false
 }
 
-// forged says whether a name becomes one of those above in servers that take '_' for
-// '-' (CGI, WSGI). No proxy writes them so, trusted or not.
+// forged says whether a name becomes one of those above in servers that take other signs
+// for '-' (CGI, WSGI). No proxy writes them so, trusted or not.
 func forged(name string) bool {
-	n := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	n := folded(name)
 	return own(n) || hearsay(n) || n == "X-Request-Id" || n == "Content-Length" || n == "Transfer-Encoding"
 }
 

@@ -187,8 +187,12 @@ func TestTheOperatorsFloor(t *testing.T) {
 	}
 	// People, by default: whoever opened it alone.
 	w.restart(access.Floor{Minimum: api.AccessPeople, Default: api.AccessPeople})
-	if o := into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201); o.Access.Access != api.AccessPeople || len(o.People) != 0 {
+	o = into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201)
+	if o.Access.Access != api.AccessPeople || len(o.People) != 0 {
 		t.Errorf("without a word of it, it says %+v", o.Access)
+	}
+	if a := into[api.Access](t, w.do("PUT", "/tunnels/"+string(o.SessionID)+"/access", "user", `{"access":"people","read_only":true}`), 200); !a.ReadOnly || a.Access != api.AccessPeople {
+		t.Errorf("narrowed, it says %+v", a)
 	}
 }
 

@@ -72,7 +72,7 @@ type Addresses interface {
 type Usage interface {
 	Totals(ctx context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals
 	Viewers(ctx context.Context, id ident.SessionID) []api.Viewer
-	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) bool
+	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) (who usage.Party, found bool)
 }
 
 // Terminals makes codes that enter a tunnel's terminal.

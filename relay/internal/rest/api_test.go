@@ -100,11 +100,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"GET /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
 		"PUT /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
 		"PUT /api/v1/tunnels/{session_id}/links/{link_id}/access": append(slices.Clone(team), "admin"),
+		"GET /api/v1/tunnels/{session_id}/knocks":                 append(slices.Clone(team), "admin"),
+		"POST /api/v1/tunnels/{session_id}/knocks/{knock_id}":     append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/terminal":              append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/viewers":                append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/viewers/{viewer_id}": append(slices.Clone(team), "admin"),
-		"GET /api/v1/tunnels/{session_id}/knocks":                 append(slices.Clone(team), "admin"),
-		"POST /api/v1/tunnels/{session_id}/knocks/{knock_id}":     append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/links":                 append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/links":                  append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/links/{link_id}":     append(slices.Clone(team), "admin"),
@@ -269,7 +269,7 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 		t.Fatalf("with two tunnels: %+v", status)
 	}
 	i := slices.IndexFunc(status.Sessions, func(s api.Session) bool { return s.SessionID == o.SessionID })
-	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || s.ClosesBecause == "" {
+	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || !strings.HasSuffix(s.ClosesBecause, "; in use by Ada, Bob, Cleo and others") {
 		t.Errorf("the session is shown as %+v", s)
 	}
 	agent := into[api.Agent](t, w.do("GET", "/agents/gpu-1", "user", ""), 200)

@@ -311,8 +311,23 @@ func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
 		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
-		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: a.warnings(t),
+		ClosesBecause: a.cfg.Gate.ClosesBecause(t) + usedBy(used.Names), App: t.App, HostHeader: t.HostHeader, Warnings: a.warnings(t),
 		Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
+	}
+}
+
+// usedBy says who is known to use a tunnel now, as the end of a clause.
+func usedBy(names []string) string {
+	if len(names) > usage.MaxNames {
+		names = append(names[:usage.MaxNames:usage.MaxNames], "others")
+	}
+	switch last := len(names) - 1; last {
+	case -1:
+		return ""
+	case 0:
+		return "; in use by " + names[0]
+	default:
+		return "; in use by " + strings.Join(names[:last], ", ") + " and " + names[last]
 	}
 }
 
@@ -426,9 +441,17 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 		return err
 	}
 	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
-	if err != nil || !a.cfg.Usage.Kick(r.Context(), t.Session, id) {
+	if err != nil {
 		return api.NotFound(api.CodeViewerNotFound)
 	}
-	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
+	who, found := a.cfg.Usage.Kick(r.Context(), t.Session, id)
+	if !found {
+		return api.NotFound(api.CodeViewerNotFound)
+	}
+	detail := string(id)
+	if who.User != "" {
+		detail += fmt.Sprintf(", user:%s %q", who.User, who.Name)
+	}
+	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: detail})
 	return sendNothing(w)
 }

@@ -147,7 +147,7 @@ const viewer = ident.ViewerID("0123456789abcdef")
 func (viewers) Totals(_ context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals {
 	out := make(map[ident.SessionID]usage.Totals)
 	for _, id := range ids {
-		out[id] = usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7}
+		out[id] = usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7, Names: []string{"Ada", "Bob", "Cleo", "Dan"}}
 	}
 	return out
 }
@@ -155,7 +155,9 @@ func (viewers) Viewers(context.Context, ident.SessionID) []api.Viewer {
 	now := time.Now().UTC()
 	return []api.Viewer{{ViewerID: viewer, RemoteAddr: "203.0.113.9", Since: now, LastSeen: now, Connections: 1}}
 }
-func (viewers) Kick(_ context.Context, _ ident.SessionID, v ident.ViewerID) bool { return v == viewer }
+func (viewers) Kick(_ context.Context, _ ident.SessionID, v ident.ViewerID) (usage.Party, bool) {
+	return usage.Party{User: "u-7", Name: "Ada"}, v == viewer
+}
 
 // prober answers as it is told, when it is told.
 type prober struct {

@@ -24,7 +24,7 @@ func (m *Meter) CutUnwatched(id ident.SessionID, link ident.LinkID, cause error)
 	defer s.mu.Unlock()
 	n := 0
 	for u := range s.uses {
-		if link != "" && u.viewer.place.link != link || u.ctx.Value(watchedKey{}) != nil {
+		if link != "" && u.viewer.link != link || u.ctx.Value(watchedKey{}) != nil {
 			continue
 		}
 		u.cancel(cause)

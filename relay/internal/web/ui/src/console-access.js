@@ -39,13 +39,13 @@ export function accessBody(v, tcp) {
 }
 
 /** AccessFields choose it. otherwise is what the first choice is called, which asks for nothing. */
-export function AccessFields({ id, value: v, set, otherwise, tcp, pinStays }) {
+export function AccessFields({ id, value: v, set, otherwise, tcp, pinStays, alone }) {
   const to = (more) => set({ ...v, ...more });
   const field = (name) => (e) => to({ [name]: e.target.value });
   return html`
     <${Choice} id=${id + "-access"} label="Who may use it" value=${v.access} set=${(access) => to({ access })} options=${[...(otherwise ? [["", otherwise]] : []), ...modes]}
       hint=${v.access === "team" ? "They sign in; so do you." : v.access === "knock" ? "They wait until somebody of the team answers." : ""} />
-    ${v.access === "people" && html`<label class="field" for=${id + "-people"}><span>Who</span><input id=${id + "-people"} required autocomplete="off" spellcheck="false" placeholder="alice@example.com, *@partner.example" value=${v.people} onInput=${field("people")} /><small>Addresses, all of a domain, or group:NAME. They sign in; whoever opened it always may.</small></label>`}
+    ${v.access === "people" && html`<label class="field" for=${id + "-people"}><span>Who</span><input id=${id + "-people"} required=${!alone} autocomplete="off" spellcheck="false" placeholder="alice@example.com, *@partner.example" value=${v.people} onInput=${field("people")} /><small>Addresses, all of a domain, or group:NAME. They sign in; whoever opened it always may.</small></label>`}
     ${v.access === "pin" && html`<label class="field" for=${id + "-pin"}><span>PIN</span><input id=${id + "-pin"} type="password" required=${!pinStays} minlength="6" maxlength="64" autocomplete="new-password" value=${v.pin} onInput=${field("pin")} /><small>${pinStays ? "Left empty, it stays as it is. Everybody is asked for it again." : "6 to 64 characters. Tell it to them by another way than the link."}</small></label>`}
     ${v.access !== "" && html`<details open=${!!v.from || v.read_only}><summary>Narrower</summary><div class="more">
       <label class="field" for=${id + "-from"}><span>From these networks only</span><input id=${id + "-from"} autocomplete="off" spellcheck="false" placeholder="203.0.113.0/24" value=${v.from} onInput=${field("from")} /></label>
@@ -66,7 +66,7 @@ export function Access({ id, title, now, otherwise, tcp, save, close, done }) {
   };
   return html`<${Dialog} title=${title} close=${close}>
     <form onSubmit=${submit}>
-      <${AccessFields} id=${id} value=${value} set=${setValue} otherwise=${otherwise} tcp=${tcp} pinStays=${now.access === "pin"} />
+      <${AccessFields} id=${id} value=${value} set=${setValue} otherwise=${otherwise} tcp=${tcp} pinStays=${now.access === "pin"} alone=${now.access === "people" && !now.people?.length} />
       <p class="note">Who may not use it any more is cut off at once.</p>
       <${Fault} error=${error} />
       <footer><button type="button" onClick=${close}>Cancel</button><button type="submit" class="primary" disabled=${running} aria-busy=${running}>Save</button></footer>

@@ -95,8 +95,9 @@ function Knocks({ name, session, api, now, tell, again }) {
 
 function Viewers({ session, api, now, tell, changed }) {
   const [list, error, load, setError] = useList(async () => (await api.viewers(session.session_id)).viewers);
+  const who = (v) => v.user_name || v.user_id || v.remote_addr || "unknown";
   const kick = (v) => async () => {
-    try { await api.kick(session.session_id, v.viewer_id); tell(`${v.remote_addr} was disconnected`); } catch (e) { setError(e); }
+    try { await api.kick(session.session_id, v.viewer_id); tell(`${who(v)} was disconnected`); } catch (e) { setError(e); }
     await load();
     changed();
   };
@@ -105,8 +106,8 @@ function Viewers({ session, api, now, tell, changed }) {
     ${list === null && !error && html`<p class="note">Loading…</p>`}
     ${list?.length === 0 && html`<p class="note">Nobody uses it now.</p>`}
     ${list?.length > 0 && html`<ul class="rows">${list.map((v) => html`<li key=${v.viewer_id}>
-      <div><strong>${v.remote_addr || "unknown"}</strong> <span class="note">since ${ago(v.since, now)}, ${plural(v.connections, "connection")}, ↓ ${bytes(v.bytes_out)}${v.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${v.user_agent || "no user agent"}</small></div>
-      ${api.may("member", "tunnels") && html`<${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}>`}</li>`)}</ul>`}
+      <div><strong>${who(v)}</strong> <span class="note">${who(v) === v.remote_addr ? "" : `${v.remote_addr}, `}since ${ago(v.since, now)}, ${plural(v.connections, "connection")}, ↓ ${bytes(v.bytes_out)}${v.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${v.user_agent || "no user agent"}</small></div>
+      ${api.may("member", "tunnels") && html`<${Act} class="danger" label=${`Disconnect ${who(v)}`} run=${kick(v)}>Disconnect</${Act}>`}</li>`)}</ul>`}
   </section>`;
 }
 
