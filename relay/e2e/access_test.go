@@ -86,7 +86,7 @@ func (c *club) guest(at int, name string, team ...string) *guest {
 	tr := &http.Transport{DialContext: g.dial}
 	c.t.Cleanup(tr.CloseIdleConnections)
 	own := &world.Relay{W: c.w, URL: c.console, DataDir: c.relays[at].DataDir}
-	g.visitor = &visitor{own, &http.Client{Jar: jar, Transport: tr}}
+	g.visitor = &visitor{r: own, client: &http.Client{Jar: jar, Transport: tr}, passed: map[string]string{}}
 	if name != "" {
 		if status, p := g.door("invite", map[string]string{"invite": invited(own, name, "member", team...)}, nil); status != http.StatusOK {
 			c.t.Fatalf("%s accepts an invitation: %d %v", name, status, p)

@@ -46,11 +46,12 @@ type relay struct {
 	sessions []api.Session        // newest first
 	agents   map[ident.SessionID]ident.AgentID
 	once     map[string]ident.SessionID
+	answered map[string]bool // knocks, and whether they were admitted
 }
 
 func newRelay(tb testing.TB) *relay {
 	ctx, cancel := context.WithCancel(tb.Context())
-	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
+	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}, answered: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
@@ -63,6 +64,8 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/access", r.access)
 	mux.HandleFunc("PUT /api/v1/tunnels/{session}/access", r.access)
+	mux.HandleFunc("GET /api/v1/tunnels/{session}/knocks", r.knocks)
+	mux.HandleFunc("POST /api/v1/tunnels/{session}/knocks/{knock}", r.answerKnock)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("POST /api/v1/desktop/pair/start", r.startPairing)
 	mux.HandleFunc("POST /api/v1/desktop/pair/poll", r.pollPairing)
@@ -340,6 +343,36 @@ func (r *relay) viewers(w http.ResponseWriter, _ *http.Request) {
 	write(w, 200, api.ViewerList{Viewers: []api.Viewer{{
 		ViewerID: "9a1b2c3d4e5f6071", RemoteAddr: "192.0.2.7", UserAgent: "evil\x1b]0;title\a", Since: time.Now(), LastSeen: time.Now(), Connections: 2, BytesOut: 3 << 20,
 	}}})
+}
+
+// knocks are of two who wait at each tunnel until they are answered. What they call themselves
+// must not steer the terminal.
+func (r *relay) knocks(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := api.KnockList{Knocks: []api.Knock{}}
+	for id, name := range map[string]string{"k1": "Alice", "k2": "Mallory\x1b]0;title\a"} {
+		if _, ok := r.answered[id]; !ok {
+			out.Knocks = append(out.Knocks, api.Knock{
+				KnockID: id, SessionID: ident.SessionID(q.PathValue("session")), Name: name, RemoteAddr: "192.0.2.7", KnockedAt: time.Now(), ExpiresAt: time.Now().Add(10 * time.Minute),
+			})
+		}
+	}
+	write(w, 200, out)
+}
+
+func (r *relay) answerKnock(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var req api.AnswerKnockRequest
+	id := q.PathValue("knock")
+	_, done := r.answered[id]
+	if err := json.NewDecoder(q.Body).Decode(&req); err != nil || req.Admit == nil || done || id != "k1" && id != "k2" {
+		refuse(w, api.CodeKnockNotFound, "they do not wait any more, or somebody answered them already")
+		return
+	}
+	r.answered[id] = *req.Admit
+	w.WriteHeader(204)
 }
 
 // access shows and changes who may use a tunnel; a PIN is kept where it cannot be read.

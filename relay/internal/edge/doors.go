@@ -25,7 +25,7 @@ type Doors interface {
 
 const (
 	cookieKnock = "adit-knock" // what binds a knock to the browser
-	lookAgain   = 2 * time.Second
+	lookAgain   = 3 * time.Second
 
 	maxForm  = 8 << 10          // bytes of a form of the relay's own
 	formTime = 10 * time.Second // to read it

@@ -59,6 +59,7 @@ var titles = map[api.Code]string{
 	api.CodeMemoryShort:        "The relay is busy",
 	api.CodeRelayDraining:      "The relay is restarting",
 
+	api.CodeAccessDenied: "You may not use this tunnel",
 	api.CodePINRequired:  "This tunnel asks for a PIN",
 	api.CodePINLocked:    "Too many wrong PINs",
 	api.CodeKnockWaiting: "Somebody has to let you in",
