@@ -29,6 +29,7 @@ import (
 	"github.com/adit-tunnel/adit/agent/internal/status"
 	"github.com/adit-tunnel/adit/agent/internal/terminal"
 	"github.com/adit-tunnel/adit/agent/internal/uplink"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/carrier"
 	"github.com/adit-tunnel/adit/shared/diag"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -94,7 +95,7 @@ func New(conf Config, opts Options) (*Agent, error) {
 	if opts.Registry == nil {
 		opts.Registry = prometheus.NewRegistry()
 	}
-	ports, err := config.ParsePorts(conf.AllowPorts)
+	ports, err := api.ParsePorts(conf.AllowPorts)
 	if err != nil {
 		return nil, fmt.Errorf("allow_ports: %w", err)
 	}

@@ -59,8 +59,8 @@ func (p *parts) whyTCP(id ident.SessionID) (string, bool) {
 // terminals are the terminal's codes for the API, which is made before it.
 type terminals struct{ p *parts }
 
-func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
-	return t.p.terminal.Mint(ctx, r, by, credential, lives, readOnly)
+func (t terminals) Mint(ctx context.Context, r store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return t.p.terminal.Mint(ctx, r, by, lives, readOnly)
 }
 
 // prober asks agents about the apps behind tunnels and keeps what they found in
@@ -87,6 +87,7 @@ func (o operator) principal() creds.Principal { return creds.Operator("admin-soc
 func (o operator) CreateCredential(ctx context.Context, req admin.CreateCredential) (api.CreatedCredential, error) {
 	rec, secret, err := o.p.creds.Create(ctx, o.principal().InTeam(req.Team), req.Team, req.User, api.CreateCredentialRequest{
 		Kind: req.Kind, Name: req.Name, ExpiresIn: req.ExpiresIn, AgentID: req.Agent,
+		Role: req.Role, Scopes: req.Scopes, Agents: req.Agents, Ports: req.Ports,
 	})
 	if err == nil {
 		err = o.note(ctx, audit.CredentialCreated, rec)
@@ -113,12 +114,6 @@ func (o operator) Tunnels(f rights.Filter) []store.TunnelRecord { return o.p.rig
 
 func (o operator) CloseTunnels(ctx context.Context, f rights.Filter) ([]store.TunnelRecord, error) {
 	return o.p.rights.Close(ctx, o.principal(), f)
-}
-
-func (o operator) Teams() []rights.Team { return o.p.rights.Teams() }
-
-func (o operator) RemoveTeam(ctx context.Context, team ident.TeamID) (rights.Removed, error) {
-	return o.p.rights.RemoveTeam(ctx, o.principal().InTeam(team), team)
 }
 
 // note records what the operator did, before it is acknowledged.

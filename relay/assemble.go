@@ -16,6 +16,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/certs"
+	"github.com/adit-tunnel/adit/relay/internal/console"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/edge"
 	"github.com/adit-tunnel/adit/relay/internal/enroll"
@@ -25,14 +26,17 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/hub"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
+	"github.com/adit-tunnel/adit/relay/internal/pairing"
 	"github.com/adit-tunnel/adit/relay/internal/paths"
 	"github.com/adit-tunnel/adit/relay/internal/peers"
+	"github.com/adit-tunnel/adit/relay/internal/people"
 	"github.com/adit-tunnel/adit/relay/internal/rest"
 	"github.com/adit-tunnel/adit/relay/internal/rights"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/link"
@@ -54,6 +58,8 @@ type parts struct {
 	fleet    *fleet.Fleet
 	links    *namedlinks.Links
 	rights   *rights.Rights
+	pairing  *pairing.Pairing
+	people   *people.People
 	resolver *tunnels.Resolver
 	edge     *edge.Edge
 	api      *rest.API
@@ -109,9 +115,9 @@ const lostGrace = 30 * time.Second
 func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	o, j, t, l := r.cfg.Auth.OIDC, r.cfg.Auth.JWT, r.cfg.Tunnel, r.cfg.Limits
 	p.creds, err = creds.New(creds.Config{
-		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim},
-		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim},
-		Store: p.store, Changes: creds.StoreChanges(p.store), ClientAddr: r.remote,
+		OIDC:  creds.OIDC{Issuer: o.Issuer, Audience: o.Audience, TeamsClaim: o.TeamsClaim, RolesClaim: o.RolesClaim, Roles: roles(o.Roles)},
+		JWT:   creds.JWT{PublicKeyFile: j.PublicKeyFile, Issuer: j.Issuer, Audience: j.Audience, TeamsClaim: j.TeamsClaim, RolesClaim: j.RolesClaim, Roles: roles(j.Roles)},
+		Store: p.store, Key: p.key, Changes: creds.StoreChanges(p.store), ClientAddr: r.remote,
 		Logger: r.log.With("part", "creds"), Registerer: reg,
 	})
 	if err != nil {
@@ -164,12 +170,27 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 		return err
 	}
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
+	p.pairing = pairing.New(pairing.Config{
+		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
+	})
+	if p.people, err = r.people(p); err != nil {
+		return err
+	}
 	p.api, err = rest.New(rest.Config{
-		Auth: p.creds, Rights: p.rights, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
 	return err
+}
+
+// roles are the roles behind an issuer's values, which the configuration has checked.
+func roles(of map[string]string) map[string]api.Role {
+	out := make(map[string]api.Role, len(of))
+	for value, role := range of {
+		out[value] = api.Role(role)
+	}
+	return out
 }
 
 // pool makes the links to the other relays, if this relay is one of several.
@@ -200,13 +221,14 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	own := paths.New(paths.Config{
 		API: p.api, Link: http.HandlerFunc(r.serveLink), Enroll: p.enroll, Ready: r.ready, More: pages,
+		Home: p.resolver.ConsoleOrigin() + console.Path,
 	})
 	fallback := r.cfg.PathFallback
 	if fallback == "none" {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find,
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,
@@ -230,7 +252,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 	p.front = front.New(public)
 	p.metrics = r.metricsHandler(reg)
 	p.admin = admin.New(admin.Config{
-		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, Enrollments: enrollments{r}, Status: r.status,
+		Socket: r.cfg.AdminSocket(), Credentials: operator{p}, Rights: operator{p}, People: operator{p}, Enrollments: enrollments{r}, Status: r.status,
 		Drain: func() {
 			select {
 			case r.drainNow <- struct{}{}:

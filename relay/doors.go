@@ -18,6 +18,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/diag"
@@ -51,7 +52,7 @@ func (r *Relay) serveLink(w http.ResponseWriter, req *http.Request) {
 		}
 	}
 	r.log.Debug("link refused", "code", problem.Code, "remote", r.remote(req), "request_id", id, "error", problem.Cause)
-	problem.Write(w, id)
+	problems.AnswerOwn(w, req, problem, id)
 }
 
 // agentAPI serves the gate's routes to one agent, over its link.

@@ -40,6 +40,11 @@ func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handl
 	routes := p.terminal.Routes()
 	routes["GET "+web.Path] = assets.Files()
 	maps.Copy(routes, console.Routes(assets))
+	door, err := r.signIn(p, reg)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(routes, door.Routes())
 	p.install = install.New(install.Config{
 		Dir: r.cfg.ReleaseDir, URL: r.cfg.PublicURL, Logger: r.log.With("part", "install"), Registerer: reg,
 	})

@@ -41,7 +41,7 @@ type canaries struct {
 
 func (c *canaries) add(name, secret string) string {
 	c.t.Helper()
-	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-", "tc-", "tr-"} {
+	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-", "tc-", "tr-", "pc-", "si-", "inv-"} {
 		secret = strings.TrimPrefix(secret, prefix)
 	}
 	if len(secret) < 16 {
@@ -57,6 +57,24 @@ func (c *canaries) tunnel(name string, r *world.Relay, tun api.Tunnel) string {
 	segment := world.Segment(tun)
 	c.add("access token of "+name, segment[33:])
 	return segment
+}
+
+// pairing lets a program in and adds what it gets, and the code of one that waits in vain.
+func (c *canaries) pairing(r *world.Relay, person string) {
+	c.t.Helper()
+	c.add("device code of a pairing that nobody confirmed", started(r, "").DeviceCode)
+	s := started(r, `{"client":"canary","keys":["device","agent"],"agent_id":"gpu-5"}`)
+	c.add("device code", s.DeviceCode)
+	if a := confirm(r, person, world.Team, s.UserCode, "laptop"); a.Status != 200 {
+		c.t.Fatalf("confirm: %s %s", a, a.Body)
+	}
+	a := polled(r, s)
+	got := decode[api.PairPolled](c.t, []byte(a.Body))
+	if a.Status != 200 || got.Status != "approved" {
+		c.t.Fatalf("take the keys: %s %s", a, a.Body)
+	}
+	c.add("key of a device that was paired", got.RawKey)
+	c.add("key of a machine that was paired", got.AgentKey)
 }
 
 // search reports every canary in a text, but for those allowed there.
@@ -138,6 +156,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	c.add("session", jwt[strings.LastIndexByte(jwt, '.')+1:])
 	dk := created(r, jwt, world.Team, `{"kind":"device","name":"laptop"}`)
 	c.add("device credential", dk.Secret)
+	c.pairing(r, jwt)
 	key, err := os.ReadFile(filepath.Join(r.DataDir, "cluster.key"))
 	if err != nil {
 		t.Fatal(err)

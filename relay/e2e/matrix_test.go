@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/adit-tunnel/adit/relay/e2e/world"
+	"github.com/adit-tunnel/adit/relay/internal/rest/resttest"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/testkit"
@@ -41,10 +43,14 @@ const (
 	kindsPeople = "user device"
 	kindsAdmin  = kindsTeam + " admin"
 	kindsAgent  = kindsTeam + " agent"
+	kindsUser   = "user"
+	kindsDevice = "device"
+	everybody   = "everybody" // whatever they show
 )
 
 // apiRoutes is the whole interface: a route that is not here fails the test.
 var apiRoutes = []apiRoute{
+	{"GET", "/me", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/watch", kindsTeam, "", "", 200, "", ""},
 	{"GET", "/agents/{agent_id}", kindsTeam, "", "", 200, "", "agent_not_found"},
@@ -65,6 +71,19 @@ var apiRoutes = []apiRoute{
 	{"GET", "/credentials", kindsPeople, "", "", 200, "", ""},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "", "", 204, "", "credential_not_found"},
 	{"DELETE", "/credentials/{credential_id}", kindsPeople, "?keep_tunnels=true", "", 200, "", "credential_not_found"},
+	{"GET", "/members", kindsPeople, "", "", 200, "", ""},
+	{"PATCH", "/members/{user_id}", kindsPeople, "", `{"role":"viewer"}`, 200, "", "member_not_found"},
+	{"DELETE", "/members/{user_id}", kindsPeople, "?keep_tunnels=perhaps", "", 422, "out_of_range", ""},
+	{"POST", "/invites", kindsPeople, "", `{"name":""}`, 422, "out_of_range", ""},
+	{"GET", "/invites", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/invites/{invite_id}", kindsPeople, "", "", 404, "invite_not_found", "invite_not_found"},
+	{"GET", "/devices", kindsPeople, "", "", 200, "", ""},
+	{"DELETE", "/devices/{device_id}", "user", "", "", 404, "device_not_found", "device_not_found"},
+	{"POST", "/desktop/pair/start", everybody, "", `{"keys":["root"]}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/poll", everybody, "", `{"device_code":7}`, 400, "invalid_field", ""},
+	{"POST", "/desktop/pair/show", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/desktop/pair/confirm", kindsUser, "", `{"user_code":"no code"}`, 422, "out_of_range", ""},
+	{"POST", "/auth/device/revoke", kindsDevice, "?no_such=1", "", 400, "unknown_parameter", ""},
 }
 
 // caller is one column: what is sent, and who that is.
@@ -72,23 +91,40 @@ type caller struct {
 	name   string
 	kind   string // empty: nobody
 	header []string
-	other  bool   // of another team
-	refuse string // "401 code": what everybody of this column gets
+	role   api.Role    // in the team; empty: admin
+	scopes []api.Scope // of a credential that is narrowed
+	other  bool        // of another team
+	refuse string      // "401 code": what everybody of this column gets
 }
 
 const unknown = "401 unauthenticated"
 
-// expected is the one rule of the table.
+// inTeam says whether it is one of whom a role is asked.
+func (c caller) inTeam() bool { return slices.Contains(strings.Fields(kindsTeam), c.kind) }
+
+func (c caller) may(role api.Role) bool { return cmp.Or(c.role, api.RoleAdmin).AtLeast(role) }
+
+// expected is the one rule of the table. Roles and scopes are those of resttest.Needs.
 func (rt apiRoute) expected(c caller) string {
+	need := resttest.Needs[rt.method+" "+rt.path]
 	switch {
+	case rt.admits == everybody:
+	case c.refuse == "400 team_required" && rt.path == "/me": // which tells a person their teams
+		return "200"
 	case c.refuse != "":
 		return c.refuse
 	case c.kind == "admin" && !strings.Contains(rt.admits, "admin"):
 		return unknown // an admin token is a secret of its tunnel and nothing elsewhere
 	case !slices.Contains(strings.Fields(rt.admits), c.kind):
 		return "403 forbidden"
+	case c.inTeam() && need.Role != "" && !c.may(need.Role):
+		return "403 role_required"
+	case !need.Allows(c.scopes...):
+		return "403 scope_required"
 	case c.other && rt.missing != "":
 		return "404 " + rt.missing
+	case c.inTeam() && need.Others != "" && strings.HasPrefix(rt.path, "/tunnels/") && !c.may(need.Others): // the tunnel is nobody's here
+		return "403 role_required"
 	}
 	return strings.TrimSpace(fmt.Sprint(rt.status, " ", rt.code))
 }
@@ -135,8 +171,13 @@ func newMatrix(t *testing.T) *matrix {
 		return c
 	}
 	gone := revoked(`{"kind":"integration","name":"gone"}`)
-	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID)}
-	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID())}
+	if _, err := operate(t, r, "member", "role", "--team", world.Team, "--add", "guest", "viewer"); err != nil {
+		t.Fatal(err)
+	}
+	m.there = things{"agent_id": "gpu-2", "session_id": string(m.tun.SessionID), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-7", "credential_id": string(gone.ID),
+		"user_id": "guest", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
+	m.nowhere = things{"agent_id": "gpu-9", "session_id": string(ident.NewSessionID()), "viewer_id": "00000000deadbeef", "link_id": "00000000deadbeef00000000deadbeef", "task_id": "train-9", "credential_id": string(ident.NewCredentialID()),
+		"user_id": "nobody", "invite_id": "00000000deadbeef", "device_id": "00000000deadbeef"}
 
 	bearer := func(secret string, more ...string) []string {
 		return append([]string{"Authorization", "Bearer " + secret}, more...)
@@ -166,10 +207,11 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "a session without a team", kind: "user", header: bearer(user), refuse: "400 team_required"},
 		{name: "a session for a team that is not its", kind: "user", header: inTeam(user, otherTeam), refuse: "403 not_a_member"},
 		{name: "a person", kind: "user", header: inTeam(user, world.Team)},
+		nobody("a page's bearer that somebody made up", inTeam("bt-"+strings.Repeat("0", 64)+fmt.Sprintf("-%d-", time.Now().Add(time.Minute).Unix())+strings.Repeat("0", 64), world.Team)...),
 		{name: "a device", kind: "device", header: bearer(r.Credential("device", world.Team, "--user", "bob"))},
 		{name: "an integration credential", kind: "integration", header: bearer(sk)},
-		{name: "a person of another team", kind: "user", header: inTeam(is.Token(members(otherTeam)), otherTeam), other: true},
-		{name: "a device of another team", kind: "device", header: bearer(r.Credential("device", otherTeam, "--user", "eve")), other: true},
+		{name: "a person of another team", kind: "user", role: api.RoleOwner, header: inTeam(is.Token(issuer.Claims{"teams": []map[string]string{{"id": otherTeam, "role": "owner"}}}), otherTeam), other: true},
+		{name: "a device of another team", kind: "device", role: api.RoleOwner, header: bearer(r.Credential("device", otherTeam, "--user", "eve", "--role", "owner")), other: true},
 		{name: "an integration credential of another team", kind: "integration", header: bearer(r.Credential("integration", otherTeam)), other: true},
 		{name: "an integration credential of another team that asks for this one", kind: "integration", header: inTeam(r.Credential("integration", otherTeam, "--name", "liar"), world.Team), other: true},
 		{name: "the agent", kind: "agent", header: bearer(r.Credential("agent", world.Team, "--agent", "gpu-2"))},
@@ -178,7 +220,27 @@ func newMatrix(t *testing.T) *matrix {
 		{name: "an agent of another team with the same name", kind: "agent", header: bearer(r.Credential("agent", otherTeam, "--agent", "gpu-2")), other: true},
 		{name: "the tunnel's admin token", kind: "admin", header: bearer(m.tun.AdminToken)},
 		nobody("another tunnel's admin token", bearer(second.AdminToken)...),
+		// Narrowed to machines that are none, it sees as much as another team.
+		{name: "an integration credential for other machines", kind: "integration", other: true, header: bearer(created(r, user, world.Team, `{"kind":"integration","name":"machines","agents":["none-*"]}`).Secret)},
 	}
+	stranger := is.Token(issuer.Claims{"sub": "their-owner", "teams": []map[string]string{{"id": otherTeam, "role": "owner"}}})
+	m.callers = append(m.callers, caller{name: "an owner of another team", kind: "user", role: api.RoleOwner, header: inTeam(stranger, otherTeam), other: true})
+	for _, role := range api.Roles {
+		token := is.Token(issuer.Claims{"sub": "the-" + string(role), "teams": []map[string]string{{"id": world.Team, "role": string(role)}}})
+		m.callers = append(m.callers, caller{name: "a person who is " + string(role), kind: "user", role: role, header: inTeam(token, world.Team)})
+		if api.RoleAdmin.AtLeast(role) { // by an admin nothing more is made
+			for _, kind := range []string{"device", "integration"} {
+				secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":%q,"name":%q,"role":%q}`, kind, role, role)).Secret
+				m.callers = append(m.callers, caller{name: "a credential of kind " + kind + " as " + string(role), kind: kind, role: role, header: bearer(secret)})
+			}
+		}
+	}
+	for _, scope := range api.Scopes {
+		secret := created(r, user, world.Team, fmt.Sprintf(`{"kind":"integration","name":%q,"scopes":[%q]}`, scope, scope)).Secret
+		m.callers = append(m.callers, caller{name: "an integration credential with the scope " + string(scope), kind: "integration", scopes: []api.Scope{scope}, header: bearer(secret)})
+	}
+	both := created(r, user, world.Team, `{"kind":"integration","name":"both","role":"viewer","scopes":["tunnels","tasks"]}`).Secret
+	m.callers = append(m.callers, caller{name: "an integration credential with two scopes and a low role", kind: "integration", role: api.RoleViewer, scopes: []api.Scope{api.ScopeTunnels, api.ScopeTasks}, header: bearer(both)})
 	return m
 }
 
@@ -295,6 +357,9 @@ func TestDefaultDeny(t *testing.T) {
 		inTable := map[string]bool{"GET /openapi.json": true, "GET /healthz": true, "GET /readyz": true, "GET " + wire.LinkPath: true, "POST " + api.EnrollPath: true}
 		for _, rt := range apiRoutes {
 			inTable[rt.method+" "+rt.path] = true
+			if _, known := resttest.Needs[rt.method+" "+rt.path]; !known {
+				t.Errorf("resttest.Needs does not say which role and scope %s %s needs", rt.method, rt.path)
+			}
 		}
 		for _, op := range described(t, m.r) {
 			if !inTable[op] {
@@ -310,7 +375,12 @@ func TestDefaultDeny(t *testing.T) {
 		if got, want := ownPatterns(t), []string{
 			`"/api/"`, `"GET " + wire.LinkPath`, `"POST " + api.EnrollPath`, `"GET /healthz"`, `"GET /readyz"`, "pattern",
 			// What stands behind "pattern": pages and packages, the same for everybody, and the terminal's WebSocket, which asks for a token of its own.
-			`"GET " + web.Path`, `"GET " + Path`, `"GET " + Path + "/{$}"`, `"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
+			`"GET " + web.Path`, `"GET " + Path`, `"GET " + pairPath`, `"GET " + Path + "/{$}"`,
+			// By what people sign in: where nobody can, as here, the first two alone. They read a cookie and no credential.
+			`"GET " + Base + "options"`, `"POST " + Base + "token"`,
+			`"GET" Base + "options"`, `"GET" loginPath`, `"GET" callbackPath`, `"POST" Base + "token"`, `"POST" Base + "logout"`, `"POST" Base + "invite"`,
+			`"POST" Base + "passkey/begin"`, `"POST" Base + "passkey/finish"`, `"POST" Base + "passkey/register/begin"`, `"POST" Base + "passkey/register/finish"`,
+			`"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
 		}; !slices.Equal(got, want) {
 			t.Errorf("the public listener has the patterns %s, this test knows %s: a new one needs its line in the table", got, want)
 		}
@@ -415,7 +485,11 @@ func (m *matrix) invisible(t *testing.T) {
 			}
 			a := m.ask(rt.method, api.Base+there.fill(rt.path)+rt.query, rt.body, c.header...)
 			b := m.ask(rt.method, api.Base+nowhere.fill(rt.path)+rt.query, rt.body, c.header...)
-			if a.Status != 404 || a.shape() != b.shape() {
+			want := 404
+			if c.inTeam() && !c.may(cmp.Or(resttest.Needs[rt.method+" "+rt.path].Role, api.RoleViewer)) {
+				want = 403
+			}
+			if a.Status != want || a.shape() != b.shape() {
 				t.Errorf("%s %s as %s: what exists in a strange team must look like what does not exist\n there:   %s\n nowhere: %s", rt.method, rt.path, c.name, a.shape(), b.shape())
 			}
 		}
@@ -442,8 +516,8 @@ func (m *matrix) listener(t *testing.T) {
 			header := append(slices.Clone(c.header), how...)
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
-				"/console": 200, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 404, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
-				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404,
+				"/console": 200, "/desktop/pair": 200, "/desktop/pair/start": 404, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
+				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404, "/auth/options": 404, "/auth/login": 404, "/auth/callback": 404, "/auth/": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
 					t.Errorf("GET %s as %s (upgrade: %t): expected %d, got %s", path, c.name, how != nil, want, a)
@@ -455,8 +529,8 @@ func (m *matrix) listener(t *testing.T) {
 			}
 			for _, method := range []string{"POST", "PUT", "DELETE"} {
 				for _, path := range []string{"/healthz", "/readyz", wire.LinkPath, "/", "/terminal/" + string(m.tun.SessionID)} {
-					if a := m.ask(method, path, "", header...); a.Status != 404 {
-						t.Errorf("%s %s as %s: expected 404, got %s", method, path, c.name, a)
+					if a := m.ask(method, path, "", header...); a.Status != 405 || a.Header.Get("Allow") != "GET, HEAD" {
+						t.Errorf("%s %s as %s: expected 405, got %s", method, path, c.name, a)
 					}
 				}
 			}
@@ -603,7 +677,7 @@ func ownPatterns(t *testing.T) []string {
 func pagePatterns(t *testing.T) (out []string) {
 	t.Helper()
 	fset := token.NewFileSet()
-	for _, glob := range []string{"../pages.go", "../internal/console/*.go", "../internal/install/*.go", "../internal/terminal/*.go"} {
+	for _, glob := range []string{"../pages.go", "../internal/console/*.go", "../internal/signin/*.go", "../internal/install/*.go", "../internal/terminal/*.go"} {
 		files, err := filepath.Glob(glob)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("find the sources of pages: %v", err)
@@ -619,8 +693,14 @@ func pagePatterns(t *testing.T) (out []string) {
 			ast.Inspect(file, func(n ast.Node) bool {
 				switch x := n.(type) {
 				case *ast.AssignStmt:
-					if at, ok := x.Lhs[0].(*ast.IndexExpr); ok && source(at.X) == "routes" {
-						out = append(out, source(at.Index))
+					for _, left := range x.Lhs {
+						if at, ok := left.(*ast.IndexExpr); ok && source(at.X) == "routes" && source(at.Index) != `method + " " + path` {
+							out = append(out, source(at.Index))
+						}
+					}
+				case *ast.CallExpr: // of the function that writes method + " " + path
+					if source(x.Fun) == "add" && len(x.Args) == 3 {
+						out = append(out, source(x.Args[0])+" "+source(x.Args[1]))
 					}
 				case *ast.CompositeLit:
 					if m, ok := x.Type.(*ast.MapType); ok && source(m.Value) == "http.Handler" {

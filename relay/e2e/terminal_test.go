@@ -41,7 +41,9 @@ func terminalAgent(w *world.World, r *world.Relay, env ...string) *world.Agent {
 	}
 	return w.Agent(r, "gpu-1", append([]string{
 		"ADIT_TERMINAL_ENABLED=true", "ADIT_TERMINAL_USER=" + me.Username, "ADIT_TERMINAL_SHELL=/bin/bash", "ADIT_TERMINAL_DIR=" + home,
-		"ADIT_TERMINAL_ENV=HOME=" + home, // no start files of whoever runs the tests
+		// No start files of whoever runs the tests, and nothing that a shell writes at its end,
+		// when the directory goes.
+		"ADIT_TERMINAL_ENV=HOME=" + home + ",HISTFILE=/dev/null",
 	}, env...)...)
 }
 
@@ -290,7 +292,7 @@ func TestTerminalMotion(t *testing.T) {
 	if n := get[int](s, `document.getAnimations().length`); n != 0 || get[int](s, `window.moves`) != 0 {
 		t.Errorf("%d things move although the user wants none", n)
 	}
-	s.do("the console", world.Navigate(r.URL+"/console"), world.Until(`document.querySelector("#secret")`), evaluate(count),
+	s.do("the console", world.Navigate(r.URL+"/console"), withToken(), evaluate(count),
 		chromedp.SendKeys("#secret", r.Credential("integration", world.Team)), chromedp.KeyEvent("\r"), world.Until(`document.querySelector(".pulse.live")`))
 	r.Kill()
 	s.do("which shows that it is cut off", world.Until(`document.querySelector(".pulse.lost")`))

@@ -95,6 +95,7 @@ type Session struct {
 	TunnelProtocol Protocol        `json:"tunnel_protocol"`
 	Label          string          `json:"label,omitempty"`
 	OpenedBy       string          `json:"opened_by"`
+	Own            bool            `json:"own"` // the caller may do with it what others need a higher role for
 	OpenedAt       time.Time       `json:"opened_at"`
 	ExpiresAt      time.Time       `json:"expires_at"`
 	IdleTimeout    Duration        `json:"idle_timeout"`
@@ -272,6 +273,11 @@ type CreateCredentialRequest struct {
 	Name      string         `json:"name"`
 	ExpiresIn *Duration      `json:"expires_in,omitempty"` // 1 to 365 days; absent: never
 	AgentID   ident.AgentID  `json:"agent_id,omitempty"`   // kind agent: only this agent may use it
+	// Narrower than its maker, if wanted. Only for kind integration but for Role.
+	Role   Role     `json:"role,omitempty"`   // default: the maker's, and never more
+	Scopes []Scope  `json:"scopes,omitempty"` // absent: all that the role may
+	Agents []string `json:"agents,omitempty"` // patterns of agent ids, as "render-*"; absent: any
+	Ports  string   `json:"ports,omitempty"`  // as "8188,8000-8100"; absent: any
 }
 
 // CreatedCredential is its answer, the only time the secret is shown.
@@ -294,6 +300,10 @@ type Credential struct {
 	ExpiresAt  time.Time          `json:"expires_at,omitzero"`
 	LastUsedAt time.Time          `json:"last_used_at,omitzero"`
 	Revoked    bool               `json:"revoked,omitempty"`
+	Role       Role               `json:"role,omitempty"`
+	Scopes     []Scope            `json:"scopes,omitempty"`
+	Agents     []string           `json:"agents,omitempty"`
+	Ports      string             `json:"ports,omitempty"`
 }
 
 // Revoked is the answer of DELETE /credentials/{credential_id}: what ended with it.

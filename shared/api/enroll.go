@@ -6,6 +6,9 @@ import "github.com/adit-tunnel/adit/shared/ident"
 // as bearer secret) into one. It is outside of Base, since no principal calls it.
 const EnrollPath = "/agent/v1/enroll"
 
+// ConsolePath is the address of the console, on the relay's own host.
+const ConsolePath = "/console"
+
 // EnrollRequest is the body of a POST to EnrollPath.
 type EnrollRequest struct {
 	AgentID ident.AgentID `json:"agent_id"` // the name that the credential is bound to

@@ -114,15 +114,27 @@ func (p Problem) MarshalJSON() ([]byte, error) {
 		plain
 		ErrorMessage string `json:"error_message"`
 		RetryAfter   int    `json:"retry_after,omitempty"`
-	}{plain(p), cmp.Or(p.Detail, p.Title, string(p.Code)), p.retrySeconds()})
+	}{plain(p), cmp.Or(p.Detail, p.Title, string(p.Code)), p.RetrySeconds()})
 }
 
-// retrySeconds is RetryAfter in whole seconds, rounded up: not before it is of use.
-func (p Problem) retrySeconds() int {
+// RetrySeconds is RetryAfter in whole seconds, rounded up: not before it is of use.
+func (p Problem) RetrySeconds() int {
 	return int((max(p.RetryAfter.D(), 0) + time.Second - 1) / time.Second)
 }
 
-// Write sends the problem as the answer to a request.
+// SetHeader sets the header of an answer with this problem, whatever its body is.
+func (p *Problem) SetHeader(h http.Header) {
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if s := p.RetrySeconds(); s > 0 {
+		h.Set("Retry-After", strconv.Itoa(s))
+	}
+	if p.Status == http.StatusUnauthorized { // the header is not optional (RFC 9110, section 15.5.2)
+		h.Set("WWW-Authenticate", cmp.Or(p.Challenge, DefaultChallenge))
+	}
+}
+
+// Write sends the problem's document as the answer to a request.
 func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 	c := *p
 	c.RequestID = id
@@ -130,16 +142,9 @@ func (p *Problem) Write(w http.ResponseWriter, id ident.RequestID) {
 		c.Type = "about:blank"
 	}
 	h := w.Header()
+	c.SetHeader(h)
 	h.Set("Content-Type", ProblemContentType)
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", StrictPolicy)
-	if s := c.retrySeconds(); s > 0 {
-		h.Set("Retry-After", strconv.Itoa(s))
-	}
-	if c.Status == http.StatusUnauthorized { // the header is not optional (RFC 9110, section 15.5.2)
-		h.Set("WWW-Authenticate", cmp.Or(c.Challenge, DefaultChallenge))
-	}
 	w.WriteHeader(c.Status)
 	_ = json.NewEncoder(w).Encode(c) // the peer may be gone; there is nobody left to tell
 }

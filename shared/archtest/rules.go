@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/token"
+	"path"
 	"strconv"
 	"strings"
 )
@@ -17,7 +18,7 @@ const (
 
 // fileRules look at one file each.
 var fileRules = []func(*file) []Violation{
-	checkImports, checkLength, checkTexts, checkNames, checkInit, checkExit, checkSleep, checkSkip,
+	checkImports, checkLength, checkTexts, checkNames, checkInit, checkExit, checkSleep, checkSkip, checkAnswers,
 }
 
 // packageRules look at all files of a directory.
@@ -94,6 +95,33 @@ func checkExit(f *file) []Violation {
 		call, ok := n.(*ast.CallExpr)
 		if ok && (calls(call, "os", "Exit") || calls(call, "log", "Fatal", "Fatalf", "Fatalln")) {
 			found = append(found, Violation{Rule: "exit", Path: f.path, Line: f.line(call.Pos()), Text: "return an error, main exits"})
+		}
+		return true
+	})
+	return found
+}
+
+// checkAnswers wants the relay's doors to refuse in one way, so that no person reads raw
+// JSON and no program a page. The admin socket is for programs only.
+func checkAnswers(f *file) []Violation {
+	if f.test || !within(f.dir, "relay") || withinAny(f.dir, "relay/e2e", "relay/internal/problems", "relay/internal/admin") {
+		return nil
+	}
+	packages := map[string]bool{}
+	imports(f, func(_ *ast.ImportSpec, p string) { packages[path.Base(p)] = true })
+	var found []Violation
+	ast.Inspect(f.ast, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		document := false // a Problem's Write, by its two arguments
+		if fun, ok := call.Fun.(*ast.SelectorExpr); ok && fun.Sel.Name == "Write" && len(call.Args) == 2 {
+			of, ok := fun.X.(*ast.Ident)
+			document = !ok || !packages[of.Name]
+		}
+		if document || calls(call, "http", "Error", "NotFound") {
+			found = append(found, Violation{Rule: "answers", Path: f.path, Line: f.line(call.Pos()), Text: "refuse with relay/internal/problems, which knows a person's browser from a program"})
 		}
 		return true
 	})

@@ -106,7 +106,7 @@ type UnknownVar struct {
 
 // wellKnown are variables that some command of Adit reads beside its keys.
 var wellKnown = []string{
-	"ADIT_CONFIG", "ADIT_URL", "ADIT_TOKEN", "ADIT_TEAM", "ADIT_SOCKET",
+	"ADIT_CONFIG", "ADIT_URL", "ADIT_TOKEN", "ADIT_TEAM", "ADIT_PROFILE", "ADIT_SOCKET",
 	"ADIT_ENROL_TOKEN", "ADIT_ENROLL_TOKEN",
 }
 

@@ -131,6 +131,14 @@ func ParseRequestID(s string) (RequestID, error) {
 	return "", fmt.Errorf("%w: a request id is 1 to 64 letters, digits, '.', '_' or '-'", ErrInvalid)
 }
 
+// NewTeamID returns a fresh random team id, a UUID of version 4.
+func NewTeamID() TeamID {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // crypto/rand.Read never fails since Go 1.24
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return TeamID(fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]))
+}
+
 // NewSessionID returns a fresh random session id.
 func NewSessionID() SessionID { return SessionID(randomHex(16)) }
 

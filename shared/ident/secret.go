@@ -55,6 +55,10 @@ const (
 	PrefixEnroll      = "en-"  // a single-use enrollment token
 	PrefixCode        = "tc-"  // a code that enters a terminal once
 	PrefixRight       = "tr-"  // what a terminal's page comes back with
+	PrefixSignIn      = "si-"  // the cookie of a browser that is signed in
+	PrefixBrowser     = "bt-"  // the bearer that its page gets, for minutes
+	PrefixInvite      = "inv-" // an invitation, once
+	PrefixPairing     = "pc-"  // the code with which a program waits to be paired
 )
 
 // NewSecret returns a fresh secret: the prefix and 200 random bits in base32 (40

@@ -36,6 +36,9 @@ func TestRedact(t *testing.T) {
 		{"SK-" + strings.ToUpper(base32), "SK-[redacted]"},
 		{"https://relay.example.com/terminal/" + session + "#code=tc-" + base32, "https://relay.example.com/terminal/" + session + "#code=tc-[redacted]"},
 		{`{"state":"admitted","right":"tr-` + base32 + `"}`, `{"state":"admitted","right":"tr-[redacted]"}`},
+		{"si-" + base32 + ", inv-" + base32, "si-[redacted], inv-[redacted]"},
+		{`{"device_code":"pc-` + base32 + `"}`, `{"device_code":"pc-[redacted]"}`},
+		{"bt-" + session + session + "-1767323045", "bt-[redacted]-1767323045"},
 		{"xsk-" + base32, "xsk-[redacted]"},
 		{"sk%2D" + base32, "sk%2D[redacted]"},
 		// What is none stays.

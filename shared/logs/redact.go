@@ -10,7 +10,8 @@ const mark = "[redacted]"
 
 // Redact cuts secrets out of a text and leaves the rest as it is:
 //
-//   - Adit's own secrets (sk-…, dk-…, ak-…, adm-…, lt-…, en-…, tc-…, tr-…) keep their prefix;
+//   - Adit's own secrets (sk-…, dk-…, ak-…, adm-…, lt-…, en-…, tc-…, tr-…, si-…, bt-…, inv-…,
+//     pc-…) keep their prefix;
 //   - a tunnel's segment, in a path or a host name, keeps its session id;
 //   - what follows Bearer, Basic and the like, and JSON web tokens;
 //   - the values of Authorization and Cookie headers, as HTTP, Go or JSON print them;
@@ -90,6 +91,8 @@ var prefixes = []string{
 	strings.TrimSuffix(ident.PrefixAgent, "-"), strings.TrimSuffix(ident.PrefixAdmin, "-"),
 	strings.TrimSuffix(ident.PrefixLease, "-"), strings.TrimSuffix(ident.PrefixEnroll, "-"),
 	strings.TrimSuffix(ident.PrefixCode, "-"), strings.TrimSuffix(ident.PrefixRight, "-"),
+	strings.TrimSuffix(ident.PrefixSignIn, "-"), strings.TrimSuffix(ident.PrefixBrowser, "-"),
+	strings.TrimSuffix(ident.PrefixInvite, "-"), strings.TrimSuffix(ident.PrefixPairing, "-"),
 }
 
 // token looks around a hyphen, or one that is written %2d, for a secret or segment.

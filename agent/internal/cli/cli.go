@@ -150,10 +150,14 @@ func wrapArgs(cmd *cobra.Command) {
 		check = cobra.NoArgs
 	}
 	cmd.Args = func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usage(c, err)
+		err := check(c, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if want := strings.TrimSpace(strings.TrimPrefix(c.Use, c.Name())); want != "" { // cobra counts; people want names
+			err = fmt.Errorf("%s takes %s, and got %d arguments", c.CommandPath(), want, len(args))
+		}
+		return usage(c, err)
 	}
 }
 

@@ -135,7 +135,7 @@ func (d *doctor) lookCredential(context.Context) (verdict, error) {
 	token, err := d.conf.Token()
 	switch {
 	case err != nil:
-		return verdict{remedy: "put the secret that `adit-relay credential create --kind agent` printed into credential_file"}, err
+		return verdict{remedy: "get one: `adit-agent enroll --pair`, or put the secret that `adit-relay credential create --kind agent` printed into credential_file"}, err
 	case token == "":
 		return verdict{remedy: "set credential_file, or ADIT_CREDENTIAL"}, errors.New("none configured")
 	}

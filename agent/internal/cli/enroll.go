@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,8 +23,10 @@ import (
 	"github.com/adit-tunnel/adit/agent"
 	"github.com/adit-tunnel/adit/agent/internal/enroll"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/lifecycle"
 	"github.com/adit-tunnel/adit/shared/prompt"
 )
 
@@ -34,19 +38,24 @@ const (
 )
 
 // enrolls are the flags that enroll takes: what it needs for itself, and what it writes.
-var enrolls = []string{"relay_url", "agent_id", "credential_file", "tls.ca_file", "config", "token_file", "log.level", "log.format"}
+var enrolls = []string{"relay_url", "agent_id", "credential_file", "tls.ca_file", "config", "token_file", "pair", "log.level", "log.format"}
 
 func newEnroll() *cobra.Command {
 	var path, tokenFile string
+	var pair bool
 	cmd := &cobra.Command{
 		Use:   "enroll",
-		Short: "get this machine's credential from a relay, with a single-use token",
-		Long: `Hand in an enrollment token (en-…, from 'adit-relay enroll create'), write the credential
-that the relay gives for it into credential_file, readable by the agent only, and write the
-configuration file if there is none, or complete the package's own. The token comes from --token-file (- for standard
-input), from ADIT_ENROLL_TOKEN, or is asked for; never from the command line, which every
-user of the machine can read. A machine that is enrolled already stays as it is.`,
-		Example: `  adit-agent enroll --relay-url https://gateway.example.com
+		Short: "get this machine's credential from a relay, by a code or with a single-use token",
+		Long: `Get a credential from a relay, write it into credential_file, readable by the agent only,
+and write the configuration file if there is none, or complete the package's own. A machine
+that is enrolled already stays as it is.
+
+With --pair a page and a code are shown: a member of the team opens the page in any browser,
+compares the code and confirms. Otherwise an enrollment token is handed in (en-…, from
+'adit-relay enroll create'), which comes from --token-file (- for standard input), from
+ADIT_ENROLL_TOKEN, or is asked for; never from the command line, which every user of the
+machine can read.`,
+		Example: `  adit-agent enroll --pair --relay-url https://gateway.example.com
   ADIT_ENROLL_TOKEN="$(cat token)" adit-agent enroll --relay-url https://gateway.example.com --agent-id gpu-7`,
 	}
 	f := cmd.Flags()
@@ -57,7 +66,13 @@ user of the machine can read. A machine that is enrolled already stays as it is.
 	conf.Flags(f, agent.DefaultConfig())
 	f.StringVar(&path, "config", cmp.Or(os.Getenv("ADIT_CONFIG"), defaultConfigFile()), "configuration file, written if it is not there [ADIT_CONFIG]")
 	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return runEnroll(cmd, path, tokenFile) }
+	f.BoolVar(&pair, "pair", false, "have a person let this machine in, by a code; no token is needed")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if pair && tokenFile != "" {
+			return &exitError{exitUsage, errors.New("--pair needs no token: leave --token-file out")}
+		}
+		return runEnroll(cmd, path, tokenFile, pair)
+	}
 	return cmd
 }
 
@@ -72,7 +87,7 @@ func defaultConfigFile() string {
 	return filepath.Join(dir, "adit", "agent.yaml")
 }
 
-func runEnroll(cmd *cobra.Command, path, tokenFile string) error {
+func runEnroll(cmd *cobra.Command, path, tokenFile string, pair bool) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -124,31 +139,47 @@ func runEnroll(cmd *cobra.Command, path, tokenFile string) error {
 	if err != nil {
 		return err
 	}
-	token, err := enrollToken(cmd, tokenFile)
-	if err != nil {
+	opts := enroll.Options{
+		RelayURL: c.RelayURL[0], Agent: ident.AgentID(c.AgentID), File: c.CredentialFile, Owner: serviceOwner(),
+		TLS: tlsConf, Proxy: http.ProxyFromEnvironment, Client: "adit-agent/" + lifecycle.Version(),
+	}
+	if pair {
+		opts.Show = func(p api.PairStarted) {
+			show(cmd.ErrOrStderr(), "open this page in any browser, sign in, and confirm the code %s for %s within %d minutes:\n  %s", p.UserCode, c.AgentID, p.ExpiresIn/60, p.VerificationURI)
+		}
+	} else if opts.Token, err = enrollToken(cmd, tokenFile); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(c.CredentialFile), 0o755); err != nil {
 		return fmt.Errorf("make the directory of the credential: %w", err)
 	}
-	got, err := enroll.Enroll(cmd.Context(), enroll.Options{
-		RelayURL: c.RelayURL[0], Agent: ident.AgentID(c.AgentID), Token: token, File: c.CredentialFile, Owner: serviceOwner(),
-		TLS: tlsConf, Proxy: http.ProxyFromEnvironment,
-	})
+	// Whoever tires of waiting leaves nothing behind.
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	got, err := enroll.Enroll(ctx, opts)
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
 	if err != nil {
 		return explain(err)
 	}
 	show(cmd.OutOrStdout(), "enrolled as %s", got.AgentID)
-	show(cmd.ErrOrStderr(), "the credential %s is in %s", got.CredentialID, c.CredentialFile)
+	show(cmd.ErrOrStderr(), "the credential%s is in %s", strings.TrimRight(" "+string(got.CredentialID), " "), c.CredentialFile)
 	return keepConfig(cmd, path, written, c)
 }
 
 // explain adds what to do about a refusal.
 func explain(err error) error {
+	switch {
+	case errors.Is(err, client.ErrNotLetIn):
+		return &hinted{err, "a code is good for five minutes: run this again for a new one"}
+	case errors.Is(err, client.ErrNoPairing):
+		return &hinted{err, "enroll with a token; on the relay's host: adit-relay enroll create --team TEAM"}
+	}
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		switch p.Code {
 		case api.CodeEnrollmentRefused:
-			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team UUID"}
+			return &hinted{err, "a token works once and for a limited time; on the relay's host: adit-relay enroll create --team TEAM"}
 		case api.CodeTooManyCredentials:
 			return &hinted{err, "on the relay's host: adit-relay credential list, and revoke what is not needed"}
 		}
@@ -186,7 +217,7 @@ func enrollToken(cmd *cobra.Command, file string) (ident.Secret, error) {
 	default:
 		in, ok := cmd.InOrStdin().(*os.File)
 		if !ok || !term.IsTerminal(int(in.Fd())) {
-			return "", &exitError{exitUsage, &hinted{errors.New("no enrollment token"), "name a file with --token-file, or set " + enrollTokenEnv}}
+			return "", &exitError{exitUsage, &hinted{errors.New("no enrollment token"), "let a person confirm a code, with --pair; or name a file with --token-file, or set " + enrollTokenEnv}}
 		}
 		var err error
 		if text, err = prompt.Secret(in, cmd.ErrOrStderr(), "enrollment token (en-…): "); err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/conf"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -72,7 +73,7 @@ func (c *Config) Validate() error {
 	if c.ExtraLinks < 0 || c.ExtraLinks > maxExtraLinks {
 		bad("extra_links", "is %d, must be 0 to %d", c.ExtraLinks, maxExtraLinks)
 	}
-	if _, err := ParsePorts(c.AllowPorts); err != nil {
+	if _, err := api.ParsePorts(c.AllowPorts); err != nil {
 		bad("allow_ports", "%w", err)
 	}
 	if c.StopGrace < 0 || c.StopGrace.D() > time.Hour {

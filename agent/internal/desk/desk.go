@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"github.com/adit-tunnel/adit/agent/internal/config"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
@@ -37,7 +37,7 @@ type Terminal func(ctx context.Context, s *link.Stream, h wire.Hello) error
 
 // Config is what a Desk needs. All functions must be safe for concurrent use.
 type Config struct {
-	Ports    config.Ports                                                // what a tunnel may reach
+	Ports    api.Ports                                                   // what a tunnel may reach
 	OwnPorts func() []uint16                                             // the agent's own listeners, always refused
 	Epoch    func() uint64                                               // the agent session's generation
 	Paused   func() bool                                                 // the kill switch

@@ -18,9 +18,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
-	"github.com/adit-tunnel/adit/agent/internal/config"
 	"github.com/adit-tunnel/adit/agent/internal/desk"
 	"github.com/adit-tunnel/adit/agent/internal/forward"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
@@ -47,7 +47,7 @@ func newWorld(t *testing.T, change func(*desk.Config)) *world {
 	t.Helper()
 	w := &world{t: t, reg: prometheus.NewRegistry(), logs: &testkit.Buffer{}}
 	w.epoch.Store(5)
-	ports, err := config.ParsePorts("1-65535")
+	ports, err := api.ParsePorts("1-65535")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestHostileRelayIsRefused(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, func(c *desk.Config) {
-				ports, err := config.ParsePorts("8188,8888-8899,9465")
+				ports, err := api.ParsePorts("8188,8888-8899,9465")
 				if err != nil {
 					t.Fatal(err)
 				}

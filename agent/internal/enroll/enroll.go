@@ -1,5 +1,6 @@
 // Package enroll owns how a machine gets its credential: it hands a single-use token
-// to a relay and keeps what comes back in a file, written whole and once. It never
+// to a relay, or waits until a person lets the machine in, and keeps what comes back in a
+// file, written whole and once. It never
 // replaces a credential that is there, and never prints or logs a secret.
 package enroll
 
@@ -19,7 +20,9 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/printable"
 )
 
 const (
@@ -39,10 +42,13 @@ type Options struct {
 	RelayURL string // http, https, ws or wss
 	Agent    ident.AgentID
 	Token    ident.Secret
-	File     string      // of the credential; its directory must exist
-	Owner    int         // user id that the file is given to; negative: nobody else
-	TLS      *tls.Config // nil: the system's
-	Proxy    func(*http.Request) (*url.URL, error)
+	// Show has a code shown to the person who lets the machine in; with it no token is needed.
+	Show   func(api.PairStarted)
+	Client string      // the program, as the person sees it
+	File   string      // of the credential; its directory must exist
+	Owner  int         // user id that the file is given to; negative: nobody else
+	TLS    *tls.Config // nil: the system's
+	Proxy  func(*http.Request) (*url.URL, error)
 }
 
 // Enroll gets a credential and writes it into the file. The place for it is made
@@ -64,7 +70,15 @@ func Enroll(ctx context.Context, o Options) (api.Enrolled, error) {
 			return api.Enrolled{}, fmt.Errorf("give the credential file to the agent's user: %w", err)
 		}
 	}
-	got, err := ask(ctx, o)
+	u, err := address(o.RelayURL)
+	if err != nil {
+		return api.Enrolled{}, err
+	}
+	get := ask
+	if o.Show != nil {
+		get = pair
+	}
+	got, err := get(ctx, o, u)
 	if err != nil {
 		return api.Enrolled{}, err
 	}
@@ -78,7 +92,7 @@ func Enroll(ctx context.Context, o Options) (api.Enrolled, error) {
 		err = syncDir(filepath.Dir(o.File))
 	}
 	if err != nil {
-		return api.Enrolled{}, fmt.Errorf("keep the credential %s, which is lost now (revoke it): %w", got.CredentialID, err)
+		return api.Enrolled{}, fmt.Errorf("keep the credential of %s, which is lost now (revoke it): %w", strings.TrimSpace(string(got.AgentID)+" "+string(got.CredentialID)), err)
 	}
 	return got, nil
 }
@@ -98,10 +112,11 @@ func Vacant(file string) error {
 	return fmt.Errorf("%s is there and holds no agent credential: move it away first", file)
 }
 
-func ask(ctx context.Context, o Options) (api.Enrolled, error) {
-	u, err := url.Parse(o.RelayURL)
+// address is the relay's, for requests.
+func address(relay string) (*url.URL, error) {
+	u, err := url.Parse(relay)
 	if err != nil {
-		return api.Enrolled{}, fmt.Errorf("relay_url: %q is no URL", o.RelayURL)
+		return nil, fmt.Errorf("relay_url: %q is no URL", relay)
 	}
 	switch u.Scheme {
 	case "wss":
@@ -109,6 +124,37 @@ func ask(ctx context.Context, o Options) (api.Enrolled, error) {
 	case "ws":
 		u.Scheme = "http"
 	}
+	return u, nil
+}
+
+func transport(o Options) *http.Transport {
+	return &http.Transport{Proxy: o.Proxy, TLSClientConfig: o.TLS, DisableKeepAlives: true}
+}
+
+// pair waits until a person lets the machine in.
+func pair(ctx context.Context, o Options, u *url.URL) (api.Enrolled, error) {
+	c, err := client.New(client.Config{BaseURL: u.String(), UserAgent: o.Client, Transport: transport(o)})
+	if err != nil {
+		return api.Enrolled{}, err
+	}
+	name, _ := os.Hostname() // the person sees an address and the agent's name as well
+	got, err := c.Pair(ctx, api.PairStartRequest{Client: o.Client, MachineName: printable.Text(name), Keys: []api.PairKey{api.PairAgent}, AgentID: o.Agent}, o.Show)
+	if err != nil {
+		return api.Enrolled{}, err
+	}
+	if !sound(got.AgentKey) {
+		return api.Enrolled{}, fmt.Errorf("%w: what came is no credential", ErrUnanswered)
+	}
+	return api.Enrolled{AgentID: o.Agent, TeamID: got.TeamID, Credential: got.AgentKey}, nil
+}
+
+// sound says whether a text can be an agent's credential.
+func sound(s string) bool {
+	return strings.HasPrefix(s, ident.PrefixAgent) && !strings.ContainsAny(s, " \t\r\n")
+}
+
+// ask hands a token in.
+func ask(ctx context.Context, o Options, u *url.URL) (api.Enrolled, error) {
 	body, err := json.Marshal(api.EnrollRequest{AgentID: o.Agent})
 	if err != nil {
 		return api.Enrolled{}, fmt.Errorf("encode request: %w", err)
@@ -122,7 +168,7 @@ func ask(ctx context.Context, o Options) (api.Enrolled, error) {
 	req.Header.Set("Authorization", "Bearer "+o.Token.Reveal())
 	req.Header.Set("Content-Type", "application/json")
 	c := http.Client{
-		Transport: &http.Transport{Proxy: o.Proxy, TLSClientConfig: o.TLS, DisableKeepAlives: true},
+		Transport: transport(o),
 		// A token goes to the host that was named, or nowhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -143,7 +189,7 @@ func ask(ctx context.Context, o Options) (api.Enrolled, error) {
 		return api.Enrolled{}, fmt.Errorf("%s answered %s, which no relay says: is the address right?", u.Redacted(), resp.Status)
 	}
 	var got api.Enrolled
-	if err := json.Unmarshal(raw, &got); err != nil || !strings.HasPrefix(got.Credential, ident.PrefixAgent) || strings.ContainsAny(got.Credential, " \t\r\n") {
+	if err := json.Unmarshal(raw, &got); err != nil || !sound(got.Credential) {
 		return api.Enrolled{}, fmt.Errorf("%w: what came is no credential", ErrUnanswered)
 	}
 	return got, nil

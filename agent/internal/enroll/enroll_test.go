@@ -12,6 +12,7 @@ import (
 
 	"github.com/adit-tunnel/adit/agent/internal/enroll"
 	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -103,5 +104,68 @@ func TestATokenIsNotSpentOnWhatCannotBeKept(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(o.File); string(b) != "not a credential" {
 		t.Errorf("the damaged file was changed: %q", b)
+	}
+}
+
+// letIn plays a relay where a person lets a machine in at its second poll, or nobody does.
+func letIn(t *testing.T, key string, expires int) (url string, asked *api.PairStartRequest) {
+	t.Helper()
+	asked = new(api.PairStartRequest)
+	polls := 0
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /base/api/v1/desktop/pair/start", func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(asked); err != nil || r.Header.Get("Authorization") != "" {
+			t.Errorf("the relay is asked with %v: %v", r.Header, err)
+		}
+		_ = json.NewEncoder(w).Encode(api.PairStarted{DeviceCode: "pc-x", UserCode: "AB7K-PNQ3", VerificationURI: "https://x/desktop/pair?user_code=AB7K-PNQ3", ExpiresIn: expires, Interval: 1})
+	})
+	mux.HandleFunc("POST /base/api/v1/desktop/pair/poll", func(w http.ResponseWriter, r *http.Request) {
+		out := api.PairPolled{Status: "pending"}
+		if polls++; polls > 1 && key != "" {
+			out = api.PairPolled{Status: "approved", AgentKey: key, AgentID: "gpu-1"}
+		}
+		_ = json.NewEncoder(w).Encode(out)
+	})
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return "ws" + strings.TrimPrefix(s.URL, "http") + "/base", asked
+}
+
+func TestAPersonLetsTheMachineIn(t *testing.T) {
+	url, asked := letIn(t, "ak-secret", 300)
+	o := options(t, url)
+	shown := ""
+	o.Token, o.Client, o.Show = "", "adit-agent/1", func(p api.PairStarted) { shown = p.UserCode }
+	got, err := enroll.Enroll(t.Context(), o)
+	if err != nil || got.AgentID != "gpu-1" || shown != "AB7K-PNQ3" {
+		t.Fatalf("enroll: %+v %v, shown %q", got, err, shown)
+	}
+	if len(asked.Keys) != 1 || asked.Keys[0] != api.PairAgent || asked.AgentID != "gpu-1" || asked.Client != "adit-agent/1" {
+		t.Errorf("it asks for %+v, want a key of this machine alone", asked)
+	}
+	b, err := os.ReadFile(o.File)
+	if info, _ := os.Stat(o.File); err != nil || string(b) != "ak-secret\n" || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file holds the credential, for its owner alone: %q %v", b, err)
+	}
+}
+
+func TestNothingIsLeftOfAPairingThatFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		key     string
+		expires int
+		want    error
+	}{
+		"nobody says yes": {"", 2, client.ErrNotLetIn},
+		"another key":     {"dk-secret", 300, enroll.ErrUnanswered},
+	} {
+		url, _ := letIn(t, c.key, c.expires)
+		o := options(t, url)
+		o.Token, o.Show = "", func(api.PairStarted) {}
+		if _, err := enroll.Enroll(t.Context(), o); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if list, _ := os.ReadDir(filepath.Dir(o.File)); len(list) != 0 {
+			t.Errorf("%s: left %v", name, list)
+		}
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/adit-tunnel/adit/agent/internal/config"
 	"github.com/adit-tunnel/adit/agent/internal/desk"
 	"github.com/adit-tunnel/adit/agent/internal/fakerelay"
 	"github.com/adit-tunnel/adit/agent/internal/forward"
@@ -47,7 +46,7 @@ func start(t *testing.T, change func(*uplink.Config), urls ...string) *world {
 	w := &world{t: t, reg: prometheus.NewRegistry()}
 	w.board = status.NewBoard(filepath.Join(t.TempDir(), "state.json"))
 	w.tunnels = uplink.NewTunnels(filepath.Join(t.TempDir(), "tunnels.json"), testkit.Logger(t))
-	ports, _ := config.ParsePorts("1-65535")
+	ports, _ := api.ParsePorts("1-65535")
 	w.desk = desk.New(desk.Config{
 		Ports: ports, OwnPorts: func() []uint16 { return nil }, Epoch: func() uint64 { return w.up.Epoch() },
 		Paused: w.board.Paused, Closed: w.tunnels.Closed,

@@ -16,6 +16,10 @@ import (
 // browser with the test.
 func (w *World) Browser(limit time.Duration) context.Context {
 	w.T.Helper()
+	profile, err := os.MkdirTemp(w.Dir, "chromium-")
+	if err != nil {
+		w.T.Fatal(err)
+	}
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(w.Program("chromium", "chromium")),
 		chromedp.NoSandbox,
@@ -26,7 +30,7 @@ func (w *World) Browser(limit time.Duration) context.Context {
 		// A test sees pages at rest; one that is about motion emulates it.
 		chromedp.Flag("force-prefers-reduced-motion", true),
 		chromedp.WindowSize(1200, 900),
-		chromedp.UserDataDir(w.dir("chromium", 0o755)),
+		chromedp.UserDataDir(profile),
 	)
 	actx, stop := chromedp.NewExecAllocator(context.Background(), opts...)
 	ctx, cancel := chromedp.NewContext(actx)

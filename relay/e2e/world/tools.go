@@ -10,7 +10,11 @@ import (
 
 // toolModules are the programs of others that tests need and no Debian package has:
 // each directory is a module of its own, so that the product's stays free of them.
-var toolModules = map[string]string{"pebble": "pebble", "pebble-challtestsrv": "pebble"}
+var toolModules = map[string]struct{ dir, path string }{
+	"pebble":              {"pebble", "github.com/letsencrypt/pebble/v2/cmd/pebble"},
+	"pebble-challtestsrv": {"pebble", "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv"},
+	"oidc-issuer":         {"oidc", "."},
+}
 
 var tools struct {
 	mu    sync.Mutex
@@ -29,8 +33,9 @@ func (w *World) Tool(name string) string {
 	defer tools.mu.Unlock()
 	err, tried := tools.built[name]
 	if !tried {
-		cmd := exec.Command("go", "build", "-o", path, "github.com/letsencrypt/pebble/v2/cmd/"+name)
-		cmd.Dir = filepath.Join("..", "..", ".tools", toolModules[name])
+		module := toolModules[name]
+		cmd := exec.Command("go", "build", "-o", path, module.path)
+		cmd.Dir = filepath.Join("..", "..", ".tools", module.dir)
 		if out, failed := cmd.CombinedOutput(); failed != nil {
 			err = fmt.Errorf("build %s: %w\n%s", name, failed, out)
 		}

@@ -126,10 +126,19 @@ func talk(ts *testscript.TestScript, neg bool, args []string) {
 //	relay break N       the next N tunnel dials are answered 503
 //	relay open N        demands that N tunnels are open
 //	relay url PORT      writes the URL of the newest tunnel to that port into url.txt
+//	relay pairs HOW     nobody: no code is confirmed; slow: nor does it end; old: it knows no pairing; well
+//	relay polled N      waits until a program has polled so often
+//	relay devices N     demands that so many devices are let in
 func tellRelay(ts *testscript.TestScript, neg bool, args []string) {
 	r, ok := ts.Value("relay").(*relay)
 	if neg || !ok || len(args) == 0 {
 		ts.Fatalf("usage: relay close-all | break N | open N | url PORT")
+	}
+	if args[0] == "pairs" && len(args) == 2 {
+		r.mu.Lock()
+		r.pairing, r.polls = args[1], 0
+		r.mu.Unlock()
+		return
 	}
 	n := 0
 	if len(args) == 2 {
@@ -149,6 +158,18 @@ func tellRelay(ts *testscript.TestScript, neg bool, args []string) {
 	case "url":
 		ts.Check(os.WriteFile(ts.MkAbs("url.txt"), []byte(r.newest(n)+"\n"), 0o600))
 		ts.Setenv("ADIT_TUNNEL_URL_OF_STORY", r.newest(n))
+	case "polled":
+		testkit.Eventually(r.tb, "a program polls", func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.polls >= n
+		})
+	case "devices":
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.devices) != n {
+			ts.Fatalf("%d devices are let in, expected %d", len(r.devices), n)
+		}
 	default:
 		ts.Fatalf("unknown: %q", args)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/api/client"
 	"github.com/adit-tunnel/adit/shared/ident"
 	"github.com/adit-tunnel/adit/shared/lifecycle"
@@ -77,6 +78,7 @@ type app struct {
 	getenv         func(string) string
 	json           bool
 	configPath     string
+	profile        string
 }
 
 func (a *app) root() *cobra.Command {
@@ -118,11 +120,14 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 	p := root.PersistentFlags()
 	p.BoolVar(&a.json, "json", false, "print the relay's own JSON documents on stdout")
 	p.StringVar(&a.configPath, "config", "", "configuration file (default $XDG_CONFIG_HOME/adit/config.yaml)")
+	p.StringVar(&a.profile, "profile", "", "which of several relays or people you are: config-NAME.yaml beside the configuration file [ADIT_PROFILE]")
+	_ = root.RegisterFlagCompletionFunc("profile", a.completeProfiles) // the flag is there
 	registerSettings(p)
 
 	root.AddCommand(
-		a.loginCommand(), a.agentsCommand(), a.watchCommand(), a.openCommand(), a.statusCommand(),
+		a.loginCommand(), a.whoamiCommand(), a.logoutCommand(), a.agentsCommand(), a.watchCommand(), a.openCommand(), a.statusCommand(),
 		a.closeCommand(), a.extendCommand(), a.viewersCommand(), a.linksCommand(), a.connectCommand(), a.sshCommand(), a.terminalCommand(),
+		a.inviteCommand(), a.membersCommand(),
 		a.doctorCommand(), a.versionCommand(), manual.Command("1"),
 	)
 	root.InitDefaultHelpCmd()
@@ -191,34 +196,72 @@ func (a *app) connectRelay(cmd *cobra.Command) (*session, error) {
 		return nil, err
 	}
 	if s.URL == "" {
-		return nil, withHint(errors.New("no relay is known"), "run `adit login URL`, or set ADIT_URL and ADIT_TOKEN")
+		return nil, withHint(errors.New("no relay is known"), "run `%s`, or set ADIT_URL and ADIT_TOKEN", a.loginAgain("URL"))
 	}
 	if s.Token == "" {
-		return nil, withHint(fmt.Errorf("no token for %s", s.URL), "run `adit login %s`, or set ADIT_TOKEN", s.URL)
+		return nil, withHint(fmt.Errorf("no token for %s", s.URL), "run `%s`, or set ADIT_TOKEN", a.loginAgain(s.URL))
 	}
-	return newSession(s, client.DefaultTimeout)
+	return newSession(cmd.Context(), s, client.DefaultTimeout)
 }
 
-func newSession(s settings, timeout time.Duration) (*session, error) {
-	var team ident.TeamID
-	if s.Team != "" {
-		t, err := ident.ParseTeamID(s.Team)
-		if err != nil {
-			return nil, &usageError{err}
-		}
-		team = t
-	}
+// newSession makes a client. A team that is given by its name costs a call.
+func newSession(ctx context.Context, s settings, timeout time.Duration) (*session, error) {
 	tr, err := client.NewTransport(client.TransportConfig{CAFile: s.CAFile})
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(client.Config{
-		BaseURL: s.URL, Token: s.Token, Team: team, UserAgent: userAgent(), Timeout: timeout, Transport: tr,
-	})
+	as := func(team ident.TeamID) (*client.Client, error) {
+		return client.New(client.Config{
+			BaseURL: s.URL, Token: s.Token, Team: team, UserAgent: userAgent(), Timeout: timeout, Transport: tr,
+		})
+	}
+	team, err := ident.ParseTeamID(s.Team)
+	if err != nil {
+		if team = ""; s.Team != "" && s.Token != "" {
+			c, err := as("")
+			if err != nil {
+				return nil, err
+			}
+			if team, err = teamNamed(ctx, c, s.Team); err != nil {
+				return nil, err
+			}
+		}
+		s.Team = string(team)
+	}
+	c, err := as(team)
 	if err != nil {
 		return nil, err
 	}
 	return &session{settings: s, client: c, transport: tr}, nil
+}
+
+// teamNamed finds one of the caller's teams by its name.
+func teamNamed(ctx context.Context, c *client.Client, name string) (ident.TeamID, error) {
+	me, err := c.Me(ctx)
+	if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == api.CodeNotFound {
+		return "", withHint(fmt.Errorf("team %q: the relay is of an earlier release and knows no names of teams", name), "give the team's UUID")
+	}
+	if err != nil {
+		return "", fmt.Errorf("find the team %q: %w", name, err)
+	}
+	found, all := ident.TeamID(""), []string{}
+	for _, t := range me.Teams {
+		all = append(all, strings.TrimSpace(t.TeamName+" "+string(t.TeamID)))
+		if strings.EqualFold(t.TeamName, name) {
+			if found != "" {
+				return "", withHint(usagef("team %q: two of your teams have that name", name), "give the UUID: %s", strings.Join(all, ", "))
+			}
+			found = t.TeamID
+		}
+	}
+	if found == "" {
+		err := usagef("team %q: this token's owner is in no team of that name", name)
+		if len(all) > 0 {
+			err = withHint(err, "there is: %s", strings.Join(all, ", "))
+		}
+		return "", err
+	}
+	return found, nil
 }
 
 func userAgent() string { return "adit/" + lifecycle.Version() }
@@ -270,7 +313,7 @@ func (a *app) completeAgents(cmd *cobra.Command, args []string, prefix string) (
 	if err != nil || s.URL == "" || s.Token == "" {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	sess, err := newSession(s, 2*time.Second)
+	sess, err := newSession(cmd.Context(), s, 2*time.Second)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -133,7 +133,7 @@ func (d *doctor) walk(ctx context.Context, target string) error {
 			return err
 		}
 	}
-	s, err := newSession(d.set, client.DefaultTimeout)
+	s, err := newSession(ctx, d.set, client.DefaultTimeout)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ const relayToken = "sk-story2222222222222222222222222222222222222"
 // Behind every tcp tunnel is an app that answers a connection's bytes in upper
 // case once its client has said all; port 9 is closed.
 type relay struct {
+	tb     testing.TB
 	srv    *httptest.Server
 	key    ident.ClusterKey
 	broken atomic.Int32 // so many tunnel dials are answered 503
@@ -38,14 +39,18 @@ type relay struct {
 	ctx    context.Context
 
 	mu       sync.Mutex
-	sessions []api.Session // newest first
+	pairing  string               // "nobody" confirms in time; "slow": the code lasts; "old": the relay knows no pairing
+	polls    int                  // of the program that waits
+	asked    api.PairStartRequest // what the last one asked for
+	devices  map[string]bool      // keys of devices that were let in
+	sessions []api.Session        // newest first
 	agents   map[ident.SessionID]ident.AgentID
 	once     map[string]ident.SessionID
 }
 
 func newRelay(tb testing.TB) *relay {
 	ctx, cancel := context.WithCancel(tb.Context())
-	r := &relay{ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}}
+	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
@@ -57,6 +62,11 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
+	mux.HandleFunc("POST /api/v1/desktop/pair/start", r.startPairing)
+	mux.HandleFunc("POST /api/v1/desktop/pair/poll", r.pollPairing)
+	mux.HandleFunc("GET /api/v1/me", r.me)
+	mux.HandleFunc("POST /api/v1/auth/device/revoke", r.revokeDevice)
+	people(mux)
 	mux.HandleFunc("/tunnel/{segment}/", r.tunnel)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, q *http.Request) { // a host of the tunnel's own
 		label, _, _ := strings.Cut(q.Host, ".")
@@ -64,7 +74,7 @@ func newRelay(tb testing.TB) *relay {
 		r.tunnel(w, q)
 	})
 	r.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if strings.HasPrefix(q.URL.Path, "/api/") && q.Header.Get("Authorization") != "Bearer "+relayToken {
+		if strings.HasPrefix(q.URL.Path, "/api/") && !r.knows(q) {
 			refuse(w, api.CodeUnauthenticated, "no such credential")
 			return
 		}
@@ -77,6 +87,80 @@ func newRelay(tb testing.TB) *relay {
 		r.srv.Close()
 	})
 	return r
+}
+
+// knows says whether a call is let in: with the token of the stories, as a device that was
+// paired, or to be paired.
+func (r *relay) knows(q *http.Request) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	token, _ := strings.CutPrefix(q.Header.Get("Authorization"), "Bearer ")
+	return token == relayToken || r.devices[token] || r.pairing != "old" && strings.HasPrefix(q.URL.Path, "/api/v1/desktop/pair/")
+}
+
+func (r *relay) startPairing(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.polls, r.asked = 0, api.PairStartRequest{}
+	if err := json.NewDecoder(q.Body).Decode(&r.asked); err != nil {
+		refuse(w, api.CodeInvalidBody, err.Error())
+		return
+	}
+	out := api.PairStarted{DeviceCode: "pc-story", UserCode: "AB7K-PNQ3", VerificationURI: r.url() + "/desktop/pair?user_code=AB7K-PNQ3", ExpiresIn: 300, Interval: 1}
+	if r.pairing == "nobody" {
+		out.ExpiresIn = 2
+	}
+	write(w, 200, out)
+}
+
+// pollPairing lets the program in at its fourth poll. The second one fails on the way, the
+// third comes to a relay of an earlier release.
+func (r *relay) pollPairing(w http.ResponseWriter, _ *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch r.polls++; {
+	case r.pairing == "nobody" || r.pairing == "slow" || r.polls == 1:
+		write(w, 200, api.PairPolled{Status: "pending"})
+	case r.polls == 2:
+		api.NewProblem(api.CodeStoreUnavailable, "no quorum").WithRetry(time.Second).Write(w, "req-story")
+	case r.polls == 3:
+		refuse(w, api.CodeUnauthenticated, "no secret")
+	default:
+		key := ident.NewSecret(ident.PrefixDevice).Reveal()
+		r.devices[key] = true
+		write(w, 200, api.PairPolled{Status: "approved", RawKey: key, TeamID: storyTeam, TeamName: "vision", UserName: "Alice"})
+	}
+}
+
+const storyTeam = ident.TeamID("0b1e6f2c-3a44-4f6e-9d7a-2b1c3d4e5f60")
+
+func (r *relay) me(w http.ResponseWriter, _ *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pairing == "old" {
+		refuse(w, api.CodeNotFound, "there is no such route")
+		return
+	}
+	write(w, 200, api.Me{
+		Kind: "device", Name: "dk:alice/laptop", UserID: "adit:alice", UserName: "Alice", Email: "alice@example.com", TeamID: storyTeam, Role: api.RoleMember,
+		Teams: []api.MyTeam{{TeamID: storyTeam, TeamName: "vision", Role: api.RoleMember}, {TeamID: "0b1e6f2c-3a44-4f6e-9d7a-2b1c3d4e5f61", TeamName: "speech\x1b[2J", Role: api.RoleViewer}},
+	})
+}
+
+func (r *relay) revokeDevice(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pairing == "old" {
+		refuse(w, api.CodeNotFound, "there is no such route")
+		return
+	}
+	token, _ := strings.CutPrefix(q.Header.Get("Authorization"), "Bearer ")
+	delete(r.devices, token)
+	out := api.Revoked{Credentials: 1, Tunnels: len(r.sessions)}
+	if q.URL.Query().Get("keep_tunnels") == "true" {
+		out.Tunnels = 0
+	}
+	write(w, 200, out)
 }
 
 func (r *relay) url() string { return r.srv.URL }

@@ -128,7 +128,7 @@ func (a *app) browserTerminal(cmd *cobra.Command, target, tokenFile string, port
 				return nil, err
 			}
 			s.Token = ident.Secret(text)
-			return newSession(s.settings, client.DefaultTimeout)
+			return newSession(ctx, s.settings, client.DefaultTimeout)
 		}
 	}
 	s, err := connect(cmd)
@@ -188,7 +188,7 @@ func (a *app) connectTerminal(cmd *cobra.Command, target string) (*session, erro
 	if s.URL == "" {
 		return nil, withHint(errors.New("no relay is known"), "run `adit login URL`, or set ADIT_URL")
 	}
-	return newSession(s, client.DefaultTimeout)
+	return newSession(cmd.Context(), s, client.DefaultTimeout)
 }
 
 func (a *app) adminToken(tty *os.File, file string) (string, error) {

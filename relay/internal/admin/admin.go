@@ -31,6 +31,10 @@ type CreateCredential struct {
 	Agent     ident.AgentID      `json:"agent,omitempty"`
 	Name      string             `json:"name"`
 	ExpiresIn *api.Duration      `json:"expires_in,omitempty"`
+	Role      api.Role           `json:"role,omitempty"` // default: admin
+	Scopes    []api.Scope        `json:"scopes,omitempty"`
+	Agents    []string           `json:"agents,omitempty"`
+	Ports     string             `json:"ports,omitempty"`
 }
 
 // Status is what the relay says of itself.
@@ -62,6 +66,7 @@ type Config struct {
 	Socket      string
 	Credentials Credentials
 	Rights      Rights
+	People      People
 	Enrollments Enrollments
 	Status      func(context.Context) Status
 	Drain       func()
@@ -130,22 +135,17 @@ func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/credentials", s.answer(func(r *http.Request) (any, error) {
 		var req CreateCredential
-		dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&req); err != nil {
-			return nil, api.NewProblem(api.CodeInvalidBody, err.Error())
+		if err := decode(r, &req); err != nil {
+			return nil, err
 		}
 		return s.cfg.Credentials.CreateCredential(r.Context(), req)
 	}))
-	mux.HandleFunc("GET /v1/credentials", s.answer(func(r *http.Request) (any, error) {
-		team, err := ident.ParseTeamID(r.URL.Query().Get("team"))
-		if err != nil {
-			return nil, api.NewProblem(api.CodeTeamInvalid, err.Error())
-		}
+	mux.HandleFunc("GET /v1/credentials", s.answer(inTeam(func(r *http.Request, team ident.TeamID) (any, error) {
 		list, err := s.cfg.Credentials.ListCredentials(r.Context(), team)
 		return api.CredentialList{Credentials: list}, err
-	}))
+	})))
 	s.routeRights(mux)
+	s.routePeople(mux)
 	mux.HandleFunc("POST /v1/enrolments", s.answer(s.enroll))
 	mux.HandleFunc("GET /v1/status", s.answer(func(r *http.Request) (any, error) { return s.cfg.Status(r.Context()), nil }))
 	mux.HandleFunc("POST /v1/drain", s.answer(func(*http.Request) (any, error) {

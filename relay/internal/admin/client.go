@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 
 	"github.com/adit-tunnel/adit/shared/api/client"
 )
@@ -69,6 +70,8 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 			return nil, fmt.Errorf("open the admin socket %s: permission denied; run this as the user of the relay, or as root", c.socket)
 		case errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("no admin socket at %s; is the relay running, and is this its data_dir? name another one with --socket", c.socket)
+		case errors.Is(err, syscall.ECONNREFUSED): // the file is there, its relay is not
+			return nil, fmt.Errorf("nobody answers at the admin socket %s: the relay that made it does not run any more; start it, for instance with systemctl start adit-relay", c.socket)
 		}
 		return nil, fmt.Errorf("speak to the relay over %s: %w", c.socket, err)
 	}

@@ -2,8 +2,6 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
-	"io"
 	"net/http"
 	"time"
 
@@ -34,10 +32,8 @@ type Enrollments interface {
 
 func (s *Server) enroll(r *http.Request) (any, error) {
 	var req CreateEnrollment
-	dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil {
-		return nil, api.NewProblem(api.CodeInvalidBody, err.Error())
+	if err := decode(r, &req); err != nil {
+		return nil, err
 	}
 	return s.cfg.Enrollments.CreateEnrollment(r.Context(), req)
 }

@@ -30,18 +30,11 @@ type Tunnels struct {
 	Tunnels []Tunnel `json:"tunnels"`
 }
 
-// Teams is the answer of GET /v1/teams.
-type Teams struct {
-	Teams []rights.Team `json:"teams"`
-}
-
 // Rights is what the surface needs of rights.
 type Rights interface {
 	RevokeCredential(ctx context.Context, id ident.CredentialID, keepTunnels bool) (api.Revoked, error)
 	Tunnels(f rights.Filter) []store.TunnelRecord
 	CloseTunnels(ctx context.Context, f rights.Filter) ([]store.TunnelRecord, error)
-	Teams() []rights.Team
-	RemoveTeam(ctx context.Context, team ident.TeamID) (rights.Removed, error)
 }
 
 func (s *Server) routeRights(mux *http.ServeMux) {
@@ -69,14 +62,6 @@ func (s *Server) routeRights(mux *http.ServeMux) {
 		}
 		closed, err := s.cfg.Rights.CloseTunnels(r.Context(), f)
 		return shown(closed), err
-	}))
-	mux.HandleFunc("GET /v1/teams", s.answer(func(*http.Request) (any, error) { return Teams{s.cfg.Rights.Teams()}, nil }))
-	mux.HandleFunc("DELETE /v1/teams/{team}", s.answer(func(r *http.Request) (any, error) {
-		team, err := ident.ParseTeamID(r.PathValue("team"))
-		if err != nil {
-			return nil, api.NewProblem(api.CodeTeamInvalid, err.Error())
-		}
-		return s.cfg.Rights.RemoveTeam(r.Context(), team)
 	}))
 }
 

@@ -107,7 +107,7 @@ func openFiles(cfg Config) (*files, uint64, error) {
 	// The kernel drops the lock with its process, however that ends.
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		lock.Close()
-		return nil, 0, fmt.Errorf("%s is in use by another process: %w", cfg.Dir, err)
+		return nil, 0, fmt.Errorf("%s is in use by another process (%w): another relay has this data_dir; stop that one first, or give this one a data_dir of its own", cfg.Dir, err)
 	}
 	fl := &files{dir: cfg.Dir, relay: cfg.Relay, maxBytes: cfg.MaxBytes, keep: cfg.Keep, log: cfg.Logger, lock: lock}
 	seq, err := fl.resume()

@@ -43,6 +43,20 @@ const (
 	TeamRemoved       Event = "team_removed" // or what was left of it, or a part, says the detail
 	EnrollmentCreated Event = "enrolment_created"
 	EnrollmentTaken   Event = "enrolment_taken"
+	PairingConfirmed  Event = "pairing_confirmed" // a person let a program in, which gets its keys when it asks
+	PairingTaken      Event = "pairing_taken"     // it got them
+
+	InviteCreated  Event = "invite_created"
+	InviteTaken    Event = "invite_taken" // and its member was made
+	InviteRevoked  Event = "invite_revoked"
+	MemberRole     Event = "member_role" // somebody's role in the team was set
+	MemberRemoved  Event = "member_removed"
+	SignedIn       Event = "signed_in"  // with a browser
+	SignedOut      Event = "signed_out" // one browser, or, says the detail, all of the person's
+	PasskeyAdded   Event = "passkey_added"
+	PasskeyRemoved Event = "passkey_removed"
+	TeamCreated    Event = "team_created"
+	TeamRenamed    Event = "team_renamed"
 
 	AgentConnected  Event = "agent_connected"
 	AgentGone       Event = "agent_gone"
@@ -81,6 +95,9 @@ var rules = map[Event]rule{
 	ViewerKicked: durable, ViewersListed: {per: perSession},
 	LinkCreated: durable, LinkRevoked: durable, LinkUsed: {per: perSession}, LinkPreviewed: {per: perSession}, LinksListed: {per: perSession},
 	CredentialCreated: durable, CredentialRevoked: durable, TeamRemoved: durable, EnrollmentCreated: durable, EnrollmentTaken: durable,
+	PairingConfirmed: durable, PairingTaken: durable,
+	InviteCreated: durable, InviteTaken: durable, InviteRevoked: durable, MemberRole: durable, MemberRemoved: durable,
+	SignedIn: durable, SignedOut: durable, PasskeyAdded: durable, PasskeyRemoved: durable, TeamCreated: durable, TeamRenamed: durable,
 	AgentConnected: {per: perAgent}, AgentGone: {per: perAgent}, AgentSuperseded: {per: perAgent},
 	AuthRefused: {per: perDetail}, APIRefused: {per: perDetail},
 	TerminalOpened: durable, TerminalClosed: durable, TerminalCode: durable, TerminalRefused: {per: perDetail},

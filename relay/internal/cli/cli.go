@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -80,35 +81,55 @@ over file over defaults.`,
   adit-relay credential create --kind agent --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: lifecycle.Version(),
+		Args:    noSuchCommand,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newTunnels(), newTeam(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion(), manual.Command("8"))
+	root.AddCommand(newServe(), newCheck(), newCredential(), newEnroll(), newTunnels(), newTeam(), newMember(), newInvite(), newStatus(), newDrain(), newAudit(), newDiag(), newStore(), newVersion(), manual.Command("8"))
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
-			c.Args = cobra.NoArgs
+			c.Args = noSuchCommand
 			c.RunE = func(cmd *cobra.Command, _ []string) error {
-				return usageError{fmt.Errorf("%s needs a subcommand", cmd.CommandPath())}
+				var names []string
+				for _, sub := range cmd.Commands() {
+					names = append(names, sub.Name())
+				}
+				return usageError{fmt.Errorf("%s needs one of its commands: %s", cmd.CommandPath(), strings.Join(names, ", "))}
 			}
 		}
 	}
 	return root
 }
 
-// exactArgs is cobra's, as a usage error.
-func exactArgs(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
-			return usageError{err}
-		}
+// noSuchCommand refuses what is no command of a group.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
 		return nil
 	}
+	meant := ""
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		meant = fmt.Sprintf("; did you mean %s %s?", cmd.CommandPath(), s[0])
+	}
+	return usageError{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], meant)}
 }
 
-// atMostArgs is cobra's, as a usage error.
-func atMostArgs(n int) cobra.PositionalArgs {
+// exactArgs wants as many arguments as the usage names.
+func exactArgs(n int) cobra.PositionalArgs { return argsBetween(n, n) }
+
+// atMostArgs takes fewer too.
+func atMostArgs(n int) cobra.PositionalArgs { return argsBetween(0, n) }
+
+func argsBetween(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := cobra.MaximumNArgs(n)(cmd, args); err != nil {
-			return usageError{err}
+		want := strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name()))
+		switch {
+		case len(args) > most && want == "":
+			return usageError{fmt.Errorf("%s takes no arguments, but got %q", cmd.CommandPath(), args[0])}
+		case len(args) > most:
+			return usageError{fmt.Errorf("%s takes %s and no more, but got %q too", cmd.CommandPath(), want, args[most])}
+		case len(args) < least:
+			return usageError{fmt.Errorf("%s needs %s", cmd.CommandPath(), want)}
 		}
 		return nil
 	}

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -24,21 +26,23 @@ func newCredential() *cobra.Command {
 }
 
 func newCredentialCreate() *cobra.Command {
-	var kind, team, user, agent, name, expires string
+	var kind, team, user, agent, name, expires, role, ports string
+	var scopes, agents []string
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "create a credential and print its secret, the only time it is shown",
 		Long: `Create prints the secret alone on stdout, so that it can go straight into a file.
 Only a hash of it is kept: what is lost is replaced, not shown again.`,
 		Example: `  adit-relay credential create --kind agent --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1 > credential
-  adit-relay credential create --kind integration --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --name ci --expires 90d
-  adit-relay credential create --kind device --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --user alice --name laptop`,
+  adit-relay credential create --kind integration --team vision --name ci --expires 90d
+  # it opens tunnels to ComfyUI on the machines of one pool, and nothing else
+  adit-relay credential create --kind integration --team vision --name farm --role member --scope tunnels --agents 'render-*' --ports 8188
+  adit-relay credential create --kind device --team vision --user alice --name laptop`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name}
-			var err error
-			if req.Team, err = ident.ParseTeamID(team); err != nil {
-				return usageError{fmt.Errorf("--team: %w", err)}
+			req := admin.CreateCredential{Kind: api.CredentialKind(kind), User: ident.UserID(user), Agent: ident.AgentID(agent), Name: name, Role: api.Role(role), Agents: agents, Ports: ports}
+			for _, s := range scopes {
+				req.Scopes = append(req.Scopes, api.Scope(s))
 			}
 			if expires != "" {
 				d, err := api.ParseDuration(expires)
@@ -50,10 +54,11 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 			if req.Name == "" {
 				req.Name = defaultName(req)
 			}
-			c, err := dial(cmd)
+			c, id, err := dialTeam(cmd, team)
 			if err != nil {
 				return err
 			}
+			req.Team = id
 			var out api.CreatedCredential
 			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/credentials", nil, req, &out); err != nil {
 				return fmt.Errorf("create credential: %w", err)
@@ -65,10 +70,15 @@ Only a hash of it is kept: what is lost is replaced, not shown again.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", "", "integration, agent or device")
-	f.StringVar(&team, "team", "", "the team's UUID")
+	teamFlag(cmd, &team)
 	f.StringVar(&user, "user", "", "whose it is (kind device)")
 	f.StringVar(&agent, "agent", "", "the only agent that may use it (kind agent; default: any agent of the team)")
 	f.StringVar(&name, "name", "", "a name for lists")
+	f.StringVar(&role, "role", "", "the most that it may in the team: viewer, member, admin or owner (kinds integration and device; default: admin)")
+	f.StringSliceVar(&scopes, "scope", nil, "only for this: read, tunnels, tasks, links or mcp; several if given again (kind integration; default: all)")
+	f.StringSliceVar(&agents, "agents", nil, "only on agents that fit this pattern, as 'render-*'; several if given again (kind integration; default: any)")
+	_ = cmd.RegisterFlagCompletionFunc("role", roles) // fails only for a flag that is not there
+	f.StringVar(&ports, "ports", "", "only to these ports, as 8188,8000-8100 (kind integration; default: any)")
 	f.StringVar(&expires, "expires", "", "lifetime, such as 90d (1 to 365 days; default: it does not expire)")
 	return cmd
 }
@@ -89,11 +99,7 @@ func newCredentialList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "list a team's credentials, never their secrets", Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			id, err := ident.ParseTeamID(team)
-			if err != nil {
-				return usageError{fmt.Errorf("--team: %w", err)}
-			}
-			c, err := dial(cmd)
+			c, id, err := dialTeam(cmd, team)
 			if err != nil {
 				return err
 			}
@@ -105,24 +111,33 @@ func newCredentialList() *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), out)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tSTATE")
+			fmt.Fprintln(w, "ID\tKIND\tNAME\tPREFIX\tCREATED\tMADE WITH\tLAST USED\tEXPIRES\tROLE\tONLY FOR\tSTATE")
 			for _, cr := range out.Credentials {
 				state := "active"
 				if cr.Revoked {
 					state = "revoked"
 				}
-				madeWith := "-"
-				if cr.MadeBy != "" {
-					madeWith = string(cr.MadeBy)
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), madeWith, day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), state)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s…\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cr.ID, cr.Kind, printable.Text(cr.Name), cr.Prefix, day(cr.CreatedAt, "-"), orDash(string(cr.MadeBy)), day(cr.LastUsedAt, "never"), day(cr.ExpiresAt, "never"), orDash(string(cr.Role)), orDash(onlyFor(cr)), state)
 			}
 			return w.Flush()
 		},
 	}
-	cmd.Flags().StringVar(&team, "team", "", "the team's UUID")
+	teamFlag(cmd, &team)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// onlyFor says what a credential is narrowed to.
+func onlyFor(c api.Credential) string {
+	var parts []string
+	for _, s := range c.Scopes {
+		parts = append(parts, string(s))
+	}
+	parts = append(parts, c.Agents...)
+	if c.Ports != "" {
+		parts = append(parts, "ports "+c.Ports)
+	}
+	return strings.Join(parts, " ")
 }
 
 func newCredentialRevoke() *cobra.Command {
@@ -165,11 +180,17 @@ closes no tunnel: those go on to their own end.`,
 func ended(out api.Revoked, kept bool) string {
 	text := ""
 	if n := out.Credentials - 1; n > 0 {
-		text += ", " + count(n, "credential") + " made with it"
+		text = ", " + count(n, "credential") + " made with it"
 	}
+	return text + closed(out, kept)
+}
+
+// closed says what of the opened ended with a right.
+func closed(out api.Revoked, kept bool) string {
 	if kept {
-		return text + "; what it opened stays open"
+		return "; what was opened stays open"
 	}
+	text := ""
 	if out.Tunnels > 0 {
 		text += ", closed " + count(out.Tunnels, "tunnel")
 	}
@@ -178,6 +199,9 @@ func ended(out api.Revoked, kept bool) string {
 	}
 	return text
 }
+
+// orDash is text for a table's cell.
+func orDash(s string) string { return cmp.Or(printable.Text(s), "-") }
 
 func day(t time.Time, zero string) string {
 	if t.IsZero() {

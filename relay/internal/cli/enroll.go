@@ -46,21 +46,19 @@ func newEnrollCreate() *cobra.Command {
 not used in time is worth nothing.`,
 		Example: `  adit-relay enroll create --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-7
   # any name that the machine gives itself, within a day
-  adit-relay enroll create --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --expires 1d > token`,
+  adit-relay enroll create --team vision --expires 1d > token`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := admin.CreateEnrollment{Agent: ident.AgentID(agent)}
 			var err error
-			if req.Team, err = ident.ParseTeamID(team); err != nil {
-				return usageError{fmt.Errorf("--team: %w", err)}
-			}
 			if req.ExpiresIn, err = api.ParseDuration(expires); err != nil {
 				return usageError{fmt.Errorf("--expires: %w", err)}
 			}
-			c, err := dial(cmd)
+			c, id, err := dialTeam(cmd, team)
 			if err != nil {
 				return err
 			}
+			req.Team = id
 			var out admin.CreatedEnrollment
 			if err := c.Call(cmd.Context(), http.MethodPost, "/v1/enrolments", nil, req, &out); err != nil {
 				return fmt.Errorf("create enrollment token: %w", err)
@@ -75,7 +73,7 @@ not used in time is worth nothing.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&team, "team", "", "the team's UUID")
+	teamFlag(cmd, &team)
 	f.StringVar(&agent, "agent", "", "the only agent that may use it (default: any name)")
 	f.StringVar(&expires, "expires", "1h", "how long it is good, 1m to 7d")
 	return cmd

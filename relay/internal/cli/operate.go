@@ -144,7 +144,7 @@ those of others.`,
   adit-relay audit --agent gpu-1 --event tunnel_opened`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q := url.Values{}
-			for k, v := range map[string]string{"team": team, "agent": agent, "session": session, "event": event} {
+			for k, v := range map[string]string{"agent": agent, "session": session, "event": event} {
 				if v != "" {
 					q.Set(k, v)
 				}
@@ -162,6 +162,13 @@ those of others.`,
 			if err != nil {
 				return err
 			}
+			if team != "" {
+				id, err := findTeam(cmd.Context(), c, "--team", team)
+				if err != nil {
+					return err
+				}
+				q.Set("team", string(id))
+			}
 			body, err := c.Stream(cmd.Context(), http.MethodGet, "/v1/audit", q, nil)
 			if err != nil {
 				return fmt.Errorf("read the audit log: %w", err)
@@ -172,7 +179,7 @@ those of others.`,
 	}
 	socketFlag(cmd)
 	f := cmd.Flags()
-	f.StringVar(&team, "team", "", "only this team")
+	teamFlag(cmd, &team)
 	f.StringVar(&agent, "agent", "", "only this agent")
 	f.StringVar(&session, "session", "", "only this tunnel")
 	f.StringVar(&event, "event", "", "only this event")

@@ -20,36 +20,41 @@ func newTunnels() *cobra.Command {
 	return cmd
 }
 
-// tunnelFilter adds the flags that choose tunnels, and returns what reads them.
-func tunnelFilter(cmd *cobra.Command) func() (url.Values, error) {
+// tunnelFilter adds the flags that choose tunnels, and returns what reads them and dials
+// the running relay.
+func tunnelFilter(cmd *cobra.Command) func() (*admin.Client, url.Values, error) {
 	var team, user, agent string
 	f := cmd.Flags()
-	f.StringVar(&team, "team", "", "of this team (its UUID)")
+	teamFlag(cmd, &team)
 	f.StringVar(&user, "user", "", "opened by this person, signed in or with a device of theirs")
 	f.StringVar(&agent, "agent", "", "on this agent (needs --team)")
-	return func() (url.Values, error) {
+	return func() (*admin.Client, url.Values, error) {
 		q := url.Values{}
-		if team != "" {
-			id, err := ident.ParseTeamID(team)
-			if err != nil {
-				return nil, usageError{fmt.Errorf("--team: %w", err)}
-			}
-			q.Set("team", string(id))
-		}
 		if agent != "" {
 			if team == "" {
-				return nil, usageError{errors.New("--agent: say its --team too, since another team may have an agent of that name")}
+				return nil, nil, usageError{errors.New("--agent: say its --team too, since another team may have an agent of that name")}
 			}
 			id, err := ident.ParseAgentID(agent)
 			if err != nil {
-				return nil, usageError{fmt.Errorf("--agent: %w", err)}
+				return nil, nil, usageError{fmt.Errorf("--agent: %w", err)}
 			}
 			q.Set("agent", string(id))
 		}
 		if user != "" {
 			q.Set("user", user)
 		}
-		return q, nil
+		c, err := dial(cmd)
+		if err != nil {
+			return nil, nil, err
+		}
+		if team != "" {
+			id, err := findTeam(cmd.Context(), c, "--team", team)
+			if err != nil {
+				return nil, nil, err
+			}
+			q.Set("team", string(id))
+		}
+		return c, q, nil
 	}
 }
 
@@ -58,17 +63,13 @@ func newTunnelsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "list tunnels, never their addresses", Args: exactArgs(0),
 		Example: `  adit-relay tunnels list
-  adit-relay tunnels list --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1
+  adit-relay tunnels list --team vision --agent gpu-1
   adit-relay tunnels list --user alice --json`,
 	}
 	filter := tunnelFilter(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		q, err := filter()
-		if err != nil {
-			return err
-		}
-		c, err := dial(cmd)
+		c, q, err := filter()
 		if err != nil {
 			return err
 		}
@@ -82,11 +83,7 @@ func newTunnelsList() *cobra.Command {
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 		fmt.Fprintln(w, "SESSION\tTEAM\tAGENT\tPORT\tPROTOCOL\tOPENED BY\tCREDENTIAL\tOPENED\tEXPIRES\tLABEL")
 		for _, t := range out.Tunnels {
-			credential := "-"
-			if t.Credential != "" {
-				credential = string(t.Credential)
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Session, t.Team, t.Agent, t.Port, t.Protocol, t.OpenedBy, credential, day(t.OpenedAt, "-"), day(t.ExpiresAt, "-"), t.Label)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", t.Session, t.Team, t.Agent, t.Port, t.Protocol, t.OpenedBy, orDash(string(t.Credential)), day(t.OpenedAt, "-"), day(t.ExpiresAt, "-"), t.Label)
 		}
 		return w.Flush()
 	}
@@ -101,20 +98,16 @@ session ids. What fits several flags must fit all of them. What somebody may ope
 theirs to open again: revoke their credentials to end that ('adit-relay credential
 revoke' closes what a credential opened by itself).`,
 		Example: `  adit-relay tunnels close --user alice
-  adit-relay tunnels close --team 6f1d3c52-7a94-4c1e-9d3b-2f6a1e0c9b11 --agent gpu-1`,
+  adit-relay tunnels close --team vision --agent gpu-1`,
 	}
 	filter := tunnelFilter(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		q, err := filter()
+		c, q, err := filter()
 		if err != nil {
 			return err
 		}
 		if len(q) == 0 {
 			return usageError{errors.New("say whose tunnels: --team, --user or --agent")}
-		}
-		c, err := dial(cmd)
-		if err != nil {
-			return err
 		}
 		var out admin.Tunnels
 		if err := c.Call(cmd.Context(), http.MethodDelete, "/v1/tunnels", q, nil, &out); err != nil {

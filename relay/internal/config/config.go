@@ -4,11 +4,13 @@
 package config
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,17 +79,25 @@ type Auth struct {
 
 // OIDC accepts user sessions of an OpenID Connect issuer.
 type OIDC struct {
-	Issuer     string `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
-	Audience   string `conf:"audience" help:"audience that its tokens must name"`
-	TeamsClaim string `conf:"teams_claim" help:"claim that lists the user's teams"`
+	Issuer     string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience   string            `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	RolesClaim string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
+	Roles      map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
+
+	ClientID         string   `conf:"client_id" help:"client as which the relay lets people sign in at the issuer, with the redirect URI <console_url or public_url>/auth/callback; empty: nobody signs in so"`
+	ClientSecretFile string   `conf:"client_secret_file" help:"file of the client's secret, read at each sign-in; empty: a public client"`
+	Scopes           []string `conf:"scopes" help:"what is asked of the issuer at a sign-in; openid is among them"`
 }
 
 // JWT accepts user sessions signed by a key from a file.
 type JWT struct {
-	PublicKeyFile string `conf:"public_key_file" help:"file of public keys (PEM or JWKS) that sign user sessions, instead of an issuer"`
-	Issuer        string `conf:"issuer" help:"issuer that such tokens must name"`
-	Audience      string `conf:"audience" help:"audience that such tokens must name"`
-	TeamsClaim    string `conf:"teams_claim" help:"claim that lists the user's teams"`
+	PublicKeyFile string            `conf:"public_key_file" help:"file of public keys (PEM or JWKS) that sign user sessions, instead of an issuer"`
+	Issuer        string            `conf:"issuer" help:"issuer that such tokens must name"`
+	Audience      string            `conf:"audience" help:"audience that such tokens must name"`
+	TeamsClaim    string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	RolesClaim    string            `conf:"roles_claim" help:"claim that says the user's role, as with oidc"`
+	Roles         map[string]string `conf:"roles" help:"what the claim's values mean, as with oidc"`
 }
 
 // Store says where state lives.
@@ -172,7 +182,7 @@ func Default() Relay {
 	return Relay{
 		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release",
 		PathForm: PathFormAuto, PathFallback: "none",
-		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams"}, JWT: JWT{TeamsClaim: "teams"}},
+		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams", Scopes: []string{"openid", "profile", "email"}}, JWT: JWT{TeamsClaim: "teams"}},
 		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
 		Tunnel: Tunnel{
@@ -219,6 +229,9 @@ func (c *Relay) Complete() {
 	}
 	if c.AgentURL == "" {
 		c.AgentURL = c.PublicURL
+	}
+	if c.Auth.OIDC.Audience == "" {
+		c.Auth.OIDC.Audience = c.Auth.OIDC.ClientID
 	}
 	if c.ClusterKeyFile == "" {
 		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
@@ -313,6 +326,7 @@ func (c *Relay) Validate() error {
 	}
 	c.validateACME(fault, address)
 	c.validateAuth(fault)
+	c.validateSignIn(fault)
 	c.validateStore(fault)
 	c.validateTunnel(fault)
 	for _, l := range []struct {
@@ -417,6 +431,15 @@ func (c *Relay) validateAuth(fault faultFunc) {
 	if j.TeamsClaim == "" {
 		fault("auth.jwt.teams_claim", "it must name a claim")
 	}
+	roles := func(key string, of map[string]string) {
+		for _, value := range slices.Sorted(maps.Keys(of)) {
+			if _, err := api.ParseRole(of[value]); err != nil {
+				fault(key, "%q: %v", value, err)
+			}
+		}
+	}
+	roles("auth.oidc.roles", o.Roles)
+	roles("auth.jwt.roles", j.Roles)
 }
 
 func (c *Relay) validateStore(fault faultFunc) {

@@ -97,6 +97,11 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		"tls":                      func(c *config.Relay) { c.TLS.CertFile = "a.pem" },
 		"auth.oidc.audience":       func(c *config.Relay) { c.Auth.OIDC.Issuer = "https://login.example.com" },
 		"auth.jwt.audience":        func(c *config.Relay) { c.Auth.JWT.PublicKeyFile = "keys.pem"; c.Auth.JWT.Issuer = "x" },
+		"auth.oidc.issuer":         func(c *config.Relay) { c.Auth.OIDC.ClientID, c.Auth.OIDC.Audience = "adit", "adit" },
+		"auth.oidc.client_id":      func(c *config.Relay) { c.Auth.OIDC.ClientSecretFile = "secret" },
+		"auth.oidc.scopes":         func(c *config.Relay) { client(c); c.Auth.OIDC.Scopes = []string{"email"} },
+		"auth.oidc.roles":          func(c *config.Relay) { c.Auth.OIDC.Roles = map[string]string{"boss": "king"} },
+		"auth.jwt.roles":           func(c *config.Relay) { c.Auth.JWT.Roles = map[string]string{"boss": ""} },
 		"auth.jwt.issuer":          func(c *config.Relay) { c.Auth.JWT.PublicKeyFile = "keys.pem"; c.Auth.JWT.Audience = "x" },
 		"store.endpoints":          func(c *config.Relay) { c.Store.Endpoints = []string{"etcd"} },
 		"store.quota_bytes":        func(c *config.Relay) { c.Store.Quota = 1 },
@@ -116,6 +121,50 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), key+":") {
 			t.Errorf("a wrong %s is named: %v", key, err)
 		}
+	}
+}
+
+// client is a client of an issuer, as it should be.
+func client(c *config.Relay) {
+	c.Auth.OIDC.Issuer, c.Auth.OIDC.ClientID, c.Auth.OIDC.Audience = "https://login.example.com", "adit", "adit"
+}
+
+// People sign in only where no app's script shares the origin that their cookie is for,
+// and where nobody on the way reads it.
+func TestWherePeopleSignIn(t *testing.T) {
+	for _, c := range []struct {
+		public, wildcard, form, console string
+		off                             string // part of why
+	}{
+		{"http://localhost:8080", "", "auto", "", ""},
+		{"http://127.0.0.1:8080", "", "auto", "", "set wildcard_domain or console_url"},
+		{"https://gw.example.com", "t.example.com", "auto", "", ""},
+		{"https://gw.example.com", "t.example.com", "on", "", "set wildcard_domain or console_url"},
+		{"https://gw.example.com", "", "auto", "", "set wildcard_domain or console_url"},
+		{"https://gw.example.com", "", "auto", "https://console.example.com", ""},
+		{"https://gw.example.com", "t.example.com", "on", "https://console.example.com", ""},
+		{"http://gw.example.com", "t.example.com", "auto", "", "must be https"},
+		{"http://gw.example.com", "t.example.com", "auto", "https://console.example.com", ""},
+	} {
+		r := config.Default()
+		r.PublicURL, r.WildcardDomain, r.PathForm, r.ConsoleURL, r.RelayID = c.public, c.wildcard, c.form, c.console, "relay-1"
+		r.Complete()
+		if off := r.SignInOff(); (off == "") != (c.off == "") || !strings.Contains(off, c.off) {
+			t.Errorf("%+v: sign-in is off because %q", c, off)
+		}
+		client(&r)
+		if err := r.Validate(); (err == nil) != (c.off == "") || err != nil && !strings.HasPrefix(err.Error(), "auth.oidc.client_id: ") {
+			t.Errorf("%+v, with a client of an issuer: %v", c, err)
+		}
+	}
+	c := config.Default()
+	c.Auth.OIDC.Issuer, c.Auth.OIDC.ClientID = "https://login.example.com", "adit"
+	if c.Complete(); c.Auth.OIDC.Audience != "adit" {
+		t.Errorf("the audience is the client, if nothing else is said: %q", c.Auth.OIDC.Audience)
+	}
+	c.Auth.OIDC.Issuer = "http://login.example.com"
+	if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "auth.oidc.issuer: ") {
+		t.Errorf("people type their secrets at no issuer without TLS: %v", err)
 	}
 }
 

@@ -45,6 +45,9 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
+	if pair := get(mux, "/desktop/pair?user_code=AB7K-PNQ3"); pair.StatusCode != 200 || pair.Header.Get("Etag") != r.Header.Get("Etag") {
+		t.Errorf("the page that pairs devices is the console's: %d %v", pair.StatusCode, pair.Header)
+	}
 	if r.Header.Get("Set-Cookie") != "" {
 		t.Error("the console sets no cookie")
 	}

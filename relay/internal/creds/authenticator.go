@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -24,6 +25,12 @@ type Index interface {
 	Credentials(team ident.TeamID) []store.CredentialRecord
 	// AgentCredentials are those that are for one agent only.
 	AgentCredentials(key ident.AgentKey) []store.CredentialRecord
+	Team(id ident.TeamID) (store.TeamRecord, bool)
+	User(id ident.UserID) (store.UserRecord, bool)
+	// Member and Memberships have people who were removed, too.
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
+	Memberships(user ident.UserID) []store.MemberRecord
+	SignIn(hash string) (store.SignInRecord, bool)
 	// Status says how far the answers can be trusted.
 	Status() store.Status
 }
@@ -40,9 +47,11 @@ type Store interface {
 
 // OIDC says which issuer signs user sessions. Without Issuer there is none.
 type OIDC struct {
-	Issuer     string // exactly as in the tokens
-	Audience   string // required: without it, a token meant for any other app of the issuer would do
-	TeamsClaim string // that lists a person's teams; required
+	Issuer     string              // exactly as in the tokens
+	Audience   string              // required: without it, a token meant for any other app of the issuer would do
+	TeamsClaim string              // that lists a person's teams; required
+	RolesClaim string              // that says their roles; empty: nothing does
+	Roles      map[string]api.Role // what its values mean here, beside the roles' names
 	HTTPClient *http.Client
 }
 
@@ -53,6 +62,8 @@ type JWT struct {
 	Issuer        string // checked when set
 	Audience      string // checked when set
 	TeamsClaim    string // that lists a person's teams; required
+	RolesClaim    string // as with OIDC
+	Roles         map[string]api.Role
 }
 
 // Config is what New needs.
@@ -63,10 +74,12 @@ type Config struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // may be nil
 
-	// Changes calls changed for each credential that was written or deleted, and
-	// with an empty id when it may have missed some, until ctx ends. Nil: changes
-	// are found by looking every two seconds, which always happens too.
-	Changes func(ctx context.Context, changed func(ident.CredentialID)) error
+	// Key is the cluster's, which signs the bearers of pages. Without it none is taken.
+	Key ident.ClusterKey
+	// Changes calls changed for each change of a credential, a person, a member or a
+	// sign-in, and with a change of no kind when it may have missed some, until ctx ends.
+	// Nil: changes are found by looking every two seconds, which always happens too.
+	Changes func(ctx context.Context, changed func(store.Change)) error
 	// ClientAddr names the address a request came from, for limits per address. Required.
 	ClientAddr func(*http.Request) string
 	// MaxPerTeam bounds a team's credentials that are neither revoked nor expired;
@@ -80,7 +93,8 @@ type Authenticator struct {
 	log       *slog.Logger
 	m         *metrics
 	verifiers []*verifier
-	file      *keyFile // nil without one
+	oidc      membership // of the issuer that people sign in with
+	file      *keyFile   // nil without one
 	misses    *misses
 	lastUse   *lastUse
 	watched   watched
@@ -95,6 +109,7 @@ func New(cfg Config) (*Authenticator, error) {
 	a.lastUse = newLastUse(cfg.Store, cfg.Logger, a.m)
 	a.watched.byCredential = make(map[ident.CredentialID]map[*watch]struct{})
 	var faults []error
+	a.oidc = newMembership(cfg.OIDC.TeamsClaim, cfg.OIDC.RolesClaim, cfg.OIDC.Roles)
 	if o := cfg.OIDC; o.Issuer != "" {
 		if o.Audience == "" {
 			faults = append(faults, errors.New("auth.oidc.audience: required with an issuer, or sessions made for other apps would be accepted"))
@@ -104,7 +119,7 @@ func New(cfg Config) (*Authenticator, error) {
 		}
 		keys, err := newIssuer(o.Issuer, o.HTTPClient, cfg.Logger, a.m)
 		faults = append(faults, err)
-		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, o.TeamsClaim, keys})
+		a.verifiers = append(a.verifiers, &verifier{o.Issuer, o.Audience, a.oidc, keys})
 	}
 	if j := cfg.JWT; j.PublicKeyFile != "" {
 		if j.TeamsClaim == "" {
@@ -113,7 +128,7 @@ func New(cfg Config) (*Authenticator, error) {
 		keys, err := newKeyFile(j.PublicKeyFile, cfg.Logger, a.m)
 		faults = append(faults, err)
 		a.file = keys
-		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, j.TeamsClaim, keys})
+		a.verifiers = append(a.verifiers, &verifier{j.Issuer, j.Audience, newMembership(j.TeamsClaim, j.RolesClaim, j.Roles), keys})
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -159,11 +174,21 @@ func (a *Authenticator) Reload() error {
 // unauthenticated (with its challenge), 400 team_required or team_invalid, 403
 // not_a_member, or 503 when neither can be known now.
 func (a *Authenticator) Authenticate(r *http.Request) (Principal, error) {
+	return a.authenticate(r, false)
+}
+
+// AuthenticatePerson is Authenticate where a person need not say in which team: without
+// X-Team-ID they are in none.
+func (a *Authenticator) AuthenticatePerson(r *http.Request) (Principal, error) {
+	return a.authenticate(r, true)
+}
+
+func (a *Authenticator) authenticate(r *http.Request, anyTeam bool) (Principal, error) {
 	label := labelNone
 	secret, refused := bearer(r)
 	var p Principal
 	if refused == nil {
-		p, label, refused = a.identify(r, secret)
+		p, label, refused = a.identify(r, secret, anyTeam)
 	}
 	if refused != nil {
 		a.m.auth.WithLabelValues(label, string(refused.outcome)).Inc()
@@ -173,20 +198,24 @@ func (a *Authenticator) Authenticate(r *http.Request) (Principal, error) {
 	return p, nil
 }
 
-func (a *Authenticator) identify(r *http.Request, secret ident.Secret) (Principal, string, *refusal) {
+func (a *Authenticator) identify(r *http.Request, secret ident.Secret, anyTeam bool) (Principal, string, *refusal) {
 	if form, ok := formOf(secret); ok {
 		p, refused := a.stored(r, secret, form)
 		return p, string(form.kind), refused
 	}
+	if strings.HasPrefix(secret.Reveal(), ident.PrefixBrowser) {
+		p, refused := a.browser(r, secret, anyTeam)
+		return p, labelBrowser, refused
+	}
 	if strings.Count(secret.Reveal(), ".") != 2 {
 		return Principal{}, labelUnknown, invalid(outcomeMalformed, "the bearer secret is neither a credential nor a session")
 	}
-	p, refused := a.session(r, secret)
+	p, refused := a.session(r, secret, anyTeam)
 	return p, string(KindUser), refused
 }
 
-// session authenticates a person.
-func (a *Authenticator) session(r *http.Request, secret ident.Secret) (Principal, *refusal) {
+// session authenticates a person by an issuer's token.
+func (a *Authenticator) session(r *http.Request, secret ident.Secret, anyTeam bool) (Principal, *refusal) {
 	if len(a.verifiers) == 0 {
 		return Principal{}, invalid(outcomeIssuer, "this relay accepts no user sessions: it has neither an issuer nor a key file")
 	}
@@ -209,9 +238,8 @@ func (a *Authenticator) session(r *http.Request, secret ident.Secret) (Principal
 	if refused != nil {
 		return Principal{}, refused
 	}
-	team, refused := s.requestedTeam(r.Header)
-	if refused != nil {
-		return Principal{}, refused
+	if a.cfg.Store.Status().Stale {
+		return Principal{}, unavailable(api.StoreUnavailable("this relay has not heard from its store for a while, so the person may have been removed since: try again, or another relay", nil))
 	}
-	return Principal{Kind: KindUser, Team: team, User: s.user, Name: "user:" + string(s.user), ExpiresAt: s.expires}, nil
+	return a.person(r, Principal{User: s.user, ExpiresAt: s.expires, named: s.teams, unsaid: s.unsaid}, anyTeam)
 }

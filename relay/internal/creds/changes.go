@@ -4,11 +4,10 @@ import (
 	"context"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
-	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 // changesBuffer is how many changes of the store may wait. A relay with many
-// agents sees thousands a second, few of them credentials; losing some costs one
+// agents sees thousands a second, few of them of rights; losing some costs one
 // look at all watches.
 const changesBuffer = 1024
 
@@ -18,8 +17,8 @@ type Subscriber interface {
 }
 
 // StoreChanges is Config.Changes for a store.
-func StoreChanges(s Subscriber) func(ctx context.Context, changed func(ident.CredentialID)) error {
-	return func(ctx context.Context, changed func(ident.CredentialID)) error {
+func StoreChanges(s Subscriber) func(ctx context.Context, changed func(store.Change)) error {
+	return func(ctx context.Context, changed func(store.Change)) error {
 		sub := s.Subscribe(changesBuffer)
 		defer sub.Close()
 		for {
@@ -32,9 +31,12 @@ func StoreChanges(s Subscriber) func(ctx context.Context, changed func(ident.Cre
 					return nil
 				}
 				if sub.Lost() {
-					changed("")
-				} else if c.Kind == store.KindCredential {
-					changed(c.Credential)
+					changed(store.Change{})
+					continue
+				}
+				switch c.Kind {
+				case store.KindCredential, store.KindUser, store.KindMember, store.KindSignIn:
+					changed(c)
 				}
 			}
 		}

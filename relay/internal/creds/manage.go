@@ -48,21 +48,19 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 	if req.ExpiresIn != nil {
 		rec.ExpiresAt = now.Add(req.ExpiresIn.D())
 	}
-	rec.MadeBy = by.Credential
+	rec.MadeBy, rec.Maker = by.Credential, by.Person()
 	if maker, ok := a.cfg.Store.Credential(by.Credential); ok && !maker.ExpiresAt.IsZero() && (rec.ExpiresAt.IsZero() || rec.ExpiresAt.After(maker.ExpiresAt)) {
 		rec.ExpiresAt = maker.ExpiresAt // no credential outlives its maker
 	}
 	prefix, p := check(rec, req)
+	if p == nil {
+		p = narrow(&rec, by, req)
+	}
 	if p != nil {
 		return store.CredentialRecord{}, "", p
 	}
-	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials, "the team has %d credentials, which is the limit: revoke some", n)
-	}
-	// What is revoked stays for a while: to make and revoke in a loop must end, too.
-	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
-		return store.CredentialRecord{}, "", api.Problemf(api.CodeTooManyCredentials,
-			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
+	if p := a.room(team, now); p != nil {
+		return store.CredentialRecord{}, "", p
 	}
 	secret := ident.NewSecret(prefix)
 	rec.Prefix, rec.Hash = secret.DisplayPrefix(), secret.Hash()
@@ -78,7 +76,8 @@ func (a *Authenticator) Create(ctx context.Context, by Principal, team ident.Tea
 // closes links and sockets alone. Revoking again is no error, and finishes what was
 // interrupted. The error is a *api.Problem.
 func (a *Authenticator) Revoke(ctx context.Context, by Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) ([]store.CredentialRecord, error) {
-	if p := mayManage(by, team); p != nil {
+	// A device may always end itself.
+	if p := mayManage(by, team); p != nil && (by.Kind != KindDevice || by.Credential != id) {
 		return nil, p
 	}
 	// The maker first: from then on its children are worth nothing, whatever happens here.
@@ -129,7 +128,7 @@ func (a *Authenticator) List(by Principal, team ident.TeamID) ([]api.Credential,
 func Public(rec store.CredentialRecord) api.Credential {
 	return api.Credential{ID: rec.ID, Kind: rec.Kind, Name: rec.Name, Prefix: rec.Prefix, AgentID: rec.Agent, UserID: rec.User,
 		CreatedBy: rec.CreatedBy, MadeBy: rec.MadeBy, CreatedAt: rec.CreatedAt, ExpiresAt: rec.ExpiresAt, LastUsedAt: rec.LastUsed,
-		Revoked: !rec.RevokedAt.IsZero()}
+		Revoked: !rec.RevokedAt.IsZero(), Role: rec.Role, Scopes: rec.Scopes, Agents: rec.Agents, Ports: rec.Ports}
 }
 
 func mayManage(by Principal, team ident.TeamID) *api.Problem {
@@ -167,6 +166,19 @@ func check(rec store.CredentialRecord, req api.CreateCredentialRequest) (string,
 		}
 	}
 	return forms[i].prefix, nil
+}
+
+// room says why a team can have no more credentials, if so.
+func (a *Authenticator) room(team ident.TeamID, now time.Time) *api.Problem {
+	if n := a.live(team, now); n >= a.cfg.MaxPerTeam {
+		return api.Problemf(api.CodeTooManyCredentials, "the team has %d credentials, which is the limit: revoke some", n)
+	}
+	// What is revoked stays for a while: to make and revoke in a loop must end, too.
+	if n := len(a.cfg.Store.Credentials(team)); n >= keptPerTeam*a.cfg.MaxPerTeam {
+		return api.Problemf(api.CodeTooManyCredentials,
+			"the team has %d credentials with those that were revoked, which is the limit: these go when they would have expired, after 90 days at the latest", n)
+	}
+	return nil
 }
 
 // live counts a team's credentials that still work.

@@ -11,7 +11,7 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-var alice = creds.Principal{Kind: creds.KindUser, Team: teamA, User: "alice", Name: "user:alice"}
+var alice = creds.Principal{Kind: creds.KindUser, Team: teamA, User: "alice", Role: api.RoleAdmin, Name: "user:alice"}
 
 func wantProblem(t *testing.T, err error, status int, code api.Code, detail string) {
 	t.Helper()

@@ -33,6 +33,7 @@ const (
 const (
 	labelNone    = "none"
 	labelUnknown = "unknown"
+	labelBrowser = "browser" // a page whose browser is signed in
 )
 
 type metrics struct {
@@ -47,9 +48,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	f := metric.In(reg)
 	return &metrics{
 		auth:      f.Counters("adit_relay_auth_total", "Authentications, by kind of secret and outcome.", "kind", "outcome"),
-		misses:    f.Counters("adit_relay_auth_misses_total", "Well-formed credentials that are not in the index, by how the miss was settled.", "outcome"),
+		misses:    f.Counters("adit_relay_auth_misses_total", "Credentials and sign-ins that are not in the index, by how the miss was settled.", "outcome"),
 		refreshes: f.Counters("adit_relay_auth_key_refreshes_total", "Attempts to read the keys that verify user sessions, by source and outcome.", "source", "outcome"),
-		watched:   f.Gauge("adit_relay_auth_watched", "Links and sockets that end when their credential does."),
+		watched:   f.Gauge("adit_relay_auth_watched", "Links and sockets that end when their credential or sign-in does."),
 		touches:   f.Counters("adit_relay_auth_last_use_writes_total", "Writes of credentials' last use, by outcome.", "outcome"),
 	}
 }

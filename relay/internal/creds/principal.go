@@ -1,10 +1,13 @@
 package creds
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -13,7 +16,7 @@ type Kind string
 
 // The kinds of principal.
 const (
-	KindUser        Kind = "user"        // a person's session: JWT
+	KindUser        Kind = "user"        // a person: a browser that is signed in, or an issuer's JWT
 	KindIntegration Kind = "integration" // sk-
 	KindDevice      Kind = "device"      // dk-, acts as its user
 	KindAgent       Kind = "agent"       // ak-
@@ -28,20 +31,39 @@ type Principal struct {
 	Team ident.TeamID
 	// User is the person behind a user or device principal.
 	User ident.UserID
+	// Maker is the person who made the credential, if one did.
+	Maker ident.UserID
 	// Agent is the only agent an agent principal may be; empty: any of the team.
 	Agent ident.AgentID
+	// Role is what the principal may do in Team; empty: nothing that asks for one. The
+	// operator's is the owner's.
+	Role api.Role
+	// Scopes, Agents and Ports narrow an integration credential; empty: not narrowed.
+	Scopes []api.Scope
+	Agents []string
+	Ports  string
+	// SignIn is the hash of the browser's secret, for people who are signed in here;
+	// what the principal holds open ends with it.
+	SignIn string
 	// Credential is the stored credential; empty for users and the operator.
 	Credential ident.CredentialID
 	// Name is for people, lists and the audit log: "user:alice", "sk:ci".
 	Name string
 	// ExpiresAt is when what the principal holds open must end; zero: never.
 	ExpiresAt time.Time
+
+	named  []store.SignInTeam // by the token of a person who shows one
+	unsaid api.Role           // of a person of whom nothing says a role
 }
+
+// Person is who is behind the principal: themself, by a device of theirs, or by a
+// credential that they made; empty: nobody is known.
+func (p Principal) Person() ident.UserID { return cmp.Or(p.User, p.Maker) }
 
 // Operator returns the principal of the admin socket: its file mode is the
 // authentication. The name says who, for the audit log.
 func Operator(name string) Principal {
-	return Principal{Kind: KindOperator, Name: "operator:" + name}
+	return Principal{Kind: KindOperator, Role: api.RoleOwner, Name: "operator:" + name}
 }
 
 // InTeam returns the operator's principal for work within one team, and any other

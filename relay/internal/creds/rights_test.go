@@ -11,6 +11,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
+	"github.com/adit-tunnel/adit/shared/testkit/issuer"
 )
 
 // made makes a credential with another one.
@@ -116,6 +117,16 @@ func TestAStaleIndexGrantsNothing(t *testing.T) {
 		m.set(func(m *memory) { m.stale = false })
 		wantAccepted(t, a, request(t, bearer(secret.Reveal())))
 	}
+}
+
+// Nor does it to a person with the issuer's token: they may have been removed meanwhile.
+func TestAStaleIndexGrantsAPersonNothing(t *testing.T) {
+	i, m := issuer.Start(t), newMemory()
+	a := newAuth(t, creds.Config{Store: m, OIDC: creds.OIDC{Issuer: i.URL(), Audience: issuer.Audience}})
+	r := request(t, bearer(i.Token(member(nil))), inTeam(teamA))
+	wantAccepted(t, a, r)
+	m.set(func(m *memory) { m.stale = true })
+	wantRefused(t, a, r, 503, "store_unavailable")
 }
 
 // TestABoundAgentIsNotTakenByATeamWideKey is who may link as gpu-7.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -13,6 +12,7 @@ import (
 	"github.com/go-jose/go-jose/v4/json" // case-sensitive and strict about duplicate members, unlike the standard one
 	"github.com/go-jose/go-jose/v4/jwt"
 
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -32,14 +32,15 @@ type keySource interface {
 type verifier struct {
 	issuer   string // empty: any (key file only)
 	audience string // empty: any (key file only)
-	teams    string // name of the claim
+	teams    membership
 	keys     keySource
 }
 
 // session is what a verified JWT says.
 type session struct {
 	user    ident.UserID
-	teams   []ident.TeamID
+	teams   []store.SignInTeam
+	unsaid  api.Role // in a team, where nothing says which
 	expires time.Time
 }
 
@@ -86,15 +87,17 @@ func (v *verifier) verify(t *token, now time.Time) (session, *refusal) {
 	if refused := v.checkSignature(t); refused != nil {
 		return session{}, refused
 	}
-	s := session{user: ident.UserID(t.claims.Subject), expires: t.claims.Expiry.Time()}
+	s := session{user: ident.UserID(t.claims.Subject), unsaid: v.teams.unsaid, expires: t.claims.Expiry.Time()}
 	if !printable(t.claims.Subject, 255) {
 		return session{}, invalid(outcomeClaims, "the session has no usable sub")
 	}
-	teams, ok := parseTeams(t.all[v.teams])
-	if !ok {
-		return session{}, invalid(outcomeClaims, "the session's teams claim is neither a list of ids, a list of objects with an id, nor ids separated by spaces")
+	if strings.HasPrefix(t.claims.Subject, OwnUsers) {
+		return session{}, invalid(outcomeClaims, "the session is of a sub that begins with "+OwnUsers+", which are people whom the relay made itself")
 	}
-	s.teams = teams
+	var refused *refusal
+	if s.teams, refused = v.teams.read(t.all); refused != nil {
+		return session{}, refused
+	}
 	if !now.Before(s.expires) {
 		// Within the leeway: what is opened now lives as long as the token is taken.
 		s.expires = s.expires.Add(leeway)
@@ -156,44 +159,8 @@ func (v *verifier) try(t *token) (known, ok bool) {
 	return len(keys) > 0, false
 }
 
-// parseTeams reads the teams claim in the forms issuers give it. Entries that are
-// no UUID name something else than a team here and are left out; an absent claim
-// is no team at all.
-func parseTeams(raw json.RawMessage) ([]ident.TeamID, bool) {
-	if len(raw) == 0 || string(raw) == "null" {
-		return nil, true
-	}
-	var names []string
-	var text string
-	var list []json.RawMessage
-	switch {
-	case json.Unmarshal(raw, &text) == nil:
-		names = strings.Fields(text)
-	case json.Unmarshal(raw, &list) == nil:
-		for _, one := range list {
-			var name string
-			var object struct {
-				ID string `json:"id"`
-			}
-			if json.Unmarshal(one, &name) != nil && json.Unmarshal(one, &object) == nil {
-				name = object.ID
-			}
-			names = append(names, name)
-		}
-	default:
-		return nil, false
-	}
-	var teams []ident.TeamID
-	for _, name := range names {
-		if team, err := ident.ParseTeamID(name); err == nil {
-			teams = append(teams, team)
-		}
-	}
-	return teams, true
-}
-
-// requestedTeam is the team that X-Team-ID asks for, if the session has it.
-func (s session) requestedTeam(h http.Header) (ident.TeamID, *refusal) {
+// requestedTeam is the team that X-Team-ID asks for.
+func requestedTeam(h http.Header) (ident.TeamID, *refusal) {
 	values := h.Values(api.HeaderTeam)
 	if len(values) == 0 || len(values) == 1 && strings.TrimSpace(values[0]) == "" {
 		return "", teamProblem(outcomeTeamRequired, api.CodeTeamRequired, "send X-Team-ID: <the team's UUID>")
@@ -204,9 +171,6 @@ func (s session) requestedTeam(h http.Header) (ident.TeamID, *refusal) {
 	team, err := ident.ParseTeamID(strings.TrimSpace(values[0]))
 	if err != nil {
 		return "", teamProblem(outcomeTeamInvalid, api.CodeTeamInvalid, "X-Team-ID is not a UUID")
-	}
-	if !slices.Contains(s.teams, team) {
-		return "", teamProblem(outcomeNotMember, api.CodeNotAMember, "you are not a member of the team in X-Team-ID")
 	}
 	return team, nil
 }

@@ -54,8 +54,11 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 	hash := secret.Hash()
 	rec, ok := a.cfg.Store.CredentialByHash(hash)
 	if !ok {
-		var refused *refusal
-		if rec, refused = a.misses.settle(r.Context(), hash, a.cfg.ClientAddr(r)); refused != nil {
+		refused := a.misses.settle(r.Context(), hash, a.cfg.ClientAddr(r), invalid(outcomeUnknown, "no such credential"), func() bool {
+			rec, ok = a.cfg.Store.CredentialByHash(hash)
+			return ok
+		})
+		if refused != nil {
 			return Principal{}, refused
 		}
 	}
@@ -66,12 +69,19 @@ func (a *Authenticator) stored(r *http.Request, secret ident.Secret, f form) (Pr
 	if refused := a.usable(rec, now); refused != nil {
 		return Principal{}, refused
 	}
+	role, refused := a.standing(rec)
+	if refused != nil {
+		return Principal{}, refused
+	}
 	if a.cfg.Store.Status().Stale {
 		// It was good when this relay last heard of it, and may have been revoked since.
 		return Principal{}, unavailable(api.StoreUnavailable("this relay has not heard from its store for a while, so the credential may have been revoked since: try again, or another relay", nil))
 	}
 	a.lastUse.note(rec, now)
-	p := Principal{Kind: f.kind, Team: rec.Team, Credential: rec.ID, ExpiresAt: rec.ExpiresAt}
+	p := Principal{
+		Kind: f.kind, Team: rec.Team, Role: role, Scopes: rec.Scopes, Agents: rec.Agents, Ports: rec.Ports,
+		Maker: rec.Maker, Credential: rec.ID, ExpiresAt: rec.ExpiresAt,
+	}
 	switch f.kind {
 	case KindDevice:
 		p.User = rec.User
@@ -153,39 +163,39 @@ func newMisses(s Store, m *metrics) *misses {
 	}
 }
 
-func (s *misses) settle(ctx context.Context, hash, addr string) (store.CredentialRecord, *refusal) {
-	unknown := invalid(outcomeUnknown, "no such credential")
+// settle returns nil when find finds it, and unknown when it is nowhere.
+func (s *misses) settle(ctx context.Context, hash, addr string, unknown *refusal, find func() bool) *refusal {
 	switch reason := s.spared(hash, addr, time.Now()); {
 	case reason == "limited" && !trusted(s.store.Status()):
 		// Agents that come back to a relay which is cut off, all from one address,
 		// must not be told that their credentials are no good.
 		s.m.misses.WithLabelValues("unavailable").Inc()
-		return store.CredentialRecord{}, cannotTell(nil)
+		return cannotTell(nil)
 	case reason != "":
 		s.m.misses.WithLabelValues(reason).Inc()
-		return store.CredentialRecord{}, unknown
+		return unknown
 	}
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	err := s.store.CatchUp(ctx)
-	if rec, ok := s.store.CredentialByHash(hash); ok {
+	if find() {
 		s.m.misses.WithLabelValues("found").Inc()
-		return rec, nil
+		return nil
 	}
 	if err != nil {
 		s.m.misses.WithLabelValues("unavailable").Inc()
-		return store.CredentialRecord{}, cannotTell(err)
+		return cannotTell(err)
 	}
 	s.m.misses.WithLabelValues("confirmed").Inc()
 	s.remember(hash, time.Now())
-	return store.CredentialRecord{}, unknown
+	return unknown
 }
 
 // trusted says whether the index is behind the store by moments at most.
 func trusted(st store.Status) bool { return st.Quorum && !st.Stale }
 
 func cannotTell(err error) *refusal {
-	return unavailable(api.StoreUnavailable("the credential is not known here, and the store cannot be asked now", err))
+	return unavailable(api.StoreUnavailable("the credential or sign-in is not known here, and the store cannot be asked now", err))
 }
 
 // spared says why the store need not, or must not, be asked; empty: ask.

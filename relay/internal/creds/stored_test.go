@@ -2,6 +2,7 @@ package creds_test
 
 import (
 	"fmt"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,9 @@ func TestStoredCredentials(t *testing.T) {
 		set  func(*store.CredentialRecord)
 		want creds.Principal
 	}{
-		{api.KindIntegration, nil, creds.Principal{Kind: creds.KindIntegration, Team: teamA, Name: "sk:one"}},
-		{api.KindIntegration, func(r *store.CredentialRecord) { r.ExpiresAt = end }, creds.Principal{Kind: creds.KindIntegration, Team: teamA, Name: "sk:one", ExpiresAt: end}},
-		{api.KindDevice, nil, creds.Principal{Kind: creds.KindDevice, Team: teamA, User: "alice", Name: "dk:alice/one"}},
+		{api.KindIntegration, nil, creds.Principal{Kind: creds.KindIntegration, Team: teamA, Role: api.RoleAdmin, Name: "sk:one"}},
+		{api.KindIntegration, func(r *store.CredentialRecord) { r.ExpiresAt = end }, creds.Principal{Kind: creds.KindIntegration, Team: teamA, Role: api.RoleAdmin, Name: "sk:one", ExpiresAt: end}},
+		{api.KindDevice, nil, creds.Principal{Kind: creds.KindDevice, Team: teamA, User: "alice", Role: api.RoleAdmin, Name: "dk:alice/one"}},
 		{api.KindAgent, nil, creds.Principal{Kind: creds.KindAgent, Team: teamA, Name: "ak:one"}},
 		{api.KindAgent, func(r *store.CredentialRecord) { r.Agent = "gpu-1" }, creds.Principal{Kind: creds.KindAgent, Team: teamA, Agent: "gpu-1", Name: "ak:one"}},
 	} {
@@ -37,7 +38,7 @@ func TestStoredCredentials(t *testing.T) {
 		c.want.Credential = id
 		// X-Team-ID is ignored, whatever it holds.
 		for _, team := range [][]header{nil, {inTeam("")}, {inTeam(teamA)}, {inTeam(teamB)}, {inTeam("not a UUID")}, {inTeam(teamA), inTeam(teamB)}} {
-			if got := wantAccepted(t, a, request(t, append(team, bearer(secret.Reveal()))...)); got != c.want {
+			if got := wantAccepted(t, a, request(t, append(team, bearer(secret.Reveal()))...)); !reflect.DeepEqual(got, c.want) {
 				t.Errorf("%s with %v: %+v, want %+v", c.kind, team, got, c.want)
 			}
 		}

@@ -105,6 +105,7 @@ func TestExpiryEndsWhatIsOpen(t *testing.T) {
 		defer stop()
 		soon := time.Now().Add(time.Minute)
 		credential := login(t, a, m, api.KindAgent, func(r *store.CredentialRecord) { r.ExpiresAt = soon })
+		m.member(store.MemberRecord{Team: teamA, User: "alice", Role: api.RoleMember, Source: store.SourceInvite})
 		session := creds.Principal{Kind: creds.KindUser, Team: teamA, User: "alice", ExpiresAt: soon}
 		for _, p := range []creds.Principal{credential, session} {
 			ctx, stop := a.Watch(t.Context(), p)
@@ -194,7 +195,7 @@ func gauge(t testing.TB, reg *prometheus.Registry, name string) float64 {
 
 func TestAFailedFeedEndsRun(t *testing.T) {
 	broken := errors.New("no feed")
-	a := newAuth(t, creds.Config{Changes: func(context.Context, func(ident.CredentialID)) error { return broken }})
+	a := newAuth(t, creds.Config{Changes: func(context.Context, func(store.Change)) error { return broken }})
 	if err := a.Run(t.Context()); !errors.Is(err, broken) {
 		t.Errorf("run: %v, want the feed's error", err)
 	}
@@ -250,12 +251,12 @@ func BenchmarkWatched(b *testing.B) {
 		}
 		b.Run("sweep", func(b *testing.B) {
 			for b.Loop() {
-				changed("")
+				changed(store.Change{})
 			}
 		})
 		b.Run("one", func(b *testing.B) {
 			for b.Loop() {
-				changed("77")
+				changed(store.Change{Kind: store.KindCredential, Credential: "77"})
 			}
 		})
 		return

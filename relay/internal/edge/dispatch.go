@@ -24,7 +24,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// "*", an authority or an absolute URI, which overrides Host: none of
 		// them chooses a tunnel.
 		if !e.serveOwn(w, r) {
-			nothing(w)
+			e.config.Else.ServeHTTP(w, r)
 		}
 		return
 	}
@@ -78,7 +78,7 @@ func (e *Edge) serveElse(w http.ResponseWriter, r *http.Request, path string) {
 			}
 		}
 	}
-	nothing(w)
+	e.config.Else.ServeHTTP(w, r)
 }
 
 // serveOwn serves a request for a path of the relay's own, if it is one.
@@ -88,10 +88,6 @@ func (e *Edge) serveOwn(w http.ResponseWriter, r *http.Request) bool {
 		own.ServeHTTP(w, r)
 	}
 	return own != nil
-}
-
-func nothing(w http.ResponseWriter) {
-	api.NewProblem(api.CodeNotFound, "nothing is here; tunnels have addresses of their own, and the API is under "+api.Base).Write(w, ident.NewRequestID())
 }
 
 // refererPrefix returns the prefix of the tunnel whose page asks for an absolute

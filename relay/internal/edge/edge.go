@@ -1,7 +1,7 @@
 // Package edge is the way from users to apps: the HTTP, WebSocket and TCP proxy
 // onto the agents' streams. It owns what passes and what is rewritten on the way,
 // the streams that are kept for reuse, the registry of upgraded connections and
-// the error pages that users see. It never decides who may open a tunnel, never
+// what users are told when something failed. It never decides who may open a tunnel, never
 // touches a body, and keeps nothing that outlives the relay.
 package edge
 
@@ -50,7 +50,7 @@ type Prober interface {
 	ProbeHost(ctx context.Context, record store.TunnelRecord, publicHost string) (api.HostHeader, error)
 }
 
-// Config is what an Edge needs. Resolver, Fleet, Meter, Own, HeaderTimeout and
+// Config is what an Edge needs. Resolver, Fleet, Meter, Own, Else, HeaderTimeout and
 // MaxStreams are required.
 type Config struct {
 	Resolver Resolver
@@ -68,6 +68,9 @@ type Config struct {
 	// them is asked for. Only other paths are looked at for the fallbacks of absolute
 	// paths. Required.
 	Own func(*http.Request) http.Handler
+	// Else serves what is no tunnel's address, no path of the relay's own and none of
+	// those absolute paths. Required.
+	Else http.Handler
 	// Hold is how long a request waits for an agent that is away; 0: not at all.
 	Hold time.Duration
 	// HeaderTimeout bounds the wait for an answer's header once the request is sent.
@@ -90,7 +93,6 @@ type Edge struct {
 	log      *slog.Logger
 	metrics  *metrics
 	waiting  func(begins bool) // counts who is held
-	pages    *pages
 	draining atomic.Bool
 
 	mu       sync.Mutex
@@ -101,14 +103,14 @@ type Edge struct {
 
 // New checks the configuration and returns an Edge. Run must run beside it.
 func New(c Config) (*Edge, error) {
-	if c.Resolver == nil || c.Fleet == nil || c.Meter == nil || c.Own == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
-		return nil, errors.New("edge: Resolver, Fleet, Meter, Own, HeaderTimeout and MaxStreams are required")
+	if c.Resolver == nil || c.Fleet == nil || c.Meter == nil || c.Own == nil || c.Else == nil || c.HeaderTimeout <= 0 || c.MaxStreams <= 0 {
+		return nil, errors.New("edge: Resolver, Fleet, Meter, Own, Else, HeaderTimeout and MaxStreams are required")
 	}
 	if c.PathFallback != "" && c.PathFallback != FallbackCookie {
 		return nil, errors.New(`path_fallback: either nothing or "cookie"`)
 	}
 	e := &Edge{
-		config: c, log: c.Logger, metrics: newMetrics(c.Registerer), pages: newPages(),
+		config: c, log: c.Logger, metrics: newMetrics(c.Registerer),
 		idle: map[ident.SessionID]*idleStreams{}, upgraded: map[*upgraded]struct{}{},
 	}
 	e.waiting = e.metrics.waiting

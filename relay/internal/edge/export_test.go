@@ -1,10 +1,5 @@
 package edge
 
-import "github.com/adit-tunnel/adit/shared/api"
-
-// Titles are the headings of error pages.
-func Titles() map[api.Code]string { return titles }
-
 // IdleStreams counts the streams kept for reuse.
 func (e *Edge) IdleStreams() int {
 	e.mu.Lock()

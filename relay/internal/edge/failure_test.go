@@ -121,14 +121,6 @@ func TestRefusalsNameTheHop(t *testing.T) {
 	}
 }
 
-func TestTitlesAreOfCodes(t *testing.T) {
-	for code := range edge.Titles() {
-		if code.Meaning() == "" {
-			t.Errorf("there is a title for %s, which is no code", code)
-		}
-	}
-}
-
 func TestAgentNotToldYet(t *testing.T) {
 	w := newWorld(t, nil)
 	port := w.appFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, "ok") })

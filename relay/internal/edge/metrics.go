@@ -45,8 +45,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			m.requests[form][class] = requests.WithLabelValues(class, form)
 		}
 	}
-	for _, hop := range hops {
-		m.problems.WithLabelValues(string(hop.hop))
+	for _, hop := range []api.Hop{api.HopRelay, api.HopLink, api.HopAgent, api.HopApp} {
+		m.problems.WithLabelValues(string(hop))
 	}
 	return m
 }

@@ -9,12 +9,23 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/fleet"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/apps"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/wire"
 )
+
+// problem answers with a problem: a page for people, the document for programs.
+func (x *exchange) problem(p *api.Problem) {
+	if x.r.ProtoMajor == 1 && (x.bodyOpen() || x.guard.wasCut()) {
+		x.w.Header().Set("Connection", "close")
+	}
+	x.status = p.Status
+	x.e.metrics.problem(p)
+	problems.Answer(x.w, x.r, p, x.id)
+}
 
 // What users are told. No text here contains an address of the tunnel.
 

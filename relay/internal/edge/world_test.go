@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -68,6 +69,11 @@ func (w *world) Link(id ident.LinkID) (store.LinkRecord, bool) {
 
 func (w *world) CatchUp(context.Context) error { return nil }
 
+// nothing answers where no tunnel is.
+func nothing(w http.ResponseWriter, r *http.Request) {
+	problems.AnswerOwn(w, r, api.NewProblem(api.CodeNotFound, "nothing is here"), ident.NewRequestID())
+}
+
 // newWorld starts a world; change may alter the edge's configuration.
 func newWorld(t testing.TB, change func(*edge.Config)) *world {
 	t.Helper()
@@ -82,7 +88,7 @@ func newWorldAt(t testing.TB, change func(*edge.Config), at func(*tunnels.Config
 	var handler atomic.Pointer[edge.Edge]
 	w.server = httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { handler.Load().ServeHTTP(rw, r) }))
 	w.server.EnableHTTP2 = true
-	config := edge.Config{Fleet: w.machine.fleet(), Meter: w.meter, Own: func(*http.Request) http.Handler { return nil }, Hold: 10 * time.Second, HeaderTimeout: 15 * time.Minute, MaxStreams: 512}
+	config := edge.Config{Fleet: w.machine.fleet(), Meter: w.meter, Own: func(*http.Request) http.Handler { return nil }, Else: http.HandlerFunc(nothing), Hold: 10 * time.Second, HeaderTimeout: 15 * time.Minute, MaxStreams: 512}
 	if testing.Verbose() {
 		config.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -132,7 +133,7 @@ func (e *Enrollment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	e.cfg.Logger.Debug("enrollment refused", "code", p.Code, "remote", e.cfg.Remote(r), "request_id", id, "error", p.Cause)
-	p.Write(w, id)
+	problems.AnswerOwn(w, r, p, id)
 }
 
 func (e *Enrollment) take(w http.ResponseWriter, r *http.Request, id ident.RequestID) (api.Enrolled, error) {

@@ -154,6 +154,15 @@ func (c *closer) observe(change store.Change) {
 				c.agenda.put(t.Key(), c.now())
 			}
 		}
+	case store.KindMember:
+		if m, ok := c.store.Member(change.Key.Team, change.User); !ok || !m.Removed() || m.KeepTunnels {
+			break
+		}
+		for t := range c.store.AllTunnels() {
+			if t.Team == change.Key.Team && t.User == change.User {
+				c.agenda.put(t.Key(), c.now())
+			}
+		}
 	case store.KindRelay:
 		if change.Deleted { // its agents may be for this relay to tend, after the grace
 			for key, rec := range c.store.AllAgents() {
@@ -250,11 +259,11 @@ func (c *closer) tend(ctx context.Context, key ident.AgentKey) time.Time {
 	return p.next
 }
 
-// closeRevoked closes what a revoked credential opened on an agent that another relay
+// closeRevoked closes what a revoked credential or a removed person opened on an agent that another relay
 // tends, when that one has not: it may be of a version that does not know how.
 func (c *closer) closeRevoked(ctx context.Context, key ident.AgentKey, rec store.AgentRecord, p *plan) error {
 	for _, e := range p.close {
-		if e.reason != store.ReasonRevoked || p.now.Before(e.due.Add(grace)) {
+		if e.reason != store.ReasonRevoked && e.reason != store.ReasonRemoved || p.now.Before(e.due.Add(grace)) {
 			continue
 		}
 		if _, err := c.begin(ctx, key, &rec, e); err != nil {
@@ -356,6 +365,8 @@ func label(reason store.Reason) string {
 	switch reason {
 	case store.ReasonExpired:
 		return "expired"
+	case store.ReasonRemoved:
+		return "removed"
 	case store.ReasonRevoked:
 		return "revoked"
 	case store.ReasonIdle:

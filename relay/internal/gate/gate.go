@@ -41,6 +41,7 @@ type Store interface {
 	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
 	AllTunnels() iter.Seq[store.TunnelRecord]
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
 	Subscribe(buffer int) Feed
 }
 

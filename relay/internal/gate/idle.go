@@ -64,9 +64,9 @@ func (c *closer) look(ctx context.Context, p *plan, key ident.AgentKey, id ident
 		p.at(st.Expires.Add(Skew), func() { p.expire = true })
 		return
 	}
-	if since, closed := store.Credentials(c.store.Credential).Closed(t.Credential); closed {
-		c.local.Cut(key, id, store.ReasonRevoked) // on every relay, whatever the store says
-		p.close = append(p.close, ending{t, store.ReasonRevoked, since})
+	if since, reason := store.Closed(c.store, t.Team, t.Opened()); reason != "" {
+		c.local.Cut(key, id, reason) // on every relay, whatever the store says
+		p.close = append(p.close, ending{t, reason, since})
 		return
 	}
 	hard := t.ExpiresAt

@@ -83,7 +83,7 @@ func (g *Gate) Open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 	}
 	t := store.TunnelRecord{
 		Session: id, Team: key.Team, Agent: key.Agent, Port: spec.Port, Protocol: spec.Protocol, Label: spec.Label,
-		OpenedBy: p.Name, Credential: p.Credential, AdminHash: g.AdminToken(id).Hash(),
+		OpenedBy: p.Name, Credential: p.Credential, User: p.Person(), NoTerminal: p.Ports != "", AdminHash: g.AdminToken(id).Hash(),
 		IdleTimeout: api.Duration(capped(spec.IdleTimeout, g.limits.IdleTimeout, g.limits.MaxIdleTimeout)),
 		AskedHost:   spec.HostHeader, AllowOrigins: spec.AllowOrigins,
 	}

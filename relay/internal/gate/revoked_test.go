@@ -1,6 +1,7 @@
 package gate_test
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -110,4 +112,56 @@ func TestARevokedTunnelIsClosedForARelayThatDoesNot(t *testing.T) {
 			t.Errorf("seconds later it is %q because %q, want closing", st.State, st.Reason)
 		}
 	})
+}
+
+// TestWhatARemovedPersonOpenedIsClosed writes nothing but that a person was removed, as a
+// relay that died right after it: every other relay closes what they opened, themselves
+// or by what they made, unless it is kept, and nothing else.
+func TestWhatARemovedPersonOpenedIsClosed(t *testing.T) {
+	const other = ident.TeamID("0b9d3d9e-64cf-4d2b-9f3c-0e1a3a5b0099")
+	callers := map[string]creds.Principal{
+		"herself":              {Kind: creds.KindUser, Team: box.Team, User: "alice", Name: "user:alice"},
+		"by her device":        {Kind: creds.KindDevice, Team: box.Team, User: "alice", Name: "dk:alice/x", Credential: "cred_1"},
+		"by a key she made":    {Kind: creds.KindIntegration, Team: box.Team, Maker: "alice", Name: "sk:x", Credential: "cred_2"},
+		"somebody else":        {Kind: creds.KindUser, Team: box.Team, User: "bob", Name: "user:bob"},
+		"a key of nobody's":    {Kind: creds.KindIntegration, Team: box.Team, Name: "sk:y", Credential: "cred_3"},
+		"the operator in here": creds.Operator("root").InTeam(box.Team),
+	}
+	for name, c := range map[string]struct {
+		member store.MemberRecord
+		closed []string
+	}{
+		"removed":                   {store.MemberRecord{Team: box.Team, User: "alice", RemovedAt: time.Now()}, []string{"herself", "by her device", "by a key she made"}},
+		"removed, her tunnels kept": {store.MemberRecord{Team: box.Team, User: "alice", RemovedAt: time.Now(), KeepTunnels: true}, nil},
+		"in another role":           {store.MemberRecord{Team: box.Team, User: "alice", Role: api.RoleViewer}, nil},
+		"removed from another team": {store.MemberRecord{Team: other, User: "alice", RemovedAt: time.Now()}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(t)
+				a, b := p.relay("a", 0, gate.Limits{}), p.relay("b", 0, gate.Limits{})
+				p.connect(a, "a", 1)
+				tunnels := map[string]ident.SessionID{}
+				for who, caller := range callers {
+					o, err := a.Open(t.Context(), caller, box, gate.OpenSpec{Port: 1})
+					if err != nil {
+						t.Fatal(err)
+					}
+					tunnels[who] = o.Tunnel.Session
+				}
+				synctest.Wait() // both relays know of them
+				p.store.SetMember(c.member)
+				time.Sleep(time.Second)
+				for who, id := range tunnels {
+					want := slices.Contains(c.closed, who)
+					_, there := p.store.Tunnel(id)
+					reason, _ := a.local.WasCut(id)
+					_, cut := b.local.WasCut(id)
+					if there == want || cut != want || cut != (reason == store.ReasonRemoved) {
+						t.Errorf("the tunnel opened by %s is there: %t, closed because %q, cut at the other relay: %t; it should be closed: %t", who, there, reason, cut, want)
+					}
+				}
+			})
+		})
+	}
 }

@@ -21,13 +21,14 @@ func TestEveryRelayKnowsWhyATunnelEnded(t *testing.T) {
 			return gate.OpenSpec{Port: port, Protocol: api.ProtocolTCP, ExpiresIn: expires, IdleTimeout: idle}
 		}
 		closed, revoked := a.open(t, spec(1, time.Hour, 0)).Tunnel.Session, a.open(t, spec(2, time.Hour, 0)).Tunnel.Session
+		removed := a.open(t, spec(6, time.Hour, 0)).Tunnel.Session
 		expired, idle := a.open(t, spec(3, time.Minute, 0)).Tunnel.Session, a.open(t, spec(4, time.Hour, 90*time.Second)).Tunnel.Session
 		synctest.Wait()
 		if e, ok := b.Why(closed); ok {
 			t.Errorf("an open tunnel is over: %s", e)
 		}
 		time.Sleep(2 * time.Minute)
-		for id, reason := range map[ident.SessionID]store.Reason{closed: store.ReasonAsked, revoked: store.ReasonRevoked} {
+		for id, reason := range map[ident.SessionID]store.Reason{closed: store.ReasonAsked, revoked: store.ReasonRevoked, removed: store.ReasonRemoved} {
 			if _, err := b.Close(t.Context(), "user:alice", box, []ident.SessionID{id}, false, reason); err != nil {
 				t.Fatal(err)
 			}
@@ -37,6 +38,7 @@ func TestEveryRelayKnowsWhyATunnelEnded(t *testing.T) {
 		for id, want := range map[ident.SessionID]string{
 			closed: "the tunnel was closed", expired: "the tunnel expired", idle: "the tunnel was closed: nobody used it for 1m30s",
 			revoked: "the tunnel was closed: the credential that opened it was revoked",
+			removed: "the tunnel was closed: the person who opened it was removed from the team",
 		} {
 			for name, r := range map[string]*relay{"a": a, "b": b} {
 				if e, ok := r.Why(id); !ok || e.String() != want || e.Key != box || e.Protocol != api.ProtocolTCP {
@@ -58,7 +60,7 @@ func TestEveryRelayKnowsWhyATunnelEnded(t *testing.T) {
 			t.Errorf("it is remembered for longer than 10 minutes: %s", e)
 		}
 		again := a.open(t, spec(5, time.Hour, 0))
-		if rec, _ := p.store.Agent(box); len(rec.Ended) != 0 || len(rec.Closed) != 4 {
+		if rec, _ := p.store.Agent(box); len(rec.Ended) != 0 || len(rec.Closed) != 5 {
 			t.Errorf("the agent's record is not kept small: %v", rec.Ended)
 		}
 		if _, err := a.Close(t.Context(), "user:alice", box, []ident.SessionID{again.Tunnel.Session}, false, store.ReasonAsked); err != nil {

@@ -321,7 +321,7 @@ func (h *Hub) converse(ctx context.Context, s *session, m *member, in *wire.Deco
 	revoked := make(chan struct{})
 	spared := context.AfterFunc(ctx, func() {
 		defer close(revoked)
-		if cause := context.Cause(ctx); errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
+		if cause := context.Cause(ctx); creds.Ended(cause) {
 			m.goodbye(wire.Goodbye{Reason: wire.GoodbyeRevoked, Detail: cause.Error()})
 		}
 	})

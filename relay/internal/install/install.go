@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -101,7 +102,7 @@ func (f *Files) answer(serve func(http.ResponseWriter, *http.Request) error) htt
 			f.cfg.Logger.Error("read release_dir", "error", err, "request_id", id)
 			p = api.NewProblem(api.CodeInternal, "the relay could not read this; its log says why")
 		}
-		p.Write(w, id)
+		problems.AnswerOwn(w, r, p, id)
 	})
 }
 

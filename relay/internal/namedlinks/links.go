@@ -51,6 +51,7 @@ type Store interface {
 	AllLinks() iter.Seq[store.LinkRecord]
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
 	CatchUp(ctx context.Context) error
 	Subscribe(buffer int) gate.Feed
 }
@@ -113,15 +114,17 @@ type Spec struct {
 	Name      string
 	ExpiresIn time.Duration // 0: with the tunnel
 	MaxUses   int           // 0: any number
-	// Credential is the one that it is made with; with its revocation it ends.
+	// Credential is the one that it is made with, and User the person; it ends with the
+	// one's revocation and the other's removal.
 	Credential ident.CredentialID
+	User       ident.UserID
 }
 
 // Create makes a link of an open tunnel.
 func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spec Spec) (store.LinkRecord, error) {
 	r := store.LinkRecord{
 		ID: ident.NewLinkID(), Session: t.Session, Team: t.Team, Agent: t.Agent, Name: spec.Name, MaxUses: spec.MaxUses,
-		CreatedBy: by, Credential: spec.Credential, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		CreatedBy: by, Credential: spec.Credential, User: spec.User, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	if spec.ExpiresIn > 0 {
 		r.ExpiresAt = r.CreatedAt.Add(spec.ExpiresIn)

@@ -33,12 +33,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // records keeps links in memory, and tells of their changes.
 type records struct {
-	mu    sync.Mutex
-	links map[ident.LinkID]store.LinkRecord
-	creds map[ident.CredentialID]store.CredentialRecord
-	feeds []*feed
-	down  bool
-	reads atomic.Int64 // that confirm
+	mu      sync.Mutex
+	links   map[ident.LinkID]store.LinkRecord
+	creds   map[ident.CredentialID]store.CredentialRecord
+	members map[ident.UserID]store.MemberRecord
+	feeds   []*feed
+	down    bool
+	reads   atomic.Int64 // that confirm
 }
 
 type feed struct{ c chan store.Change }
@@ -58,6 +59,23 @@ func (r *records) Subscribe(n int) gate.Feed {
 func (r *records) tell(l store.LinkRecord, deleted bool) {
 	for _, f := range r.feeds {
 		f.c <- store.Change{Kind: store.KindLink, Session: l.Session, Link: l.ID, Deleted: deleted}
+	}
+}
+
+func (r *records) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m, ok := r.members[user]
+	return m, ok && m.Team == team
+}
+
+// member writes a person's place in a team.
+func (r *records) member(m store.MemberRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members = map[ident.UserID]store.MemberRecord{m.User: m}
+	for _, f := range r.feeds {
+		f.c <- store.Change{Kind: store.KindMember, Key: ident.AgentKey{Team: m.Team}, User: m.User}
 	}
 }
 
@@ -523,5 +541,34 @@ func TestPreviews(t *testing.T) {
 				t.Errorf("%s with %s: %s is no preview", method, name, value)
 			}
 		}
+	}
+}
+
+// What a removed person made is over on every relay, unless it is kept.
+func TestALinkEndsWithThePersonWhoMadeIt(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			db := newRecords()
+			a, b := newRelay(t, db), newRelay(t, db)
+			defer a.run(t.Context())()
+			defer b.run(t.Context())()
+			hers, his := create(t, a, namedlinks.Spec{Name: "hers", User: "alice"}), create(t, a, namedlinks.Spec{Name: "his", User: "bob"})
+			use := func(x *relay, l store.LinkRecord) *usage.Use {
+				u, err := x.meter.Begin(t.Context(), tunnel.Session, party("192.0.2.1", l.Name, l.ID), usage.TCP)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return u
+			}
+			uses := map[string]*usage.Use{"hers": use(b, hers), "his": use(b, his)}
+			db.member(store.MemberRecord{Team: tunnel.Team, User: "alice", RemovedAt: time.Now(), KeepTunnels: keep})
+			time.Sleep(time.Second)
+			for name, u := range uses {
+				cut := errors.Is(context.Cause(u.Context()), usage.ErrRevoked)
+				if want := name == "hers" && !keep; cut != want {
+					t.Errorf("kept: %t: what uses the link that is %s was cut: %t, want %t", keep, name, cut, want)
+				}
+			}
+		})
 	}
 }

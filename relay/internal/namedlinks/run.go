@@ -77,6 +77,11 @@ func (e *ends) observe(c store.Change) {
 	case store.KindCredential:
 		e.revoked(c.Credential)
 		return
+	case store.KindMember:
+		if m, ok := e.links.cfg.Store.Member(c.Key.Team, c.User); ok && m.Removed() {
+			e.again(c.Key.Team)
+		}
+		return
 	case store.KindLink:
 	default:
 		return
@@ -93,11 +98,15 @@ func (e *ends) observe(c store.Change) {
 // made some, or have made what did.
 func (e *ends) revoked(id ident.CredentialID) {
 	c, ok := e.links.cfg.Store.Credential(id)
-	if !ok || c.RevokedAt.IsZero() {
-		return
+	if ok && !c.RevokedAt.IsZero() {
+		e.again(c.Team)
 	}
+}
+
+// again looks at all links of a team.
+func (e *ends) again(team ident.TeamID) {
 	for r := range e.links.cfg.Store.AllLinks() {
-		if r.Team == c.Team {
+		if r.Team == team {
 			e.put(r)
 		}
 	}
@@ -122,8 +131,8 @@ func (e *ends) over(id ident.LinkID, session ident.SessionID) {
 func (e *ends) put(r store.LinkRecord) {
 	old := e.at[r.ID]
 	expires, text := r.ExpiresAt, expired
-	// What a revoked credential made is over since then.
-	if since, closed := store.Credentials(e.links.cfg.Store.Credential).Closed(r.Credential); closed && (expires.IsZero() || since.Before(expires)) {
+	// What a revoked credential or a removed person made is over since then.
+	if since, reason := store.Closed(e.links.cfg.Store, r.Team, r.Opened()); reason != "" && (expires.IsZero() || since.Before(expires)) {
 		expires, text = since, revoked
 	}
 	e.at[r.ID] = end{r.Session, expires, text, old.cut}
@@ -189,9 +198,9 @@ func (l *Links) remove(ctx context.Context, id ident.LinkID) {
 		}
 		return
 	}
-	if _, closed := store.Credentials(l.cfg.Store.Credential).Closed(r.Credential); closed {
+	if _, reason := store.Closed(l.cfg.Store, r.Team, r.Opened()); reason != "" {
 		l.metrics.revoked.Inc()
-		l.audit(ctx, audit.LinkRevoked, "relay", r, "the credential that made it was revoked")
+		l.audit(ctx, audit.LinkRevoked, "relay", r, "who made it may not any more: "+string(reason))
 	}
 }
 

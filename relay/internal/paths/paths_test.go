@@ -27,6 +27,7 @@ func TestOwnPaths(t *testing.T) {
 			return "", api.NewProblem(api.CodeRelayDraining, "stopping")
 		},
 		More: map[string]http.Handler{"GET /page/{name}": answer(http.StatusFound)},
+		Home: "https://console.example/console",
 	})
 	ask := func(method, path string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(method, path, nil)
@@ -65,5 +66,36 @@ func TestOwnPaths(t *testing.T) {
 	ready = false
 	if w := ask("GET", "/readyz"); w.Code != http.StatusServiceUnavailable {
 		t.Errorf("a draining relay's /readyz answers %d, want 503", w.Code)
+	}
+}
+
+// What is found nowhere is answered here, once nobody else wants it.
+func TestElse(t *testing.T) {
+	own := paths.New(paths.Config{
+		API: http.NotFoundHandler(), Link: http.NotFoundHandler(), Enroll: http.NotFoundHandler(),
+		Ready: func(context.Context) (string, *api.Problem) { return "", nil }, Home: "https://console.example/console",
+	})
+	for _, c := range []struct {
+		method, path string
+		status       int
+		header, want string
+	}{
+		{"GET", "/", http.StatusSeeOther, "Location", "https://console.example/console"},
+		{"HEAD", "/", http.StatusSeeOther, "Location", "https://console.example/console"},
+		{"GET", "/?next=//evil.example", http.StatusSeeOther, "Location", "https://console.example/console"},
+		{"POST", "/", http.StatusMethodNotAllowed, "Allow", "GET, HEAD"},
+		{"POST", "/healthz", http.StatusMethodNotAllowed, "Allow", "GET, HEAD"},
+		{"GET", api.EnrollPath, http.StatusMethodNotAllowed, "Allow", "POST"},
+		{"GET", "/static/app.js", http.StatusNotFound, "Content-Type", api.ProblemContentType},
+		{"DELETE", "/static/app.js", http.StatusNotFound, "Allow", ""},
+	} {
+		w, r := httptest.NewRecorder(), httptest.NewRequest(c.method, c.path, nil)
+		if own.Find(r) != nil {
+			t.Fatalf("%s %s is served already", c.method, c.path)
+		}
+		own.Else(w, r)
+		if w.Code != c.status || w.Header().Get(c.header) != c.want {
+			t.Errorf("%s %s answers %d with %s %q, want %d and %q", c.method, c.path, w.Code, c.header, w.Header().Get(c.header), c.status, c.want)
+		}
 	}
 }

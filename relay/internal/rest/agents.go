@@ -19,13 +19,10 @@ func (a *API) listAgents(w http.ResponseWriter, r *http.Request, p creds.Princip
 		return err
 	}
 	now := time.Now()
-	here := slices.DeleteFunc(a.cfg.Store.Presences(p.Team), func(x store.Presence) bool { return a.left(x, now) })
+	here := slices.DeleteFunc(a.cfg.Store.Presences(p.Team), func(x store.Presence) bool { return a.left(x, now) || !p.MayReach(x.Agent) })
 	out := api.AgentList{AgentList: []api.Agent{}, PageMeta: api.PageMeta{CurrentPage: page, PerPage: perPage, TotalCount: len(here)}}
-	if page <= (len(here)+perPage-1)/perPage { // no overflow: page is small then
-		from := (page - 1) * perPage
-		for _, x := range here[from:min(from+perPage, len(here))] {
-			out.AgentList = append(out.AgentList, a.describe(x, now))
-		}
+	for _, x := range pageOf(here, page, perPage) {
+		out.AgentList = append(out.AgentList, a.describe(x, now))
 	}
 	return send(w, http.StatusOK, out)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/api"
@@ -26,6 +27,11 @@ import (
 // Authenticator says who is calling, and manages credentials.
 type Authenticator interface {
 	Authenticate(r *http.Request) (creds.Principal, error)
+	// AuthenticatePerson lets a person leave the team out.
+	AuthenticatePerson(r *http.Request) (creds.Principal, error)
+	Teams(p creds.Principal) []api.MyTeam
+	// Owns says whether what was opened is the caller's own.
+	Owns(p creds.Principal, o store.Opened) bool
 	// Watch returns a context that ends when the principal's credential does.
 	Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc)
 	Create(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, req api.CreateCredentialRequest) (store.CredentialRecord, ident.Secret, error)
@@ -47,6 +53,8 @@ type Store interface {
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
 	Presence(key ident.AgentKey) (store.Presence, bool)
 	Presences(team ident.TeamID) []store.Presence
+	User(id ident.UserID) (store.UserRecord, bool)
+	store.Openers
 	UpdateTunnel(ctx context.Context, id ident.SessionID, change func(*store.TunnelRecord) error) (store.TunnelRecord, error)
 	Subscribe(buffer int) gate.Feed
 }
@@ -69,7 +77,7 @@ type Usage interface {
 
 // Terminals makes codes that enter a tunnel's terminal.
 type Terminals interface {
-	Mint(ctx context.Context, t store.TunnelRecord, by string, credential ident.CredentialID, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
+	Mint(ctx context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (address string, until time.Time, err error)
 }
 
 // Prober asks an agent what listens on a port.
@@ -83,11 +91,13 @@ type Heartbeats interface {
 	Heartbeat(key ident.AgentKey) (store.Presence, bool)
 }
 
-// Config is what an API is made of. Auth, Rights, Gate, Store, Addresses, Usage, Links,
-// Terminals, Audit, Remote, Grace and Logger are required.
+// Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
+// Usage, Links, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
 	Auth       Authenticator
 	Rights     Rights
+	People     People
+	Pairing    Pairing
 	Gate       *gate.Gate
 	Store      Store
 	Addresses  Addresses
@@ -126,8 +136,8 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
-		return nil, errors.New("rest: Auth, Rights, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+		return nil, errors.New("rest: Auth, Rights, People, Pairing, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {
 		cfg.ProbeWait = 300 * time.Millisecond
@@ -135,13 +145,10 @@ func New(cfg Config) (*API, error) {
 	if cfg.Comment == 0 {
 		cfg.Comment = 15 * time.Second
 	}
-	spec, err := specification()
-	if err != nil {
+	a := &API{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(), events: newHistory()}
+	var err error
+	if a.spec, err = specification(a.table()); err != nil {
 		return nil, fmt.Errorf("rest: %w", err)
-	}
-	a := &API{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), mux: http.NewServeMux(),
-		spec: spec, events: newHistory(),
 	}
 	a.stopping, a.stop = context.WithCancelCause(context.Background())
 	for _, rt := range a.table() {
@@ -242,8 +249,8 @@ func (a *API) call(w http.ResponseWriter, r *http.Request, c *call) error {
 		if err := a.authenticate(r, c); err != nil {
 			return err
 		}
-		if !c.route.admitsKind(c.principal.Kind) {
-			return api.Problemf(api.CodeForbidden, "this route is not for callers of kind %s", c.principal.Kind)
+		if p := c.route.refuses(c.principal); p != nil {
+			return p
 		}
 	}
 	return c.route.serve(w, r, c.principal)
@@ -264,7 +271,11 @@ func (a *API) authenticate(r *http.Request, c *call) (err error) {
 			return err
 		}
 	}
-	c.principal, err = a.cfg.Auth.Authenticate(r)
+	authenticate := a.cfg.Auth.Authenticate
+	if c.route.anyTeam {
+		authenticate = a.cfg.Auth.AuthenticatePerson
+	}
+	c.principal, err = authenticate(r)
 	return err
 }
 
@@ -283,9 +294,12 @@ func (a *API) tunnelAdmin(r *http.Request, secret ident.Secret) (creds.Principal
 	t, err := a.tunnel(r.Context(), id)
 	if err != nil {
 		if e, ok := a.cfg.Gate.Why(id); ok {
-			err = a.orWhy(err, id, e.Key.Team)
+			err = a.orWhy(err, id, creds.Principal{Team: e.Key.Team})
 		}
 		return creds.Principal{}, err
+	}
+	if t.Left(a.cfg.Store, t.User) {
+		return creds.Principal{}, api.NewProblem(api.CodeUnauthenticated, "the admin token is of somebody who is not in the team any more")
 	}
 	return creds.Principal{Kind: kindTunnelAdmin, Team: t.Team, Name: "admin:" + string(id)}, nil
 }
@@ -300,7 +314,7 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, c *call) error {
 		return err
 	}
 	var allowed []string
-	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		probe := &http.Request{Method: m, URL: r.URL, Host: r.Host}
 		if _, pattern := a.mux.Handler(probe); pattern != anything && clean(r) {
 			allowed = append(allowed, m)
@@ -342,7 +356,7 @@ func (a *API) finish(w *answer, r *http.Request, c *call, id ident.RequestID, st
 			p = api.NewProblem(api.CodeInternal, "the relay could not do this; its log says why, under the request_id")
 		}
 		if w.status == 0 {
-			p.Write(w, id)
+			problems.AnswerOwn(w, r, p, id)
 		}
 		a.refused(r, c, p)
 	}

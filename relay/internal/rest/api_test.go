@@ -56,7 +56,10 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		api.OpenTunnelRequest{}, api.Tunnel{}, api.TunnelStatus{}, api.Session{}, api.Closed{}, api.ExtendRequest{}, api.Extended{}, api.TerminalRequest{}, api.TerminalCode{},
 		api.Viewer{}, api.ViewerList{}, api.Agent{}, api.SystemStats{}, api.GPUDevice{}, api.PageMeta{}, api.AgentList{}, api.Event{},
 		api.AdmitTaskRequest{}, api.TaskLease{}, api.RenewTaskRequest{}, api.CreateCredentialRequest{}, api.CreatedCredential{}, api.Credential{}, api.CredentialList{}, api.Revoked{},
-		api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.Me{}, api.MyTeam{}, api.CreateLinkRequest{}, api.NamedLink{}, api.NamedLinkList{},
+		api.PairStartRequest{}, api.PairStarted{}, api.PairPollRequest{}, api.PairPolled{}, api.PairShowRequest{}, api.PairAsked{}, api.PairConfirmRequest{}, api.PairConfirmed{},
+		api.Member{}, api.MemberList{}, api.ChangeMemberRequest{}, api.CreateInviteRequest{}, api.Invite{}, api.CreatedInvite{}, api.InviteList{},
+		api.SignIn{}, api.Passkey{}, api.Devices{},
 	} {
 		typ := reflect.TypeOf(v)
 		want := map[string]bool{}
@@ -88,6 +91,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	w := newWorld(t)
 	w.connect(theirs, "secret-box")
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
+	w.auth.be(api.RoleOwner)
 	team := []string{"user", "device", "integration"}
 	admitted := map[string][]string{
 		"GET /api/v1/agents": team, "GET /api/v1/agents/{agent_id}": team, "GET /api/v1/agents/watch": team,
@@ -104,7 +108,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"DELETE /api/v1/agents/{agent_id}/tasks/{task_id}":        append(slices.Clone(team), "agent"),
 		"POST /api/v1/credentials":                                {"user", "device"}, "GET /api/v1/credentials": {"user", "device"},
 		"DELETE /api/v1/credentials/{credential_id}": {"user", "device"},
-		"GET /api/v1/openapi.json":                   nil,
+		"POST /api/v1/desktop/pair/show":             {"user"}, "POST /api/v1/desktop/pair/confirm": {"user"},
+		"POST /api/v1/auth/device/revoke": {"device"},
+		"GET /api/v1/openapi.json":        nil, "POST /api/v1/desktop/pair/start": nil, "POST /api/v1/desktop/pair/poll": nil,
+		"GET /api/v1/me":      team,
+		"GET /api/v1/members": {"user", "device"}, "PATCH /api/v1/members/{user_id}": {"user", "device"}, "DELETE /api/v1/members/{user_id}": {"user", "device"},
+		"POST /api/v1/invites": {"user", "device"}, "GET /api/v1/invites": {"user", "device"}, "DELETE /api/v1/invites/{invite_id}": {"user", "device"},
+		"GET /api/v1/devices": {"user", "device"}, "DELETE /api/v1/devices/{device_id}": {"user"},
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
@@ -115,7 +125,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		if !known {
 			t.Errorf("%s %s: the test does not say who may call it", method, pattern)
 		}
-		if pattern == "/api/v1/openapi.json" || pattern == "/api/v1/agents/watch" {
+		if who == nil || pattern == "/api/v1/agents/watch" {
 			continue
 		}
 		path := fill.Replace(strings.TrimPrefix(pattern, api.Base))
@@ -135,7 +145,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 					t.Errorf("%s %s as %q: %d, want 401", method, path, secret, got)
 				}
 			case secret == "stranger":
-				if want := []int{404, 400, 422}; got != 404 && !strings.Contains(pattern, "/credentials") && pattern != "/api/v1/agents" {
+				if want := []int{404, 400, 422}; got != 404 && strings.Contains(pattern, "{") && !regexp.MustCompile("/credentials|/members|/invites|/devices").MatchString(pattern) {
 					t.Errorf("%s %s of another team: %d, want one of %v", method, path, got, want)
 				}
 			case ok && (got == 401 || got == 403):
@@ -285,6 +295,15 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 	w.want(w.do("DELETE", tunnel+"/viewers/nobody", "user", ""), "Not Found viewer_not_found")
 	w.want(w.do("GET", tunnel+"/viewers", p.AdminToken, ""), "Unauthorized unauthenticated")
 	w.want(w.do("DELETE", "/agents/gpu-1/tunnel", o.AdminToken, ""), "Unauthorized unauthenticated")
+
+	// Whoever opened it and was removed since, if the tunnel was kept, has no part of it.
+	rec, _ := w.store.Tunnel(o.SessionID)
+	gone := store.MemberRecord{Team: rec.Team, User: rec.User, Role: api.RoleMember, RemovedAt: time.Now(), RemovedBy: store.SourceIssuer, KeepTunnels: true}
+	w.store.SetMember(gone)
+	w.want(w.do("POST", tunnel+"/extend", o.AdminToken, ""), "Unauthorized unauthenticated")
+	gone.RemovedAt = rec.OpenedAt.Add(-time.Hour) // and named again since
+	w.store.SetMember(gone)
+	into[api.Extended](t, w.do("POST", tunnel+"/extend", o.AdminToken, ""), 200)
 
 	one := "/agents/gpu-1/tunnel?session_id=" + string(o.SessionID)
 	for range 2 { // closing again is no error

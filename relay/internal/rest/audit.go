@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
@@ -44,7 +45,7 @@ func (a *API) refused(r *http.Request, c *call, p *api.Problem) {
 		return
 	case c.route.serve == nil:
 		return // there is nothing at all, for nobody
-	case c.route.gated && p.Status != http.StatusNotFound && p.Code != api.CodeForbidden:
+	case c.route.gated && p.Status != http.StatusNotFound && !slices.Contains([]api.Code{api.CodeForbidden, api.CodeRoleRequired, api.CodeScopeRequired}, p.Code):
 		return // the gate did; the others never got there
 	}
 	if id, err := ident.ParseAgentID(r.PathValue("agent_id")); err == nil {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -16,6 +17,8 @@ func TestRefusalsAreInTheAudit(t *testing.T) {
 	w := newWorld(t)
 	o := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
 	secret := ident.NewSecret(ident.PrefixIntegration).Reveal()
+	viewer := w.as("user:viewer", creds.Principal{Kind: creds.KindUser, User: "v", Role: api.RoleViewer})
+	narrow := w.as("sk:narrow", creds.Principal{Kind: creds.KindIntegration, Role: api.RoleMember, Credential: "cred_9", Scopes: []api.Scope{api.ScopeTunnels}, Ports: "9"})
 	for _, c := range []struct {
 		name, method, path, as, body string
 		status                       int
@@ -26,6 +29,12 @@ func TestRefusalsAreInTheAudit(t *testing.T) {
 		{"nobody, nowhere", "GET", "/" + secret, "nobody", "", 401, audit.Record{Event: audit.AuthRefused, Detail: "api: unauthenticated"}},
 		{"the wrong kind", "GET", "/credentials", "integration", "", 403,
 			audit.Record{Event: audit.APIRefused, Actor: "sk:ci", Team: ours, Detail: "403 forbidden, GET /credentials"}},
+		{"too low a role, before the gate", "POST", "/agents/gpu-1/tunnel", viewer, "", 403,
+			audit.Record{Event: audit.APIRefused, Actor: "user:viewer", Team: ours, Agent: "gpu-1", Detail: "403 role_required, POST /agents/{agent_id}/tunnel"}},
+		{"another scope, before the gate", "POST", "/agents/gpu-1/tasks", narrow, "", 403,
+			audit.Record{Event: audit.APIRefused, Actor: "sk:narrow", Team: ours, Agent: "gpu-1", Detail: "403 scope_required, POST /agents/{agent_id}/tasks"}},
+		{"another port, before the gate", "POST", "/agents/gpu-1/tunnel", narrow, "", 403,
+			audit.Record{Event: audit.APIRefused, Actor: "sk:narrow", Team: ours, Agent: "gpu-1", Detail: "403 scope_required, POST /agents/{agent_id}/tunnel"}},
 		{"another agent's tasks", "POST", "/agents/gpu-2/tasks", "agent", "", 403,
 			audit.Record{Event: audit.APIRefused, Actor: "ak:gpu-1", Team: ours, Agent: "gpu-2", Detail: "403 forbidden, POST /agents/{agent_id}/tasks"}},
 		{"another team's tunnel", "GET", "/tunnels/" + string(o.SessionID) + "/viewers", "stranger", "", 404,

@@ -54,6 +54,18 @@ type (
 		BytesOut       int64     `json:"bytes_out"`
 		ClosesBecause  string    `json:"closes_because"`
 	}
+	thePairing struct {
+		DeviceCode      string `json:"device_code"`
+		UserCode        string `json:"user_code"`
+		VerificationURI string `json:"verification_uri"`
+		ExpiresIn       int    `json:"expires_in"`
+		Interval        int    `json:"interval"`
+	}
+	thePoll struct {
+		Status   string `json:"status"`
+		RawKey   string `json:"raw_key" may:"be absent"`
+		AgentKey string `json:"agent_key" may:"be absent"`
+	}
 	theClosed struct {
 		Closed []string `json:"closed"`
 	}
@@ -320,6 +332,31 @@ func TestContractAsPublished(t *testing.T) {
 	}
 	if r := w.do("DELETE", "/credentials/"+made.ID, "user", ""); r.status/100 != 2 {
 		t.Errorf("revoked: %d %s", r.status, r.body)
+	}
+}
+
+// A device as the published clients pair it: no body, the code in the address of a page, a
+// poll every few seconds, and the end by the device itself.
+func TestContractOfPairing(t *testing.T) {
+	w := newWorld(t)
+	p := read[thePairing](t, w.do("POST", "/desktop/pair/start", "", ""), 200)
+	if p.UserCode != "AB7K-PNQ3" || !strings.HasSuffix(p.VerificationURI, "/desktop/pair?user_code="+p.UserCode) || p.ExpiresIn != 300 || p.Interval != 2 {
+		t.Errorf("begun: %+v", p)
+	}
+	if now := read[thePoll](t, w.do("POST", "/desktop/pair/poll", "", fmt.Sprintf(`{"device_code":%q}`, p.DeviceCode)), 200); now != (thePoll{Status: "pending"}) {
+		t.Errorf("before it is confirmed: %+v", now)
+	}
+	if r := w.do("POST", "/desktop/pair/confirm", "user", `{"user_code":"AB7K-PNQ3","device_name":"laptop"}`); r.status/100 != 2 {
+		t.Errorf("confirmed: %d %s", r.status, r.body)
+	}
+	if now := read[thePoll](t, w.do("POST", "/desktop/pair/poll", "", `{"device_code":"pc-y"}`), 200); now.Status != "approved" || !strings.HasPrefix(now.RawKey, "dk-") || !strings.HasPrefix(now.AgentKey, "ak-") {
+		t.Errorf("afterwards: %+v", now)
+	}
+	if r := w.do("POST", "/desktop/pair/poll", "", `{"device_code":"pc-z"}`); r.status != 404 {
+		t.Errorf("an unknown one: %d %s", r.status, r.body)
+	}
+	if r := w.do("POST", "/auth/device/revoke", "device", ""); r.status/100 != 2 {
+		t.Errorf("it ends itself: %d %s", r.status, r.body)
 	}
 }
 

@@ -2,9 +2,11 @@ package rest
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
@@ -18,8 +20,26 @@ func (a *API) createCredential(w http.ResponseWriter, r *http.Request, p creds.P
 	if err != nil {
 		return err
 	}
-	a.audit(r, p, audit.Record{Event: audit.CredentialCreated, Agent: rec.Agent, Detail: string(rec.Kind) + " " + string(rec.ID)})
+	a.audit(r, p, audit.Record{Event: audit.CredentialCreated, Agent: rec.Agent, Detail: describeCredential(rec)})
 	return send(w, http.StatusCreated, api.CreatedCredential{Credential: creds.Public(rec), Secret: secret.Reveal()})
+}
+
+// describeCredential says for the audit log what was made, and what it may.
+func describeCredential(rec store.CredentialRecord) string {
+	text := string(rec.Kind) + " " + string(rec.ID)
+	if rec.Role != "" {
+		text += ", role " + string(rec.Role)
+	}
+	if len(rec.Scopes) > 0 {
+		text += ", scopes " + scopes(rec.Scopes, " ")
+	}
+	if len(rec.Agents) > 0 {
+		text += ", agents " + strings.Join(rec.Agents, " ")
+	}
+	if rec.Ports != "" {
+		text += ", ports " + rec.Ports
+	}
+	return text
 }
 
 func (a *API) listCredentials(w http.ResponseWriter, r *http.Request, p creds.Principal) error {

@@ -30,7 +30,7 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if err := decode(w, r, &req, true); err != nil {
 		return err
 	}
-	spec := namedlinks.Spec{Name: strings.TrimSpace(req.Name), Credential: p.Credential}
+	spec := namedlinks.Spec{Name: strings.TrimSpace(req.Name), Credential: p.Credential, User: p.Person()}
 	if spec.Name == "" {
 		return invalid("name", "1 to %d characters", maxLabel)
 	}
@@ -53,7 +53,7 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 	}
 	made, err := a.cfg.Links.Create(r.Context(), p.Name, t, spec)
 	if err != nil {
-		return a.orWhy(err, t.Session, p.Team)
+		return a.orWhy(err, t.Session, p)
 	}
 	return send(w, http.StatusCreated, a.namedLink(t, namedlinks.Listed{LinkRecord: made}))
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -44,6 +43,9 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if err != nil {
 		return err
 	}
+	if refused := refusesPort(p, spec.Port); refused != nil {
+		return refused
+	}
 	if spec.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
@@ -75,10 +77,10 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	return send(w, http.StatusCreated, a.opened(o))
 }
 
-// ended turns the end of a caller's credential into the answer that its next call
+// ended turns the end of a caller's credential or sign-in into the answer that its next call
 // would get.
 func ended(cause error) error {
-	if errors.Is(cause, creds.ErrRevoked) || errors.Is(cause, creds.ErrExpired) {
+	if creds.Ended(cause) {
 		return api.NewProblem(api.CodeUnauthenticated, cause.Error())
 	}
 	return cause
@@ -278,13 +280,13 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	var live []store.TunnelRecord
 	var ids []ident.SessionID
 	for _, t := range a.cfg.Store.AgentTunnels(key) { // newest first
-		if open(rec, t) {
+		if open(rec, t) && p.MayReachPort(t.Port) {
 			live, ids = append(live, t), append(ids, t.Session)
 		}
 	}
 	used := a.cfg.Usage.Totals(r.Context(), ids)
 	for _, t := range live {
-		out.Sessions = append(out.Sessions, a.session(t, used[t.Session]))
+		out.Sessions = append(out.Sessions, a.session(p, t, used[t.Session]))
 	}
 	if len(out.Sessions) > 0 {
 		out.IsActive, out.SessionID, out.TunnelURL = true, out.Sessions[0].SessionID, out.Sessions[0].TunnelURL
@@ -292,13 +294,13 @@ func (a *API) getTunnels(w http.ResponseWriter, r *http.Request, p creds.Princip
 	return send(w, http.StatusOK, out)
 }
 
-func (a *API) session(t store.TunnelRecord, used usage.Totals) api.Session {
+func (a *API) session(p creds.Principal, t store.TunnelRecord, used usage.Totals) api.Session {
 	if used.LastUsed.After(t.LastUsed) { // through another relay
 		t.LastUsed = used.LastUsed
 	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
-		Label: t.Label, OpenedBy: t.OpenedBy, OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		Label: t.Label, OpenedBy: t.OpenedBy, Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
 		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: t.Warnings,
 	}
@@ -322,7 +324,21 @@ func (a *API) closeTunnels(w http.ResponseWriter, r *http.Request, p creds.Princ
 		}
 		ids = append(ids, id)
 	}
-	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, !one, store.ReasonAsked)
+	all := !one
+	if a.someRefused(r, p) {
+		// Which are there is asked of the store, lest one that was opened a moment ago is
+		// taken for nobody's.
+		if err := a.catchUp(r.Context()); err != nil {
+			return err
+		}
+		if ids, err = a.mayClose(callOf(r).route, p, key, ids); err != nil {
+			return err
+		}
+		if all = false; len(ids) == 0 {
+			return send(w, http.StatusOK, api.Closed{Closed: []ident.SessionID{}})
+		}
+	}
+	closed, err := a.cfg.Gate.Close(r.Context(), p.Name, key, ids, all, store.ReasonAsked)
 	if err != nil {
 		return err
 	}
@@ -346,7 +362,7 @@ func (a *API) extendTunnel(w http.ResponseWriter, r *http.Request, p creds.Princ
 	}
 	expires, err := a.cfg.Gate.Extend(r.Context(), p.Name, t.Key(), t.Session, by)
 	if err != nil {
-		return a.orWhy(err, t.Session, p.Team)
+		return a.orWhy(err, t.Session, p)
 	}
 	return send(w, http.StatusOK, api.Extended{SessionID: t.Session, ExpiresAt: expires.UTC()})
 }
@@ -362,6 +378,9 @@ func (a *API) openTerminal(w http.ResponseWriter, r *http.Request, p creds.Princ
 	if err != nil {
 		return err
 	}
+	if p.Ports != "" || t.NoTerminal {
+		return api.Problemf(api.CodeScopeRequired, "a terminal is the whole machine, and this tunnel or the credential is for some ports of it only: use another tunnel and credential")
+	}
 	var req api.TerminalRequest
 	if err := decode(w, r, &req, false); err != nil {
 		return err
@@ -372,9 +391,9 @@ func (a *API) openTerminal(w http.ResponseWriter, r *http.Request, p creds.Princ
 			return invalid("expires_in", "a second to 24h")
 		}
 	}
-	address, until, err := a.cfg.Terminals.Mint(r.Context(), t, p.Name, p.Credential, lives, req.ReadOnly)
+	address, until, err := a.cfg.Terminals.Mint(r.Context(), t, p, lives, req.ReadOnly)
 	if err != nil {
-		return a.orWhy(err, t.Session, p.Team)
+		return a.orWhy(err, t.Session, p)
 	}
 	return send(w, http.StatusCreated, api.TerminalCode{TerminalURL: address, CodeExpiresAt: until.UTC()})
 }

@@ -138,7 +138,7 @@ func (a *API) watchAgents(w http.ResponseWriter, r *http.Request, p creds.Princi
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
 	w.WriteHeader(http.StatusOK)
-	s := &stream{api: a, w: w, rc: rc, team: p.Team, sent: make(map[ident.AgentID][]byte), n: from}
+	s := &stream{api: a, w: w, rc: rc, by: p, sent: make(map[ident.AgentID][]byte), n: from}
 	if err := s.snapshot(); err != nil {
 		return nil // the reader left: nothing can be told any more
 	}
@@ -148,7 +148,7 @@ func (a *API) watchAgents(w http.ResponseWriter, r *http.Request, p creds.Princi
 	err := s.follow(ctx, feed, wake)
 	if errors.Is(err, errDraining) {
 		err = errors.New(restarts)
-	} else if !errors.Is(err, creds.ErrRevoked) && !errors.Is(err, creds.ErrExpired) {
+	} else if !creds.Ended(err) {
 		return nil // the reader left
 	}
 	_ = s.event(api.Event{Kind: api.EventGoodbye, Detail: err.Error()}, s.n) // if it still listens
@@ -163,7 +163,7 @@ type stream struct {
 	api  *API
 	w    http.ResponseWriter
 	rc   *http.ResponseController
-	team ident.TeamID
+	by   creds.Principal
 	sent map[ident.AgentID][]byte // as last told
 	n    uint64                   // the newest notice that was told
 }
@@ -191,7 +191,7 @@ func (s *stream) follow(ctx context.Context, feed gate.Feed, wake <-chan struct{
 			}
 			switch c.Kind {
 			case store.KindAgent, store.KindPresence, store.KindTunnel:
-				if c.Key.Team == s.team {
+				if c.Key.Team == s.by.Team && s.by.MayReach(c.Key.Agent) {
 					dirty[c.Key.Agent] = true
 					if due == nil {
 						due = time.After(settle)
@@ -223,8 +223,8 @@ func (s *stream) snapshot() error {
 	clear(s.sent)
 	now := time.Now()
 	e := api.Event{Kind: api.EventSnapshot, Agents: []api.Agent{}}
-	for _, p := range s.api.cfg.Store.Presences(s.team) {
-		if s.api.left(p, now) {
+	for _, p := range s.api.cfg.Store.Presences(s.by.Team) {
+		if s.api.left(p, now) || !s.by.MayReach(p.Agent) {
 			continue
 		}
 		agent := s.api.describe(p, now)
@@ -241,7 +241,7 @@ func (s *stream) snapshot() error {
 // agent tells what changed about one agent, if anything did.
 func (s *stream) agent(id ident.AgentID) error {
 	now := time.Now()
-	p, ok := s.api.cfg.Store.Presence(ident.AgentKey{Team: s.team, Agent: id})
+	p, ok := s.api.cfg.Store.Presence(ident.AgentKey{Team: s.by.Team, Agent: id})
 	if !ok || s.api.left(p, now) {
 		if _, told := s.sent[id]; !told {
 			return nil
@@ -262,10 +262,13 @@ func (s *stream) agent(id ident.AgentID) error {
 }
 
 func (s *stream) notices() error {
-	list, _ := s.api.events.since(s.n, s.team)
+	list, _ := s.api.events.since(s.n, s.by.Team)
 	for _, x := range list {
 		s.n = x.n
 		n := x.notice
+		if !s.by.MayReach(n.Key.Agent) {
+			continue
+		}
 		if err := s.event(api.Event{Kind: n.Kind, AgentID: n.Key.Agent, Session: n.Session, Detail: n.Detail}, x.n); err != nil {
 			return err
 		}

@@ -56,6 +56,30 @@ func (a *auth) Authenticate(r *http.Request) (creds.Principal, error) {
 	return p, nil
 }
 
+// be gives everybody with a role another one.
+func (a *auth) be(role api.Role) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for secret, p := range a.by {
+		if p.Role != "" {
+			p.Role = role
+			a.by[secret] = p
+		}
+	}
+}
+
+func (a *auth) AuthenticatePerson(r *http.Request) (creds.Principal, error) {
+	return a.Authenticate(r)
+}
+
+func (a *auth) Teams(p creds.Principal) []api.MyTeam {
+	return []api.MyTeam{{TeamID: p.Team, TeamName: "render", Role: p.Role}}
+}
+
+func (a *auth) Owns(p creds.Principal, o store.Opened) bool {
+	return p.User != "" && p.User == o.User || p.Credential != "" && p.Credential == o.Credential
+}
+
 func (a *auth) Watch(ctx context.Context, p creds.Principal) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	a.mu.Lock()
@@ -73,10 +97,10 @@ func (a *auth) Create(_ context.Context, by creds.Principal, team ident.TeamID, 
 	return rec, s, nil
 }
 
-func (a *auth) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
+func (a *auth) Revoke(_ context.Context, by creds.Principal, team ident.TeamID, id ident.CredentialID, keepTunnels bool) (api.Revoked, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, c := range a.created {
+	for _, c := range append(a.created, store.CredentialRecord{ID: by.Credential, Team: by.Team}) {
 		if c.ID == id && c.Team == team {
 			out := api.Revoked{Credentials: 2, Tunnels: 3, Links: 1}
 			if keepTunnels {
@@ -183,23 +207,65 @@ var (
 // terminals make codes that open nothing.
 type terminals struct{}
 
-func (terminals) Mint(_ context.Context, t store.TunnelRecord, by string, _ ident.CredentialID, lives time.Duration, readOnly bool) (string, time.Time, error) {
-	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by, readOnly), time.Now().Add(lives), nil
+func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
+	return fmt.Sprintf("https://relay.example.com/terminal/%s#code=%s-%v", t.Session, by.Name, readOnly), time.Now().Add(lives), nil
 }
 
+// pairings answer for one program, whose code is AB7K-PNQ3.
+type pairings struct{}
+
+func (pairings) Start(_ context.Context, req api.PairStartRequest) (api.PairStarted, error) {
+	if req.Client == "flood" {
+		return api.PairStarted{}, api.NewProblem(api.CodeTooManyTries, "too many").WithRetry(time.Second)
+	}
+	return api.PairStarted{DeviceCode: "pc-x", UserCode: "AB7K-PNQ3", VerificationURI: "https://relay.example.com/desktop/pair?user_code=AB7K-PNQ3", ExpiresIn: 300, Interval: 2}, nil
+}
+
+func (pairings) Poll(_ context.Context, device ident.Secret) (api.PairPolled, error) {
+	switch device {
+	case "pc-x":
+		return api.PairPolled{Status: "pending"}, nil
+	case "pc-y":
+		return api.PairPolled{Status: "approved", RawKey: "dk-x", AgentKey: "ak-x", TeamID: ours, AgentID: "gpu-9"}, nil
+	}
+	return api.PairPolled{}, api.NotFound(api.CodePairingNotFound)
+}
+
+func (pairings) Show(_ context.Context, _ creds.Principal, typed string) (api.PairAsked, error) {
+	if typed != "AB7K-PNQ3" {
+		return api.PairAsked{}, api.NotFound(api.CodePairingNotFound)
+	}
+	return api.PairAsked{Client: "adit", RemoteAddr: "203.0.113.9", Keys: []api.PairKey{api.PairDevice}, AskedAt: time.Now().UTC(), ExpiresAt: time.Now().UTC()}, nil
+}
+
+func (pairings) Confirm(_ context.Context, by creds.Principal, req api.PairConfirmRequest) (api.PairConfirmed, error) {
+	if req.UserCode != "AB7K-PNQ3" {
+		return api.PairConfirmed{}, api.NotFound(api.CodePairingNotFound)
+	}
+	return api.PairConfirmed{Status: "approved", DeviceName: req.DeviceName, TeamID: by.Team}, nil
+}
+
+// nobody is People of whom nothing is asked.
+type nobody struct{ rest.People }
+
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldOf(t, nobody{})
+}
+
+func newWorldOf(t *testing.T, people rest.People) *world {
 	t.Helper()
 	w := &world{
 		t: t, store: gatetest.NewStore(), audit: &gatetest.Audit{}, local: gatetest.NewLocal(),
 		links:  &links{},
 		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
 		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
-			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Name: "user:alice"},
-			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Credential: "cred_1", Name: "dk:laptop"},
-			"integration": {Kind: creds.KindIntegration, Team: ours, Credential: "cred_2", Name: "sk:ci"},
+			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Role: api.RoleAdmin, Name: "user:alice"},
+			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Role: api.RoleAdmin, Credential: "cred_1", Name: "dk:laptop"},
+			"integration": {Kind: creds.KindIntegration, Team: ours, Role: api.RoleAdmin, Credential: "cred_2", Name: "sk:ci"},
 			"agent":       {Kind: creds.KindAgent, Team: ours, Agent: "gpu-1", Credential: "cred_3", Name: "ak:gpu-1"},
 			"agent-any":   {Kind: creds.KindAgent, Team: ours, Credential: "cred_4", Name: "ak:any"},
-			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Name: "user:mallory"},
+			"stranger":    {Kind: creds.KindUser, Team: theirs, User: "mallory", Role: api.RoleAdmin, Name: "user:mallory"},
 		}},
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -212,7 +278,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
+		Auth: w.auth, Rights: w.auth, People: people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
 	})

@@ -1,9 +1,9 @@
 // Package rights owns what ends when a right does: it revokes credentials with what they
-// made and opened, closes tunnels for the operator, and removes teams. Whatever it does
-// may be done again, and what was interrupted is finished by that. It is in no hurry to
-// be trusted: the revocation in the store is what counts, and the gate and the named
-// links of every relay close by themselves what it leaves open. It never decides who may
-// do what, and holds no state.
+// made and opened, ends what a removed member has, closes tunnels for the operator, and
+// removes teams. Whatever it does may be done again, and what was interrupted is finished
+// by that. It is in no hurry to be trusted: the revocation or the removal in the store is
+// what counts, and the gate and the named links of every relay close by themselves what
+// it leaves open. It never decides who may do what, and holds no state.
 package rights
 
 import (
@@ -56,6 +56,7 @@ type Store interface {
 	AllAgents() iter.Seq2[ident.AgentKey, store.AgentRecord]
 	Presences(team ident.TeamID) []store.Presence
 	DeleteAgent(ctx context.Context, key ident.AgentKey) error
+	AdoptCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID) error
 	DeleteEnrollments(ctx context.Context, team ident.TeamID) (int, error)
 	CatchUp(ctx context.Context) error
 }
@@ -91,35 +92,99 @@ func (r *Rights) Revoke(ctx context.Context, by creds.Principal, team ident.Team
 		return api.Revoked{}, err
 	}
 	out := api.Revoked{Credentials: len(revoked)}
+	err = r.auditRevoked(ctx, by, team, revoked, keepTunnels)
+	// What was opened between the two looks is among these.
+	tunnels = append(tunnels, r.tunnels(func(t store.TunnelRecord) bool {
+		return t.Team == team && opened(t.Credential) && !slices.ContainsFunc(tunnels, func(o store.TunnelRecord) bool { return o.Session == t.Session })
+	})...)
+	if cerr := r.end(ctx, by, tunnels, links, store.ReasonRevoked, &out); cerr != nil {
+		return out, cerr
+	}
+	return out, err
+}
+
+// auditRevoked records revocations. What cannot be written down is closed all the same.
+func (r *Rights) auditRevoked(ctx context.Context, by creds.Principal, team ident.TeamID, revoked []store.CredentialRecord, keepTunnels bool) (err error) {
 	for i, rec := range revoked {
 		detail := fmt.Sprintf("%s %s", rec.Kind, rec.ID)
-		if i > 0 {
+		if i > 0 && rec.MadeBy != "" {
 			detail += ", made with " + string(rec.MadeBy)
 		}
 		if keepTunnels {
 			detail += ", its tunnels are kept"
 		}
-		// What cannot be written down is closed all the same.
 		err = errors.Join(err, r.audit(ctx, by, audit.Record{Event: audit.CredentialRevoked, Team: team, Agent: rec.Agent, Detail: detail}))
 	}
-	// What was opened between the two looks is among these.
-	tunnels = append(tunnels, r.tunnels(func(t store.TunnelRecord) bool {
-		return t.Team == team && opened(t.Credential) && !slices.ContainsFunc(tunnels, func(o store.TunnelRecord) bool { return o.Session == t.Session })
-	})...)
-	out.Tunnels = len(tunnels)
-	if cerr := r.close(ctx, by, tunnels, store.ReasonRevoked); cerr != nil {
+	return err
+}
+
+// RemoveMember ends what a person has and holds open in a team that they were removed
+// from: their devices, the credentials that they made, and what they opened by whatever
+// means, unless that is kept. That they are no member any more is in the store already,
+// and by that every relay ends what they hold open themselves.
+//
+// The machines stay enrolled: a credential that is for one agent is the team's, whoever
+// made it, and no longer ends with its maker. One that is for any agent is not: whoever
+// has it can be any machine.
+func (r *Rights) RemoveMember(ctx context.Context, by creds.Principal, team ident.TeamID, user ident.UserID, keepTunnels bool) (out api.Revoked, err error) {
+	line := store.Credentials(r.cfg.Store.Credential)
+	theirs := func(id ident.CredentialID) bool { return line.OpenedBy(store.Opened{Credential: id}, user) }
+	opened := func(t ident.TeamID, o store.Opened) bool { return !keepTunnels && t == team && line.OpenedBy(o, user) }
+	tunnels := r.tunnels(func(t store.TunnelRecord) bool { return opened(t.Team, t.Opened()) })
+	links := r.links(func(l store.LinkRecord) bool { return opened(l.Team, l.Opened()) })
+	var revoke []ident.CredentialID
+	for rec := range r.cfg.Store.AllCredentials() {
+		switch {
+		case rec.Team != team || !theirs(rec.ID):
+		case rec.OfMachine():
+			if !rec.RevokedAt.IsZero() {
+				break
+			}
+			// Before its makers are revoked, so that the machine's link does not notice.
+			if err := r.cfg.Store.AdoptCredential(ctx, team, rec.ID); err != nil {
+				return out, unavailable(err)
+			}
+		case rec.RevokedAt.IsZero() || rec.KeepTunnels && !keepTunnels:
+			revoke = append(revoke, rec.ID)
+		}
+	}
+	if err := r.cfg.Store.CatchUp(ctx); err != nil { // or the revocation would reach the machines
+		return out, unavailable(err)
+	}
+	for _, id := range revoke {
+		if rec, ok := r.cfg.Store.Credential(id); !ok || !rec.RevokedAt.IsZero() && (keepTunnels || !rec.KeepTunnels) {
+			continue // with its maker, just now
+		}
+		revoked, rerr := r.cfg.Creds.Revoke(ctx, by, team, id, keepTunnels)
+		if rerr != nil {
+			return out, rerr
+		}
+		out.Credentials += len(revoked)
+		err = errors.Join(err, r.auditRevoked(ctx, by, team, revoked, keepTunnels))
+	}
+	if cerr := r.end(ctx, by, tunnels, links, store.ReasonRemoved, &out); cerr != nil {
 		return out, cerr
+	}
+	return out, err
+}
+
+// end closes tunnels and takes back named links, of those that did not end with a tunnel,
+// and counts them.
+func (r *Rights) end(ctx context.Context, by creds.Principal, tunnels []store.TunnelRecord, links []store.LinkRecord, reason store.Reason, out *api.Revoked) error {
+	out.Tunnels += len(tunnels)
+	if err := r.close(ctx, by, tunnels, reason); err != nil {
+		return err
 	}
 	for _, l := range links {
 		if slices.ContainsFunc(tunnels, func(t store.TunnelRecord) bool { return t.Session == l.Session }) {
 			continue // it ended with its tunnel
 		}
 		out.Links++
-		if lerr := r.cfg.Links.Revoke(ctx, by.Name, l.Session, l.ID); lerr != nil && !notFound(lerr) {
-			return out, lerr
+		if err := r.cfg.Links.Revoke(ctx, by.Name, l.Session, l.ID); err != nil && !notFound(err) {
+			return err
 		}
 	}
-	return out, err
+	return nil
 }
 
 // Filter chooses tunnels. What is empty chooses nothing in particular; all that is not
@@ -127,7 +192,7 @@ func (r *Rights) Revoke(ctx context.Context, by creds.Principal, team ident.Team
 type Filter struct {
 	Team  ident.TeamID
 	Agent ident.AgentID
-	// User is who opened them, signed in or with a device of theirs.
+	// User is who opened them, signed in, with a device or with a key that they made.
 	User ident.UserID
 }
 
@@ -139,8 +204,7 @@ func (r *Rights) Tunnels(f Filter) []store.TunnelRecord {
 }
 
 func (r *Rights) openedBy(t store.TunnelRecord, user ident.UserID) bool {
-	rec, ok := r.cfg.Store.Credential(t.Credential)
-	return ok && rec.User == user || t.OpenedBy == "user:"+string(user)
+	return store.Credentials(r.cfg.Store.Credential).OpenedBy(t.Opened(), user)
 }
 
 // Close closes the tunnels that a filter chooses, and returns them.

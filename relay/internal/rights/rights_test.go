@@ -92,6 +92,21 @@ func (r *relay) DeleteAgent(_ context.Context, key ident.AgentKey) error {
 	return nil
 }
 
+func (r *relay) AdoptCredential(_ context.Context, team ident.TeamID, id ident.CredentialID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.step(); err != nil {
+		return err
+	}
+	c := r.credentials[id]
+	if c.Team != team {
+		return store.ErrNotFound
+	}
+	c.MadeBy, c.Maker = "", ""
+	r.credentials[id] = c
+	return nil
+}
+
 func (r *relay) DeleteEnrollments(_ context.Context, team ident.TeamID) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -109,8 +124,8 @@ type revoker struct{ *relay }
 func (r revoker) Revoke(_ context.Context, _ creds.Principal, team ident.TeamID, id ident.CredentialID, keep bool) (out []store.CredentialRecord, err error) {
 	line := store.Credentials(r.Credential)
 	for _, c := range slices.SortedFunc(r.AllCredentials(), func(a, b store.CredentialRecord) int { return strings.Compare(string(a.ID), string(b.ID)) }) {
-		if c.Team != team || c.ID != id && !line.MadeWith(c.ID, id) {
-			continue
+		if c.Team != team || c.ID != id && (!line.MadeWith(c.ID, id) || !c.RevokedAt.IsZero() && (keep || !c.KeepTunnels)) {
+			continue // or was revoked before its maker
 		}
 		r.mu.Lock()
 		err := r.step()
@@ -239,10 +254,87 @@ func TestRevokeClosesWhatWasOpened(t *testing.T) {
 	}
 }
 
+// ofBob adds what else a person may have: a key that he made when he was signed in, keys
+// of machines that were made by him in both ways, one for any machine, and what he opened
+// through these; and the same of somebody else, and of his own in another team.
+func ofBob(r *relay) {
+	for _, c := range []store.CredentialRecord{
+		{ID: "key", Team: ours, Kind: api.KindIntegration, Maker: "bob"},
+		{ID: "old-key", Team: ours, Kind: api.KindIntegration, CreatedBy: "user:bob"},
+		{ID: "machine", Team: ours, Kind: api.KindAgent, Agent: "gpu-1", Maker: "bob"},
+		{ID: "machine-by-device", Team: ours, Kind: api.KindAgent, Agent: "gpu-2", MadeBy: "maker"},
+		{ID: "any-machine", Team: ours, Kind: api.KindAgent, Maker: "bob"},
+		{ID: "of-carol", Team: ours, Kind: api.KindDevice, User: "carol", Maker: "carol"},
+		{ID: "elsewhere", Team: theirs, Kind: api.KindDevice, User: "bob"},
+	} {
+		r.credentials[c.ID] = c
+	}
+	for _, t := range []store.TunnelRecord{
+		{Session: "t-key", Team: ours, Agent: "gpu-2", Credential: "key", User: "bob", OpenedBy: "sk:x"},
+		{Session: "t-signed-in", Team: ours, Agent: "gpu-2", User: "bob", OpenedBy: "user:bob"},
+		{Session: "t-carol", Team: ours, Agent: "gpu-2", Credential: "of-carol", User: "carol", OpenedBy: "dk:carol/x"},
+		{Session: "t-elsewhere", Team: theirs, Agent: "gpu-1", Credential: "elsewhere", User: "bob", OpenedBy: "dk:bob/x"},
+	} {
+		r.tunnels[t.Session] = t
+	}
+	r.links["l-bob"] = store.LinkRecord{ID: "l-bob", Session: "t-carol", Team: ours, User: "bob"}
+}
+
+// TestRemovingAMemberEndsWhatIsTheirs fails at every step there is, and does it again.
+func TestRemovingAMemberEndsWhatIsTheirs(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		wantTunnels, wantLinks := "t-carol t-elsewhere t-foreign t-other", "l-person"
+		if keep {
+			wantTunnels, wantLinks = "t-carol t-child t-elsewhere t-foreign t-key t-maker t-other t-person t-signed-in", "l-bob l-else l-own l-person"
+		}
+		steps := 0
+		for at := 1; ; at++ {
+			r, x := newRelay()
+			ofBob(r)
+			r.failAt = at
+			out, err := x.RemoveMember(t.Context(), operator, ours, "bob", keep)
+			interrupted := err != nil
+			r.failAt = 0
+			if interrupted {
+				steps++
+				if _, err := x.RemoveMember(t.Context(), operator, ours, "bob", keep); err != nil {
+					t.Fatalf("after an interruption at step %d: %v", at, err)
+				}
+			} else if out.Credentials != 5 || !keep && (out.Tunnels != 5 || out.Links != 2) {
+				t.Errorf("removed with %+v, want 5 credentials and, unless kept, 5 tunnels and 2 links", out)
+			}
+			tunnels, links := r.left()
+			if strings.Join(tunnels, " ") != wantTunnels || strings.Join(links, " ") != wantLinks {
+				t.Errorf("interrupted at step %d: left are %v and %v; want %s and %s", at, tunnels, links, wantTunnels, wantLinks)
+			}
+			for id, c := range r.credentials {
+				want := slices.Contains([]ident.CredentialID{"maker", "child", "key", "old-key", "any-machine"}, id)
+				if c.RevokedAt.IsZero() == want {
+					t.Errorf("interrupted at step %d: credential %s is revoked: %t, want %t", at, id, !want, want)
+				}
+				if _, revoked := store.Credentials(r.Credential).Revoked(id); c.OfMachine() && revoked {
+					t.Errorf("interrupted at step %d: the machine of %s has lost its link with its maker", at, id)
+				}
+			}
+			for id, reason := range r.reasons {
+				if reason != store.ReasonRemoved {
+					t.Errorf("%s closed because %q", id, reason)
+				}
+			}
+			if !interrupted {
+				break
+			}
+		}
+		if steps < 5 {
+			t.Errorf("there were %d steps to fail at, and more were expected", steps)
+		}
+	}
+}
+
 func TestWhoseTunnels(t *testing.T) {
 	_, x := newRelay()
 	for want, f := range map[string]rights.Filter{
-		"t-child t-foreign t-maker t-other t-person": {}, "t-child t-maker t-other t-person": {Team: ours}, "t-maker t-person": {User: "bob"},
+		"t-child t-foreign t-maker t-other t-person": {}, "t-child t-maker t-other t-person": {Team: ours}, "t-child t-maker t-person": {User: "bob"},
 		"t-foreign": {Team: theirs}, "t-other t-person": {Team: ours, Agent: "gpu-2"}, "t-person": {Team: ours, Agent: "gpu-2", User: "bob"}, "": {User: "bo"},
 	} {
 		var got []string

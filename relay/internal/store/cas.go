@@ -117,7 +117,7 @@ func changeRecord[R any](ctx context.Context, s *Store, doing, key string, chang
 			return proposal{}, err
 		}
 		value, err := json.Marshal(record)
-		return proposal{value: string(value)}, err
+		return proposal{value: string(value), lease: cur.lease}, err // what ends by itself still does
 	})
 	if err != nil {
 		return none, err

@@ -53,14 +53,16 @@ func (s *Store) CreateCode(ctx context.Context, r CodeRecord, most int) error {
 	})
 }
 
-// worthless says whether a code was made with a credential that has been revoked since.
+// worthless says whether a code was made with a credential that has been revoked since,
+// or by a person who was removed.
 func (s *Store) worthless(code []byte) bool {
 	var r CodeRecord
 	if json.Unmarshal(code, &r) != nil {
 		return false
 	}
-	_, closed := Credentials(s.Credential).Closed(r.Credential)
-	return closed
+	t, _ := s.Tunnel(r.Session)
+	_, reason := Closed(s, t.Team, Opened{User: r.User, Credential: r.Credential})
+	return reason != ""
 }
 
 // TakeCode uses a code up and returns it, on whichever relay it was made; ErrNotFound

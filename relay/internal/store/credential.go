@@ -62,6 +62,22 @@ func (s *Store) RevokeCredential(ctx context.Context, team ident.TeamID, id iden
 	})
 }
 
+// AdoptCredential makes a team's credential its own: it no longer ends with who made it,
+// which CreatedBy alone tells from then on.
+func (s *Store) AdoptCredential(ctx context.Context, team ident.TeamID, id ident.CredentialID) error {
+	_, err := s.changeCredential(ctx, "adopt credential ", id, func(r *CredentialRecord) error {
+		switch {
+		case r.Team != team:
+			return fmt.Errorf("adopt credential %s: %w", id, ErrNotFound)
+		case r.MadeBy == "" && r.Maker == "":
+			return ErrUnchanged
+		}
+		r.MadeBy, r.Maker = "", ""
+		return nil
+	})
+	return err
+}
+
 // TouchCredential notes a use. It writes at most once a minute per credential and
 // never undoes a revocation.
 func (s *Store) TouchCredential(ctx context.Context, id ident.CredentialID, at time.Time) error {
@@ -96,6 +112,7 @@ func (s *Store) runSweep(ctx context.Context) error {
 		select {
 		case <-t.C:
 			s.sweepCredentials(ctx)
+			s.sweepSignIns(ctx)
 		case <-ctx.Done():
 			t.Stop()
 			return nil

@@ -119,7 +119,7 @@ func (d *dumper) trailer() error {
 func keepInDump(key string, value []byte) (until time.Time, keep bool) {
 	dir, _ := splitKey(key)
 	switch dir {
-	case dirAgent, dirFloor, dirTunnel, dirCredential, dirFile:
+	case dirAgent, dirFloor, dirTunnel, dirCredential, dirFile, dirTeam, dirUser, dirMember:
 		return time.Time{}, true
 	case dirOnce:
 		var r onceRecord

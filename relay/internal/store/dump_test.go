@@ -3,6 +3,7 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
@@ -40,6 +42,18 @@ func fill(t *testing.T, s *store.Store, tunnels int) {
 		t.Fatal(err)
 	}
 	if err := s.CreateEnrollment(ctx, store.EnrollmentRecord{Hash: "e", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ChangeTeam(ctx, teamA, func(r *store.TeamRecord) error { r.ID, r.Name = teamA, "vision"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	user(t, s, store.UserRecord{ID: odd, Name: "alice", Handle: []byte("h"), Passkeys: []store.PasskeyRecord{{ID: "k", Credential: json.RawMessage(`{"a": 1}`)}}})
+	addMember(t, s, teamA, odd, api.RoleOwner)
+	signIn(t, s, "s", odd, time.Now().Add(time.Hour)) // whoever is signed in signs in again
+	if err := s.CreateInvite(ctx, store.InviteRecord{Hash: "i", Team: teamA, ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreatePairing(ctx, store.PairingRecord{Hash: "p", UserCode: "c", ExpiresAt: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.UpdateAgent(ctx, gpu1, func(_ time.Time, r *store.AgentRecord) (store.Effects, error) {
@@ -89,6 +103,18 @@ func compare(t *testing.T, got, want *store.Store) {
 	if e, err := got.TakeEnrollment(t.Context(), "e"); err != nil || e.Team != teamA {
 		t.Errorf("the enrollment token is %+v, %v", e, err)
 	}
+	if r, _ := got.Team(teamA); r.Name != "vision" {
+		t.Errorf("the team is %+v", r)
+	}
+	if r, ok := got.UserByHandle([]byte("h")); !ok || r.ID != odd || len(r.Passkeys) != 1 {
+		t.Errorf("the person is %+v", r)
+	}
+	if r, ok := got.Member(teamA, odd); !ok || r.Role != api.RoleOwner {
+		t.Errorf("the member is %+v", r)
+	}
+	if len(got.SignIns(odd))+len(got.Invites(teamA))+len(got.Pairings()) != 0 {
+		t.Error("a copy signs somebody in, or invites them")
+	}
 	if _, ok := got.Presence(gpu1); ok {
 		t.Error("a copy shows an agent as connected")
 	}
@@ -103,8 +129,8 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum.Records != 30+7+5 { // tunnels, agents; cluster, floor, credential, enrollment, once
-			t.Errorf("the backup has %d records, expected 42", sum.Records)
+		if sum.Records != 30+7+8 { // tunnels, agents; cluster, floor, credential, enrollment, once, team, person, member
+			t.Errorf("the backup has %d records, expected 45", sum.Records)
 		}
 		dir := t.TempDir()
 		log := slog.New(slog.DiscardHandler)
@@ -156,8 +182,8 @@ func TestMove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sum.Records != 300+7+5 {
-		t.Errorf("%d records were carried, expected 312", sum.Records)
+	if sum.Records != 300+7+8 {
+		t.Errorf("%d records were carried, expected 315", sum.Records)
 	}
 	external := &world{t: t, external: true, endpoints: to.Endpoints}
 	compare(t, external.relay(), s)

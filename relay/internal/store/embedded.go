@@ -194,7 +194,7 @@ func lockDir(dir string) (_ *os.File, err error) {
 		if pid, err := io.ReadAll(io.LimitReader(f, 16)); err == nil && len(pid) > 0 {
 			who = "process " + strings.TrimSpace(string(pid))
 		}
-		return nil, fmt.Errorf("%w: %s holds %s", ErrLocked, who, dir)
+		return nil, fmt.Errorf("%w: %s holds %s; stop that one first, or give this one a data_dir of its own", ErrLocked, who, dir)
 	}
 	// The number is for the message above only; the lock ends with the process.
 	if err := f.Truncate(0); err != nil {

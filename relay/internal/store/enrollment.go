@@ -71,8 +71,9 @@ func (s *Store) TakeEnrollment(ctx context.Context, hash string) (EnrollmentReco
 
 // takeRecord uses a record up and returns it; ErrNotFound when there is none that is
 // valid. The deletion leaves a mark with this call's nonce, so that a lost answer does
-// not cost the record: of two takers exactly one gets it.
-func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, valid func(R) bool) (record R, _ error) {
+// not cost the record: of two takers exactly one gets it. What is to be written with it is
+// in the same transaction.
+func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, valid func(R) bool, with ...clientv3.Op) (record R, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	var none R
@@ -106,7 +107,7 @@ func takeRecord[R any](ctx context.Context, s *Store, doing, key, taken string, 
 			return none, fmt.Errorf("%s: %w", doing, ErrNotFound)
 		}
 		ok, err := s.txn(ctx, []clientv3.Cmp{unchangedSince(key, cur)},
-			clientv3.OpDelete(key), clientv3.OpPut(taken, nonce, clientv3.WithLease(cur.lease)))
+			append(with, clientv3.OpDelete(key), clientv3.OpPut(taken, nonce, clientv3.WithLease(cur.lease)))...)
 		switch {
 		case err == nil && ok:
 			s.giveBack(ctx, cur.lease) // with the mark, which was for a lost answer only

@@ -36,6 +36,9 @@ func (s *Store) Client() *clientv3.Client { return s.client.Load() }
 // SweepCredentials runs the periodic sweep now.
 func (s *Store) SweepCredentials(ctx context.Context) { s.sweepCredentials(ctx) }
 
+// SweepSignIns runs the periodic sweep now.
+func (s *Store) SweepSignIns(ctx context.Context) { s.sweepSignIns(ctx) }
+
 // WaitRevision waits until the mirror has applied a revision.
 func (s *Store) WaitRevision(ctx context.Context, rev int64) error { return s.mirror.wait(ctx, rev) }
 

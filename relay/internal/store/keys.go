@@ -26,6 +26,12 @@ const (
 	dirCode       = "code"  // that enter terminals, once
 	dirFile       = "file"  // what ACME keeps, sealed
 	dirLock       = "lock"  // held by a lease of its own
+	dirTeam       = "team"
+	dirUser       = "user"
+	dirMember     = "member"
+	dirSignIn     = "signin"
+	dirInvite     = "invite"
+	dirPairing    = "pairing"
 )
 
 const (

@@ -24,8 +24,9 @@ type LinkRecord struct {
 	Agent     ident.AgentID   `json:"agent"`
 	Name      string          `json:"name"`
 	CreatedBy string          `json:"created_by"`
-	// Credential is the one that made it, if any.
+	// Credential is the one that made it, if any, and User the person.
 	Credential ident.CredentialID `json:"credential,omitempty"`
+	User       ident.UserID       `json:"user,omitempty"`
 	CreatedAt  time.Time          `json:"created_at"`
 	ExpiresAt  time.Time          `json:"expires_at,omitzero"` // zero: with the tunnel
 	MaxUses    int                `json:"max_uses,omitempty"`  // 0: any number

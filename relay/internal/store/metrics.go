@@ -21,6 +21,7 @@ const (
 	opCode           op = "code"
 	opLink           op = "link"
 	opFile           op = "file"
+	opPeople         op = "people"
 	opCatchUp        op = "catch_up"
 	opRenew          op = "renew"
 	opList           op = "list"
@@ -29,7 +30,7 @@ const (
 
 var allOps = []op{
 	opUpdateAgent, opUpdateTunnel, opPutPresence, opDeletePresence, opCredential,
-	opEnrollment, opCode, opLink, opFile, opCatchUp, opRenew, opList, opProbe,
+	opEnrollment, opCode, opLink, opFile, opPeople, opCatchUp, opRenew, opList, opProbe,
 }
 
 type metrics struct {

@@ -33,6 +33,8 @@ type mirror struct {
 	byHash      map[string]*entry[CredentialRecord]
 	credsOf     map[ident.TeamID][]*entry[CredentialRecord] // by id
 	relays      map[ident.RelayID]*entry[RelayRecord]
+	people      people
+	tables      map[string]mirrored // by dir
 
 	generation uint32 // of the list being read; see beginList
 	words      map[string]string
@@ -50,7 +52,7 @@ type entry[T any] struct {
 }
 
 func newMirror() *mirror {
-	return &mirror{
+	m := &mirror{
 		tunnels:     map[ident.SessionID]*entry[TunnelRecord]{},
 		byAgent:     map[ident.AgentKey][]*entry[TunnelRecord]{},
 		links:       map[ident.LinkID]*entry[LinkRecord]{},
@@ -63,8 +65,11 @@ func newMirror() *mirror {
 		byHash:      map[string]*entry[CredentialRecord]{},
 		credsOf:     map[ident.TeamID][]*entry[CredentialRecord]{},
 		relays:      map[ident.RelayID]*entry[RelayRecord]{},
+		people:      newPeople(),
 		words:       map[string]string{},
 	}
+	m.tables = m.people.byDir()
+	return m
 }
 
 // commit is a change that is ready to be made; it needs m.mu and says what it did.
@@ -96,6 +101,9 @@ func (m *mirror) put(kv *mvccpb.KeyValue) (commit, error) {
 			m.relays[id] = e
 			return &Change{Kind: KindRelay, Relay: id}
 		}, nil
+	}
+	if t, ok := m.tables[dir]; ok {
+		return t.put(rest, kv, m.generation)
 	}
 	return nil, nil
 }
@@ -140,6 +148,9 @@ func (m *mirror) delete(name string) *Change {
 			return &Change{Kind: KindRelay, Relay: id, Deleted: true}
 		}
 	}
+	if t, ok := m.tables[dir]; ok {
+		return t.drop(rest)
+	}
 	return nil
 }
 
@@ -154,7 +165,7 @@ func (m *mirror) putTunnel(id ident.SessionID, kv *mvccpb.KeyValue) (commit, err
 	t.Team, t.Agent = ident.TeamID(m.word(string(t.Team))), ident.AgentID(m.word(string(t.Agent)))
 	t.Protocol, t.AskedHost = api.Protocol(m.word(string(t.Protocol))), api.HostHeader(m.word(string(t.AskedHost)))
 	t.HostHeader, t.App = api.HostHeader(m.word(string(t.HostHeader))), m.word(t.App)
-	t.OpenedBy, t.Credential = m.word(t.OpenedBy), ident.CredentialID(m.word(string(t.Credential)))
+	t.OpenedBy, t.Credential, t.User = m.word(t.OpenedBy), ident.CredentialID(m.word(string(t.Credential))), ident.UserID(m.word(string(t.User)))
 	return func() *Change {
 		if old, ok := m.tunnels[id]; ok {
 			remove(m.byAgent, old.record.Key(), old, newestFirst)
@@ -281,6 +292,9 @@ func (m *mirror) endList() []Change {
 		if e.seen != m.generation {
 			gone = append(gone, relayKey(id))
 		}
+	}
+	for _, t := range m.tables {
+		gone = append(gone, t.missed(m.generation)...)
 	}
 	commits := make([]commit, len(gone))
 	for i, name := range gone {

@@ -54,6 +54,7 @@ const (
 	ReasonExpired  Reason = "expired"
 	ReasonIdle     Reason = "idle"
 	ReasonRevoked  Reason = "the credential that opened it was revoked"
+	ReasonRemoved  Reason = "the person who opened it was removed from the team"
 	ReasonPort     Reason = "the agent does not allow the port"
 	ReasonWait     Reason = "the running tasks did not end in time"
 	ReasonLeft     Reason = "the caller left while waiting"
@@ -113,20 +114,26 @@ type LeaseState struct {
 
 // TunnelRecord is a tunnel as it was opened.
 type TunnelRecord struct {
-	Session      ident.SessionID    `json:"session_id"`
-	Team         ident.TeamID       `json:"team"`
-	Agent        ident.AgentID      `json:"agent"`
-	Port         uint16             `json:"port"`
-	Protocol     api.Protocol       `json:"protocol"`
-	Label        string             `json:"label,omitempty"`
-	OpenedBy     string             `json:"opened_by"`
-	Credential   ident.CredentialID `json:"credential,omitempty"` // that opened it
-	OpenedAt     time.Time          `json:"opened_at"`
-	ExpiresAt    time.Time          `json:"expires_at"`
-	IdleTimeout  api.Duration       `json:"idle_timeout"`
-	AdminHash    string             `json:"admin_hash"` // SHA-256 of the admin token
-	AskedHost    api.HostHeader     `json:"asked_host"` // as asked when opening: auto, public, local
-	AllowOrigins []string           `json:"allow_origins,omitempty"`
+	Session    ident.SessionID    `json:"session_id"`
+	Team       ident.TeamID       `json:"team"`
+	Agent      ident.AgentID      `json:"agent"`
+	Port       uint16             `json:"port"`
+	Protocol   api.Protocol       `json:"protocol"`
+	Label      string             `json:"label,omitempty"`
+	OpenedBy   string             `json:"opened_by"`
+	Credential ident.CredentialID `json:"credential,omitempty"` // that opened it
+	// User is the person who opened it, or who made the credential that did; empty: none,
+	// or a release before people opened it.
+	User         ident.UserID   `json:"user,omitempty"`
+	OpenedAt     time.Time      `json:"opened_at"`
+	ExpiresAt    time.Time      `json:"expires_at"`
+	IdleTimeout  api.Duration   `json:"idle_timeout"`
+	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
+	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
+	AllowOrigins []string       `json:"allow_origins,omitempty"`
+	// NoTerminal says that nobody enters a terminal by it: the credential that opened it
+	// was for some ports only.
+	NoTerminal bool `json:"no_terminal,omitempty"`
 	// LastUsed is when somebody used it, as relays write it shortly before an idle
 	// close would be due; zero: never by then.
 	LastUsed time.Time `json:"last_used,omitzero"`
@@ -200,6 +207,14 @@ type CredentialRecord struct {
 	CreatedAt time.Time          `json:"created_at"`
 	ExpiresAt time.Time          `json:"expires_at,omitzero"` // zero: never
 	RevokedAt time.Time          `json:"revoked_at,omitzero"`
+	// Maker is the person who made it, by whatever means; it is worth no more than they
+	// are in the team. Role is the most that it may; empty: it is of a release before
+	// roles, and may what it might then.
+	Maker  ident.UserID `json:"maker,omitempty"`
+	Role   api.Role     `json:"role,omitempty"`
+	Scopes []api.Scope  `json:"scopes,omitempty"`
+	Agents []string     `json:"agents,omitempty"` // patterns; empty: any
+	Ports  string       `json:"ports,omitempty"`  // as "8188,8000-8100"; empty: any
 	// KeepTunnels says of a revoked one that what it opened stays open.
 	KeepTunnels bool      `json:"keep_tunnels,omitempty"`
 	LastUsed    time.Time `json:"last_used,omitzero"`
@@ -224,8 +239,11 @@ type CodeRecord struct {
 	Session   ident.SessionID `json:"session_id"`
 	ReadOnly  bool            `json:"read_only,omitempty"`
 	CreatedBy string          `json:"created_by"`
-	// Credential is the one that made it, if any.
+	// Credential is the one that made it, if any, User the person, and SignIn their
+	// browser. What it opens ends with each of them.
 	Credential ident.CredentialID `json:"credential,omitempty"`
+	User       ident.UserID       `json:"user,omitempty"`
+	SignIn     string             `json:"sign_in,omitempty"`
 	ExpiresAt  time.Time          `json:"expires_at"`
 }
 

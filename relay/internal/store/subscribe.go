@@ -17,6 +17,12 @@ const (
 	KindCredential Kind = "credential"
 	KindRelay      Kind = "relay"
 	KindLink       Kind = "link" // a named link
+	KindTeam       Kind = "team"
+	KindUser       Kind = "user"
+	KindMember     Kind = "member"
+	KindSignIn     Kind = "sign_in"
+	KindInvite     Kind = "invite"
+	KindPairing    Kind = "pairing"
 )
 
 // Change says that a record changed or ended; the new state is in the mirror. Of
@@ -28,6 +34,8 @@ type Change struct {
 	Credential ident.CredentialID
 	Relay      ident.RelayID
 	Link       ident.LinkID // with Session
+	User       ident.UserID // user, member, sign-in: whose
+	Name       string       // of the record within its kind; of kinds without a field of their own
 	Deleted    bool
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/adit-tunnel/adit/relay/internal/audit"
+	"github.com/adit-tunnel/adit/relay/internal/creds"
+	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/terminal"
 	"github.com/adit-tunnel/adit/shared/api"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -22,7 +24,7 @@ import (
 func (w *world) mint(id ident.SessionID, lives time.Duration, readOnly bool) string {
 	w.Helper()
 	tunnel, _ := w.Tunnel(id)
-	address, until, err := w.term.Mint(w.Context(), tunnel, "user:alice", maker, lives, readOnly)
+	address, until, err := w.term.Mint(w.Context(), tunnel, alice, lives, readOnly)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -48,10 +50,29 @@ func (w *world) admitted(first wire.TerminalAttach) (*websocket.Conn, wire.Termi
 	return c, ready
 }
 
-// What a code opens ends with the credential that made it: who is there, who comes back,
-// and whoever has a code of it still.
+// alice has everything with which what she opens ends.
+var alice = creds.Principal{Kind: creds.KindUser, Team: "t", User: "alice", Credential: maker, SignIn: "browser", Name: "user:alice"}
+
+// What a code opens ends with the credential, the person and the browser that made it:
+// who is there, who comes back, and whoever has a code of it still.
 func TestWhatACodeOpensEndsWithItsMaker(t *testing.T) {
+	for name, end := range map[string]func(*world){
+		"the credential is revoked":  func(w *world) { w.revoked.Store(true) },
+		"the person is removed":      func(w *world) { w.removed.Store(true) },
+		"removed, the tunnels kept":  func(w *world) { w.kept.Store(true); w.removed.Store(true) },
+		"the browser was signed out": func(w *world) { w.signedOut.Store(true) },
+		"a viewer now":               func(w *world) { w.place.Store(&store.MemberRecord{Role: api.RoleViewer, Source: store.SourceOwner}) },
+		"a member now, of another's": func(w *world) {
+			w.place.Store(&store.MemberRecord{Role: api.RoleMember, Source: store.SourceInvite})
+		},
+	} {
+		t.Run(name, func(t *testing.T) { endsWithItsMaker(t, strings.HasSuffix(name, "another's"), end) })
+	}
+}
+
+func endsWithItsMaker(t *testing.T, others bool, end func(*world)) {
 	w := newWorld(t, nil)
+	w.others.Store(others)
 	unused := w.mint(session, time.Minute, false)
 	c, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
 	<-w.agents
@@ -60,19 +81,52 @@ func TestWhatACodeOpensEndsWithItsMaker(t *testing.T) {
 		t.Fatalf("before, its right is answered %s %v", b, err)
 	}
 	<-w.agents
-	w.revoked.Store(true)
+	end(w)
 	for who, c := range map[string]*websocket.Conn{
 		"who is there by a code": c, "who is there by a right": back,
 		"who comes with a right": w.enter(session, wire.TerminalAttach{Token: ready.Right}),
 		"who comes with a code":  w.enter(session, wire.TerminalAttach{Code: unused}),
 	} {
-		if code, reason := w.ends(c); code != wire.CloseDenied || reason != "the credential that let you in was revoked" {
+		if code, reason := w.ends(c); code != wire.CloseDenied || !strings.HasPrefix(reason, "who let you in may not any more") {
 			t.Errorf("%s is told %d %q", who, code, reason)
 		}
 	}
 	c = w.enter(session, wire.TerminalAttach{Token: tokenOf(session).Reveal()})
+	if w.removed.Load() { // it was theirs, too
+		if code, reason := w.ends(c); code != wire.CloseDenied || !strings.HasPrefix(reason, "who let you in may not any more") {
+			t.Errorf("the tunnel's own token is told %d %q", code, reason)
+		}
+		return
+	}
 	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
 		t.Errorf("the tunnel's own token is answered %s %v", b, err)
+	}
+}
+
+// A member goes on in a terminal of their own tunnel.
+func TestAMemberKeepsATerminalOfTheirs(t *testing.T) {
+	w := newWorld(t, nil)
+	w.place.Store(&store.MemberRecord{Role: api.RoleMember, Source: store.SourceInvite})
+	_, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
+	<-w.agents
+	c := w.enter(session, wire.TerminalAttach{Token: ready.Right})
+	if _, b, err := w.read(c); err != nil || !strings.Contains(b, wire.TerminalAttached) {
+		t.Errorf("the right is answered %s %v", b, err)
+	}
+}
+
+// A tunnel that a credential for some ports opened has no terminals, whatever is shown.
+func TestATunnelForAPortHasNoTerminal(t *testing.T) {
+	w := newWorld(t, nil)
+	c, ready := w.admitted(wire.TerminalAttach{Code: w.mint(session, time.Minute, false)})
+	<-w.agents
+	_ = c.CloseNow()
+	code := w.mint(session, time.Minute, false)
+	w.noTerminal.Store(true)
+	for what, first := range map[string]wire.TerminalAttach{"its admin token": {Token: tokenOf(session).Reveal()}, "a right": {Token: ready.Right}, "a code": {Code: code}} {
+		if code, reason := w.ends(w.enter(session, first)); code != wire.CloseDenied || !strings.Contains(reason, "a terminal is the whole machine") {
+			t.Errorf("%s is told %d %q", what, code, reason)
+		}
 	}
 }
 
@@ -219,7 +273,7 @@ func TestCodesAreBounded(t *testing.T) {
 	for range 16 {
 		w.mint(session, time.Minute, false)
 	}
-	_, _, err := w.term.Mint(t.Context(), tunnel, "user:alice", maker, time.Minute, false)
+	_, _, err := w.term.Mint(t.Context(), tunnel, alice, time.Minute, false)
 	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Status != http.StatusTooManyRequests {
 		t.Errorf("the seventeenth code: %v", err)
 	}
@@ -227,7 +281,7 @@ func TestCodesAreBounded(t *testing.T) {
 	clear(w.codes)
 	w.mu.Unlock()
 	tunnel.ExpiresAt = time.Now().Add(time.Minute)
-	if _, until, err := w.term.Mint(t.Context(), tunnel, "user:alice", maker, time.Hour, false); err != nil || until.After(tunnel.ExpiresAt) {
+	if _, until, err := w.term.Mint(t.Context(), tunnel, alice, time.Hour, false); err != nil || until.After(tunnel.ExpiresAt) {
 		t.Errorf("a code lives no longer than its tunnel: %v %v", until, err)
 	}
 }

@@ -33,7 +33,7 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 	case isAdmin: // who holds it is known only by whose it was
 		s.actor, a.Code = "admin:"+string(s.session), ""
 	case hasRight:
-		s.credential, a.ReadOnly, a.Code = by, a.ReadOnly || mayLook, ""
+		s.host, a.ReadOnly, a.Code = by, a.ReadOnly || mayLook, ""
 	case a.Code == "":
 		return errors.New("wrong token")
 	case !s.t.signed(s.session, a.Code):
@@ -52,14 +52,18 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 	if !admin.Matches(record.AdminHash) {
 		return errors.New("the token is not this tunnel's")
 	}
+	if record.NoTerminal {
+		return errNoTerminal
+	}
 	if a.Code != "" {
 		code, err := s.redeem(ctx, a.Code)
 		if err != nil {
 			return err
 		}
-		s.actor, s.credential, a.ReadOnly = "code of "+code.CreatedBy, code.Credential, a.ReadOnly || code.ReadOnly
+		s.actor, a.ReadOnly = "code of "+code.CreatedBy, a.ReadOnly || code.ReadOnly
+		s.host = host{code.Credential, code.User, code.SignIn}
 	}
-	if s.t.revoked(s.credential) {
+	if s.t.revoked(record, s.host) {
 		return errRevoked
 	}
 	s.record = record
@@ -94,8 +98,11 @@ func (s *socket) redeem(ctx context.Context, code string) (store.CodeRecord, err
 	return r, nil
 }
 
-// errRevoked is for who came in by what a revoked credential made.
-var errRevoked = &closing{code: wire.CloseDenied, reason: "the credential that let you in was revoked"}
+// errNoTerminal is for who has a tunnel that is for a port and no more.
+var errNoTerminal = &closing{code: wire.CloseDenied, reason: "the tunnel was opened with a credential for some ports only, and a terminal is the whole machine: open one with another credential"}
+
+// errRevoked is for who came in by what somebody made who may not any more.
+var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out, left the team or has a lesser role"}
 
 // errCode is for every code that opens nothing.
 var errCode = errors.New("the code is not right, was used already, or has expired")

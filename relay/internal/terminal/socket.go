@@ -35,9 +35,9 @@ const (
 	pingTimeout = 20 * time.Second
 	// writeTimeout bounds one message to a viewer that does not read.
 	writeTimeout = 30 * time.Second
-	// revokedEvery is how often it is looked whether the credential lives by which a
-	// viewer is here.
-	revokedEvery = time.Second
+	// revokedEvery is how often it is looked whether a viewer's host still may let
+	// anybody in: the promise is a second.
+	revokedEvery = 500 * time.Millisecond
 )
 
 // socket is one viewer's WebSocket.
@@ -49,8 +49,7 @@ type socket struct {
 	agent   string // user agent
 	record  store.TunnelRecord
 	actor   string // for records: by what it was let in
-	// credential made the code that let it in; empty: none did.
-	credential ident.CredentialID
+	host    host   // who made the code that let it in; empty: the tunnel's own token did
 
 	place   *caller.Place   // among those without a token
 	ws      *websocket.Conn // set once, under t.mu; nil during the handshake
@@ -125,7 +124,7 @@ func (s *socket) converse(ctx context.Context) error {
 	}
 	if first.Code != "" { // before anything can go wrong: the code is used up
 		s.tell(ctx, wire.TerminalReady{
-			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, s.credential, first.ReadOnly).Reveal(),
+			State: wire.TerminalAdmitted, Agent: string(s.record.Agent), ReadOnly: first.ReadOnly, Right: s.t.right(s.session, s.host, first.ReadOnly).Reveal(),
 		})
 	}
 	if !s.t.join(s) {
@@ -275,9 +274,7 @@ func (s *socket) attached(ctx context.Context, use *usage.Use, stream *fleet.Str
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(s.down(ctx, use, stream)) })
 	wg.Go(func() { cancel(s.keepAlive(ctx)) })
-	if s.credential != "" {
-		wg.Go(func() { cancel(s.outlive(ctx)) })
-	}
+	wg.Go(func() { cancel(s.outlive(ctx)) })
 	wg.Go(func() {
 		<-ctx.Done()
 		_ = stream.Close() // frees down
@@ -396,7 +393,7 @@ func (s *socket) up(ctx context.Context, use *usage.Use, stream *fleet.Stream, r
 	}
 }
 
-// outlive waits until the credential by which the viewer is here is revoked, or ctx ends.
+// outlive waits until the viewer's host has lost the right to let them in, or ctx ends.
 func (s *socket) outlive(ctx context.Context) error {
 	tick := time.NewTicker(revokedEvery)
 	defer tick.Stop()
@@ -405,7 +402,7 @@ func (s *socket) outlive(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if s.t.revoked(s.credential) {
+			if s.t.revoked(s.record, s.host) {
 				return errRevoked
 			}
 		}

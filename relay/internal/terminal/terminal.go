@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/fleet"
+	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -44,6 +46,8 @@ type Store interface {
 	Tunnel(id ident.SessionID) (store.TunnelRecord, bool)
 	Agent(key ident.AgentKey) (store.AgentRecord, bool)
 	Credential(id ident.CredentialID) (store.CredentialRecord, bool)
+	Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool)
+	SignIn(hash string) (store.SignInRecord, bool)
 	// CreateCode and TakeCode keep codes that work once, for the whole pool.
 	CreateCode(ctx context.Context, r store.CodeRecord, most int) error
 	TakeCode(ctx context.Context, session ident.SessionID, hash string) (store.CodeRecord, error)
@@ -129,17 +133,24 @@ func (t *Terminal) Routes() map[string]http.Handler {
 // page is the same for every session id, so that it tells nothing of tunnels.
 func (t *Terminal) page(w http.ResponseWriter, r *http.Request) {
 	if _, err := ident.ParseSessionID(r.PathValue("session")); err != nil {
-		api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id").Write(w, ident.NewRequestID())
+		problems.AnswerOwn(w, r, errNoID(), ident.NewRequestID())
 		return
 	}
 	t.cfg.Page.ServeHTTP(w, r)
+}
+
+func errNoID() *api.Problem {
+	return api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id")
 }
 
 // serve serves one viewer, from its handshake to its end.
 func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 	s := &socket{t: t, request: ident.NewRequestID(), remote: t.cfg.Remote(r), agent: r.UserAgent()}
 	if p := t.admit(s, r); p != nil {
-		p.Write(w, s.request)
+		if p.Code == api.CodeUpgradeRequired {
+			w.Header().Set("Upgrade", "websocket") // not optional (RFC 9110, section 15.5.22)
+		}
+		problems.AnswerOwn(w, r, p, s.request)
 		return
 	}
 	defer t.leave(s)
@@ -172,9 +183,12 @@ func (t *Terminal) serve(w http.ResponseWriter, r *http.Request) {
 func (t *Terminal) admit(s *socket, r *http.Request) *api.Problem {
 	id, err := ident.ParseSessionID(r.PathValue("session"))
 	if err != nil {
-		return api.NewProblem(api.CodeNotFound, "a terminal's address ends in a tunnel's session id")
+		return errNoID()
 	}
 	s.session = id
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") { // most likely a person who changed the address
+		return api.NewProblem(api.CodeUpgradeRequired, "this address takes WebSockets only; the terminal's page is at the address before "+wire.TerminalSocket)
+	}
 	if wait := t.tries.Wait(s.remote, time.Now()); wait > 0 {
 		t.metrics.refused.WithLabelValues("rate").Inc()
 		return api.NewProblem(api.CodeTooManyTries, "too many wrong tokens came from this address; wait a little").WithRetry(wait)

@@ -49,11 +49,18 @@ type world struct {
 	server    *httptest.Server
 	open      atomic.Bool
 	away      atomic.Bool
-	stale     atomic.Bool // what the relay knows of the store
-	revoked   atomic.Bool // maker
-	refusal   atomic.Pointer[wire.Verdict]
-	opens     atomic.Int32
-	why       atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
+	stale     atomic.Bool                        // what the relay knows of the store
+	revoked   atomic.Bool                        // maker
+	removed   atomic.Bool                        // alice
+	signedOut atomic.Bool                        // her browser
+	place     atomic.Pointer[store.MemberRecord] // hers in the team
+	kept      atomic.Bool                        // her tunnels, when she was removed
+	others    atomic.Bool                        // somebody else opened the tunnels
+	// noTerminal is of tunnels that a key for some ports opened.
+	noTerminal atomic.Bool
+	refusal    atomic.Pointer[wire.Verdict]
+	opens      atomic.Int32
+	why        atomic.Pointer[string] // the tunnel is over; nil: nobody knows why
 
 	mu      sync.Mutex
 	codes   map[string]store.CodeRecord
@@ -136,6 +143,21 @@ func (w *world) Credential(id ident.CredentialID) (store.CredentialRecord, bool)
 	return r, id == maker
 }
 
+func (w *world) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	r := store.MemberRecord{Team: team, User: user}
+	if place := w.place.Load(); place != nil {
+		r.Role, r.Source = place.Role, place.Source
+	}
+	if w.removed.Load() {
+		r.RemovedAt, r.KeepTunnels = time.Now(), w.kept.Load()
+	}
+	return r, user == "alice"
+}
+
+func (w *world) SignIn(hash string) (store.SignInRecord, bool) {
+	return store.SignInRecord{Hash: hash}, hash == "browser" && !w.signedOut.Load()
+}
+
 func (w *world) CatchUp(context.Context) error { return nil }
 
 func (w *world) Status() store.Status {
@@ -143,7 +165,11 @@ func (w *world) Status() store.Status {
 }
 
 func (w *world) Tunnel(id ident.SessionID) (store.TunnelRecord, bool) {
-	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:alice", ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash()}, w.open.Load()
+	by := ident.UserID("alice")
+	if w.others.Load() {
+		by = "bob"
+	}
+	return store.TunnelRecord{Session: id, Team: "t", Agent: "gpu-1", OpenedBy: "user:" + string(by), User: by, ExpiresAt: time.Now().Add(time.Hour), AdminHash: tokenOf(id).Hash(), NoTerminal: w.noTerminal.Load()}, w.open.Load()
 }
 
 func (w *world) Agent(ident.AgentKey) (store.AgentRecord, bool) {

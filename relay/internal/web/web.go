@@ -17,6 +17,10 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"github.com/adit-tunnel/adit/relay/internal/problems"
+	"github.com/adit-tunnel/adit/shared/api"
+	"github.com/adit-tunnel/adit/shared/ident"
 )
 
 // The placeholder in dist keeps a Go build possible where the assets were not
@@ -144,6 +148,9 @@ func (a *Assets) Page(name string) http.Handler {
 			http.Redirect(w, r, a.origin+r.URL.RequestURI(), http.StatusTemporaryRedirect)
 			return
 		}
+		// By another name of the relay the page is here, too, but the relay's doors are
+		// closed to it. So that it can say where they are not:
+		w.Header().Set("Link", "<"+a.origin+r.URL.EscapedPath()+`>; rel="canonical"`)
 		w.Header().Set("Cache-Control", "no-cache") // ask each time: names in it change with a build
 		if !ok {
 			w.Header().Set("Cache-Control", "no-store")
@@ -159,8 +166,7 @@ func (a *Assets) Files() http.Handler {
 		f, ok := a.files[name]
 		a.secure(w.Header())
 		if !ok || strings.HasSuffix(name, ".html") {
-			w.Header().Set("Cache-Control", "no-store")
-			http.Error(w, "no such file", http.StatusNotFound)
+			problems.AnswerOwn(w, r, api.NewProblem(api.CodeNotFound, "there is no such file; reload the page that asks for it"), ident.NewRequestID())
 			return
 		}
 		w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")

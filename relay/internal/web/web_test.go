@@ -9,6 +9,7 @@ import (
 	"testing/fstest"
 
 	"github.com/adit-tunnel/adit/relay/internal/web"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 var public = &url.URL{Scheme: "https", Host: "relay.example.com:8443"}
@@ -60,8 +61,8 @@ func TestPagesAndFiles(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"nothing.js", "terminal.html", ".keep", "terminal-ABC.js.gz", "", "../web.go", "%2e%2e/web.go"} {
-		if got := ask(a.Files(), web.Path+name); got.Code != http.StatusNotFound {
-			t.Errorf("%q is no file for pages: %d", name, got.Code)
+		if got := ask(a.Files(), web.Path+name); got.Code != http.StatusNotFound || got.Header().Get("Content-Type") != api.ProblemContentType || got.Header().Get("Content-Security-Policy") != api.StrictPolicy {
+			t.Errorf("%q is no file for pages: %d %v", name, got.Code, got.Header())
 		}
 	}
 }
@@ -69,7 +70,7 @@ func TestPagesAndFiles(t *testing.T) {
 func TestEveryAnswerIsStrict(t *testing.T) {
 	a := read(t, fstest.MapFS{"terminal.html": {Data: []byte("x")}, "a.js": {Data: []byte("x")}})
 	for name, w := range map[string]*httptest.ResponseRecorder{
-		"page": ask(a.Page("terminal"), "/"), "not built": ask(a.Page("missing"), "/"), "file": ask(a.Files(), web.Path+"a.js"), "no file": ask(a.Files(), web.Path+"b.js"),
+		"page": ask(a.Page("terminal"), "/"), "not built": ask(a.Page("missing"), "/"), "file": ask(a.Files(), web.Path+"a.js"),
 	} {
 		policy := w.Header().Get("Content-Security-Policy")
 		for _, want := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self' wss://relay.example.com:8443", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} {
@@ -96,6 +97,20 @@ func TestWithoutAssetsThePageSaysSo(t *testing.T) {
 	w := ask(a.Page("terminal"), "/")
 	if w.Code != 200 || !strings.Contains(w.Body.String(), "built without its web pages") || !strings.Contains(w.Body.String(), "scripts/build") {
 		t.Errorf("the page says what is missing and how to mend it: %d %s", w.Code, w.Body)
+	}
+}
+
+// A page that was called by another name of the relay learns its own address, whatever
+// the path holds, and nothing of what was asked for beside it.
+func TestPagesSayWhereTheyBelong(t *testing.T) {
+	a := read(t, fstest.MapFS{"terminal.html": {Data: []byte("<page>")}})
+	for target, want := range map[string]string{
+		"http://127.0.0.1:8080/terminal/ab?x=1": `<https://relay.example.com:8443/terminal/ab>; rel="canonical"`,
+		"http://127.0.0.1:8080/terminal/a%3Eb":  `<https://relay.example.com:8443/terminal/a%3Eb>; rel="canonical"`,
+	} {
+		if got := ask(a.Page("terminal"), target).Header().Get("Link"); got != want {
+			t.Errorf("%s: the page's address is %q, want %q", target, got, want)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package issuer owns a small, real OpenID Connect issuer for tests: discovery, a
-// key set that rotates, and tokens, the right ones and every wrong one that an
-// attacker would try. It checks nothing, and is for tests only.
+// key set that rotates, codes that are exchanged once, and tokens, the right ones and
+// every wrong one that an attacker would try. It signs nobody in, and is for tests only.
 package issuer
 
 import (
@@ -34,11 +34,14 @@ type Issuer struct {
 	server *httptest.Server
 	down   atomic.Bool
 	asked  atomic.Int64
+	codes  atomic.Int64
 
 	mu      sync.Mutex
 	keys    keyPair
 	served  []jwk // the current keys, and older ones that are still accepted
 	rotated int
+	grants  map[string]Grant  // by code
+	infos   map[string]Claims // by access token
 }
 
 // keyPair is the keys that sign now.
@@ -69,6 +72,8 @@ func Start(tb testing.TB) *Issuer {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", i.discovery)
 	mux.HandleFunc("GET /keys", i.keySet)
+	mux.HandleFunc("POST /token", i.token)
+	mux.HandleFunc("GET /userinfo", i.userInfo)
 	i.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if i.down.Load() {
 			http.Error(w, "the issuer is down", http.StatusServiceUnavailable)
@@ -231,7 +236,7 @@ func (i *Issuer) TokenWrong(how Wrong, claims Claims) string {
 func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 	i.write(w, map[string]any{
 		"issuer": i.URL(), "jwks_uri": i.URL() + "/keys",
-		"authorization_endpoint": i.URL() + "/authorize", "token_endpoint": i.URL() + "/token",
+		"authorization_endpoint": i.URL() + "/authorize", "token_endpoint": i.URL() + "/token", "userinfo_endpoint": i.URL() + "/userinfo",
 		"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"},
 		"id_token_signing_alg_values_supported": []string{"RS256", "ES256"},
 	})

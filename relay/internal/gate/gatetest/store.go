@@ -27,6 +27,7 @@ type Store struct {
 	presences   map[ident.AgentKey]store.Presence
 	relays      map[ident.RelayID]store.RelayRecord
 	credentials map[ident.CredentialID]store.CredentialRecord
+	members     map[member]store.MemberRecord
 	once        map[string]onceValue
 	feeds       map[*feed]struct{}
 	down        bool
@@ -46,7 +47,7 @@ func NewStore() *Store {
 	return &Store{
 		agents: map[ident.AgentKey]store.AgentRecord{}, floors: map[ident.TeamID]store.AgentRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{},
 		presences: map[ident.AgentKey]store.Presence{}, relays: map[ident.RelayID]store.RelayRecord{},
-		credentials: map[ident.CredentialID]store.CredentialRecord{}, once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
+		credentials: map[ident.CredentialID]store.CredentialRecord{}, members: map[member]store.MemberRecord{}, once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
 	}
 }
 
@@ -342,6 +343,27 @@ func (s *Store) SetCredential(r store.CredentialRecord) {
 	defer s.mu.Unlock()
 	s.credentials[r.ID] = r
 	s.publish(store.Change{Kind: store.KindCredential, Key: ident.AgentKey{Team: r.Team}, Credential: r.ID})
+}
+
+// Member implements gate.Store.
+func (s *Store) Member(team ident.TeamID, user ident.UserID) (store.MemberRecord, bool) {
+	return get(s, s.members, member{team, user})
+}
+
+// SetMember writes a person's place in a team.
+func (s *Store) SetMember(r store.MemberRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.members[member{r.Team, r.User}] = r
+	s.publish(store.Change{Kind: store.KindMember, Key: ident.AgentKey{Team: r.Team}, User: r.User})
+}
+
+// User returns a person of whom nothing is known.
+func (s *Store) User(id ident.UserID) (store.UserRecord, bool) { return store.UserRecord{}, false }
+
+type member struct {
+	team ident.TeamID
+	user ident.UserID
 }
 
 // Presences returns a team's presences by agent id.

@@ -39,7 +39,7 @@ func Load(spec []byte) (*Description, error) {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", err)
 	}
 	v, errs := validator.NewValidator(doc, config.WithFormatAssertions(), config.WithStrictMode(), config.WithStrictIgnorePaths(mappings), config.WithoutSecurityValidation(),
-		config.WithStrictIgnoredHeadersExtra("Allow", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After", "Www-Authenticate", "Content-Security-Policy"))
+		config.WithStrictIgnoredHeadersExtra("Allow", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After", "Www-Authenticate", "Content-Security-Policy", "Referrer-Policy"))
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("read the OpenAPI description: %w", errors.Join(errs...))
 	}

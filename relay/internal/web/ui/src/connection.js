@@ -1,12 +1,14 @@
 // One viewer's connection to a terminal: it attaches, carries frames, acknowledges
 // what was shown, and comes back by itself with the output that it missed. The
 // frames are those of shared/wire/terminal.go.
+import { rightPlace } from "./place.js";
+
 const DATA = 0, RESIZE = 1, ACK = 2, REPLAY = 3, SIZE = 4, VIEWERS = 5, EXIT = 6;
 const ACK_EVERY = 64 << 10;
 const PIECE = 16 << 10;
 
 // Close codes that say why, and that trying again does not help.
-export const code = { goingAway: 1001, policy: 1008, ended: 4000, refused: 4401, denied: 4403, nothing: 4404, limit: 4429, internal: 4500 };
+export const code = { elsewhere: 0, goingAway: 1001, policy: 1008, ended: 4000, refused: 4401, denied: 4403, nothing: 4404, limit: 4429, internal: 4500 };
 const final = new Set([code.goingAway, code.policy, code.ended, code.refused, code.denied, code.limit, code.internal]);
 
 export class Connection extends EventTarget {
@@ -69,10 +71,13 @@ export class Connection extends EventTarget {
     const wait = Math.min(250 * 1.6 ** this.#tries, 15000) * (0.6 + 0.4 * Math.random());
     this.#tries++;
     if (!opened) {
-      // A browser tells nothing of a handshake that was refused; a plain request does.
-      const answer = await fetch(this.url.replace(/^ws/, "http"), { cache: "no-store" }).then((r) => r.json()).catch(() => null);
+      // A browser tells nothing of a handshake that was refused; a plain request does. By
+      // another name of the relay every handshake is refused, and the plain request is not.
+      const answer = await fetch(this.url.replace(/^ws/, "http"), { cache: "no-store" }).catch(() => null);
+      const place = answer?.status === 426 && await rightPlace();
       if (!answer) reason = "the relay cannot be reached";
-      else if (answer.code !== "upgrade_required") reason = answer.detail;
+      else if (answer.status !== 426) reason = (await answer.json().catch(() => ({}))).detail;
+      if (place && !this.#socket) return this.#emit("end", { code: code.elsewhere, place });
     }
     if (this.#socket) return;
     this.#emit("state", { state: "lost", reason, wait });

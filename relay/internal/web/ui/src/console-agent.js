@@ -37,7 +37,7 @@ export function Agent({ agent: a, api, now, live, tell, warnings }) {
       <h2 id=${id}>${a.agent_id}</h2>
       <span class=${"state is-" + a.agent_status} title=${meaning}>${state}</span>
       ${a.paused && html`<span class="state is-paused" title="paused on the machine: nothing new is let in">Paused</span>`}
-      <button type="button" class=${sessions?.length ? "" : "primary"} aria-label=${`Open tunnel to ${a.agent_id}`} onClick=${() => setOpening(true)}>Open tunnel</button>
+      ${api.may("member", "tunnels") && html`<button type="button" class=${sessions?.length ? "" : "primary"} aria-label=${`Open tunnel to ${a.agent_id}`} onClick=${() => setOpening(true)}>Open tunnel</button>`}
     </header>
     <${Machine} agent=${a} now=${now} />
     <${Fault} error=${error} />

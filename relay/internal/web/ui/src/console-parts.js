@@ -1,6 +1,6 @@
 // Small parts that all views use.
 import { html } from "htm/preact";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { encode } from "uqr";
 import { said } from "./console-text.js";
 
@@ -82,9 +82,45 @@ export function Dialog({ title, close, children, wide }) {
   </dialog>`;
 }
 
+/** Teams is the choice of a team, for who is in several. */
+export function Teams({ teams, team, choose }) {
+  return teams.length > 1 && html`<select id="team" aria-label="Team" value=${team} onChange=${(e) => choose(e.target.value)}>${teams.map((t) => html`<option key=${t.team_id} value=${t.team_id} selected=${t.team_id === team}>${t.team_name || t.team_id}</option>`)}</select>`;
+}
+
+/** Check is a box to tick. */
+export function Check({ id, value, set, children }) {
+  return html`<label class="check" for=${id}><input id=${id} type="checkbox" checked=${value} onChange=${(e) => set(e.target.checked)} /><span>${children}</span></label>`;
+}
+
 export function Choice({ label, value, set, options, hint, id }) {
   return html`<label class="field" for=${id}><span>${label}</span>
     <select id=${id} value=${value} onChange=${(e) => set(e.target.value)}>
       ${options.map(([v, text]) => html`<option value=${v} selected=${v === value}>${text}</option>`)}
     </select>${hint && html`<small>${hint}</small>`}</label>`;
+}
+
+/** useList reads a list now and every few seconds while it is shown. */
+export function useList(read, every = 5000) {
+  const [list, setList] = useState(null);
+  const [error, setError] = useState(null);
+  const load = useCallback(async () => {
+    try { setList(await read()); setError(null); } catch (e) { setError(e); }
+  }, []);
+  useEffect(() => {
+    load();
+    const t = setInterval(() => { if (!document.hidden) load(); }, every);
+    return () => clearInterval(t);
+  }, []);
+  return [list, error, load, setError];
+}
+
+/** Ask is a question before something that cannot be undone. */
+export function Ask({ title, yes, no = "Cancel", run, close, children }) {
+  const [error, setError] = useState(null);
+  const go = async () => { try { await run(); close(); } catch (e) { setError(e); } };
+  return html`<${Dialog} title=${title} close=${close}>
+    ${children}
+    <${Fault} error=${error} />
+    <footer><button type="button" onClick=${close}>${no}</button><${Act} class="primary danger" run=${go}>${yes}</${Act}></footer>
+  </${Dialog}>`;
 }

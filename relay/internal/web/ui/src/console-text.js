@@ -49,3 +49,9 @@ export const states = {
 
 /** said is a detail as a sentence. */
 export const said = (e) => { const s = e.message || String(e); return s.charAt(0).toUpperCase() + s.slice(1) + (/[.!?]$/.test(s) ? "" : "."); };
+
+/** personName is what a person is called: a name, else what is unmistakable of them. */
+export const personName = (p) => p.user_name || p.email || p.name || p.user_id || "you";
+
+/** teamName is what a team is called by who is in one alone, or in several. */
+export const teamName = (t) => (t.team_name ? `the team ${t.team_name}` : "the team");

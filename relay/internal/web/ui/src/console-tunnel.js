@@ -1,7 +1,7 @@
 // One open tunnel of an agent: what it is used for, and all that can be done to it.
 import { html } from "htm/preact";
-import { useCallback, useEffect, useState } from "preact/hooks";
-import { Act, Choice, Copy, Dialog, Fault, QR, visit } from "./console-parts.js";
+import { useState } from "preact/hooks";
+import { Act, Choice, Copy, Dialog, Fault, QR, useList, visit } from "./console-parts.js";
 import { ago, appName, bytes, clock, plural, seconds, until } from "./console-text.js";
 
 export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) {
@@ -15,6 +15,9 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
     setError(null);
     try { await f(); } catch (e) { setError(e); }
   };
+  // A relay of the last release does not say whose it is.
+  const least = s.own === false ? "admin" : "member";
+  const mayUse = api.may(least, "tunnels");
   const toggle = (p) => () => setPanel(panel === p ? "" : p);
   const id = "t-" + s.session_id.slice(0, 12);
   const quiet = Date.parse(s.last_used_at) + seconds(s.idle_timeout) * 1000;
@@ -36,15 +39,15 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning }) 
       ${!tcp && html`<a class="button primary" href=${s.tunnel_url} target="_blank" rel="noopener noreferrer" aria-label=${`Open ${name} in a new tab`}>Open</a>`}
       <${Copy} text=${s.tunnel_url} what=${`Copy link of ${name}`} />
       <button type="button" aria-label=${`QR code of ${name}`} onClick=${() => setAsk("qr")}>QR</button>
-      <${Act} label=${`Terminal of ${name} in a new tab`} run=${run(async () => { visit((await api.terminal(s.session_id)).terminal_url); tell(`the terminal of ${name} opens in a new tab`); })}>Terminal</${Act}>
+      ${mayUse && html`<${Act} label=${`Terminal of ${name} in a new tab`} run=${run(async () => { visit((await api.terminal(s.session_id)).terminal_url); tell(`the terminal of ${name} opens in a new tab`); })}>Terminal</${Act}>`}
       <button type="button" aria-expanded=${panel === "viewers"} aria-label=${`Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""} of ${name}`} onClick=${toggle("viewers")}>Viewers${s.viewers > 0 ? ` (${s.viewers})` : ""}</button>
       <button type="button" aria-expanded=${panel === "links"} aria-label=${`Named links of ${name}`} onClick=${toggle("links")}>Links</button>
-      <button type="button" aria-label=${`Extend ${name}`} onClick=${() => setAsk("extend")}>Extend</button>
-      <button type="button" class="danger" aria-label=${`Close ${name}`} onClick=${() => setAsk("close")}>Close</button>
+      ${mayUse && html`<button type="button" aria-label=${`Extend ${name}`} onClick=${() => setAsk("extend")}>Extend</button>
+      <button type="button" class="danger" aria-label=${`Close ${name}`} onClick=${() => setAsk("close")}>Close</button>`}
     </div>
     <${Fault} error=${error} />
-    ${panel === "viewers" && html`<${Viewers} session=${s} api=${api} now=${now} tell=${tell} changed=${changed} />`}
-    ${panel === "links" && html`<${Links} session=${s} api=${api} now=${now} tell=${tell} tcp=${tcp} />`}
+    ${panel === "viewers" && html`<${Viewers} session=${s} api=${api} may=${mayUse} now=${now} tell=${tell} changed=${changed} />`}
+    ${panel === "links" && html`<${Links} session=${s} api=${api} may=${api.may(least, "links")} now=${now} tell=${tell} tcp=${tcp} />`}
     ${ask === "qr" && html`<${Dialog} title=${name} close=${() => setAsk("")}><div class="opened"><${QR} text=${s.tunnel_url} /><p class="note">Whoever scans it can use the tunnel.</p></div></${Dialog}>`}
     ${ask === "extend" && html`<${Extend} name=${name} session=${s} api=${api} close=${() => setAsk("")} done=${(e) => { setAsk(""); tell(`${name} stays open until ${clock(e.expires_at)}`); changed(); }} />`}
     ${ask === "close" && html`<${Dialog} title=${`Close ${name}?`} close=${() => setAsk("")}>
@@ -67,22 +70,7 @@ function Extend({ name, session, api, close, done }) {
   </${Dialog}>`;
 }
 
-// useList reads a list now and every few seconds while it is shown.
-function useList(read) {
-  const [list, setList] = useState(null);
-  const [error, setError] = useState(null);
-  const load = useCallback(async () => {
-    try { setList(await read()); setError(null); } catch (e) { setError(e); }
-  }, []);
-  useEffect(() => {
-    load();
-    const t = setInterval(() => { if (!document.hidden) load(); }, 5000);
-    return () => clearInterval(t);
-  }, []);
-  return [list, error, load, setError];
-}
-
-function Viewers({ session, api, now, tell, changed }) {
+function Viewers({ session, api, may, now, tell, changed }) {
   const [list, error, load, setError] = useList(async () => (await api.viewers(session.session_id)).viewers);
   const kick = (v) => async () => {
     try { await api.kick(session.session_id, v.viewer_id); tell(`${v.remote_addr} was disconnected`); } catch (e) { setError(e); }
@@ -95,11 +83,11 @@ function Viewers({ session, api, now, tell, changed }) {
     ${list?.length === 0 && html`<p class="note">Nobody uses it now.</p>`}
     ${list?.length > 0 && html`<ul class="rows">${list.map((v) => html`<li key=${v.viewer_id}>
       <div><strong>${v.remote_addr || "unknown"}</strong> <span class="note">since ${ago(v.since, now)}, ${plural(v.connections, "connection")}, ↓ ${bytes(v.bytes_out)}${v.link_id ? ", by a named link" : ""}</span><br /><small class="agent">${v.user_agent || "no user agent"}</small></div>
-      <${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}></li>`)}</ul>`}
+      ${may && html`<${Act} class="danger" label=${`Disconnect ${v.remote_addr}`} run=${kick(v)}>Disconnect</${Act}>`}</li>`)}</ul>`}
   </section>`;
 }
 
-function Links({ session, api, now, tell, tcp }) {
+function Links({ session, api, may, now, tell, tcp }) {
   const [list, error, load, setError] = useList(async () => (await api.links(session.session_id)).links);
   const [name, setName] = useState("");
   const [expires, setExpires] = useState("");
@@ -130,14 +118,14 @@ function Links({ session, api, now, tell, tcp }) {
       <div><strong>${l.name}</strong> <span class="note">${l.max_uses ? `${l.uses} of ${plural(l.max_uses, "use")}` : plural(l.uses, "use")}${l.last_used_at ? `, last ${ago(l.last_used_at, now)}` : ""}, ends ${until(l.expires_at, now)}</span></div>
       <div class="actions"><${Copy} text=${l.url} what=${`Copy the link for ${l.name}`}>Copy</${Copy}>
       ${!tcp && html`<button type="button" aria-label=${`QR code of the link for ${l.name}`} onClick=${() => setQR(l)}>QR</button>`}
-      <${Act} class="danger" label=${`Revoke the link for ${l.name}`} run=${revoke(l)}>Revoke</${Act}></div></li>`)}</ul>`}
+      ${may && html`<${Act} class="danger" label=${`Revoke the link for ${l.name}`} run=${revoke(l)}>Revoke</${Act}>`}</div></li>`)}</ul>`}
     <${Fault} error=${error} />
-    <form class="line" onSubmit=${make}>
+    ${may && html`<form class="line" onSubmit=${make}>
       <label class="field" for=${id("name")}><span>For whom</span><input id=${id("name")} required maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
       <${Choice} id=${id("uses")} label="Viewers" value=${uses} set=${setUses} options=${[["1", "one"], ["3", "3"], ["10", "10"], ["50", "50"], ["", "any number"]]} />
       <${Choice} id=${id("ends")} label="Ends" value=${expires} set=${setExpires} options=${[["", "with the tunnel"], ["1h", "in 1 hour"], ["8h", "in 8 hours"], ["24h", "in 1 day"]]} />
       <button type="submit" class="primary" disabled=${making}>Make link</button>
-    </form>
+    </form>`}
     ${qr && html`<${Dialog} title=${`Link for ${qr.name}`} close=${() => setQR(null)}><div class="opened"><${QR} text=${qr.url} /></div></${Dialog}>`}
   </section>`;
 }

@@ -102,6 +102,16 @@ connection.addEventListener("end", ({ detail }) => {
     say("refused", "bad");
     return show("login");
   }
+  $("go").hidden = !detail.place;
+  if (detail.place) {
+    say("not here", "bad");
+    $("over-title").textContent = "The terminal is at another address";
+    $("over-text").textContent = `You called the relay by a name that is not its own; terminals open at ${new URL(detail.place).host} only.`;
+    $("go").href = detail.place + (options.code ? "#code=" + options.code : ""); // which is not used up yet
+    $("go").textContent = "Open it there";
+    $("again").hidden = true;
+    return show("over");
+  }
   say(detail.code === code.ended ? "ended" : "closed", detail.code === code.ended ? "" : "bad");
   $("over-title").textContent = detail.code === code.ended ? "The terminal ended" : detail.code === code.goingAway ? "The tunnel is closed" : "The terminal is not available";
   $("over-text").textContent = detail.code === code.ended && lastExit ? lastExit.text + "." : detail.code === code.goingAway ? sentence(detail.reason) + (/revoked/.test(detail.reason) ? "" : " Whoever opened it can open another one.") : sentence(detail.reason);

@@ -1,4 +1,4 @@
-package config
+package api
 
 import (
 	"fmt"
@@ -12,11 +12,11 @@ type Ports struct{ ranges []portRange }
 
 type portRange struct{ low, high uint16 }
 
-// maxPortRanges bounds the text of a policy, which is scanned for every stream.
+// maxPortRanges bounds the text of a set, which an agent scans for every stream.
 const maxPortRanges = 256
 
 // ParsePorts reads a list of ports and ranges, such as "8188,8888-8899". An
-// empty text is an error: to allow nothing is what pausing the agent is for.
+// empty text is an error: it could be meant as all or as none.
 func ParsePorts(s string) (Ports, error) {
 	if strings.TrimSpace(s) == "" {
 		return Ports{}, fmt.Errorf("names no port: write 1-65535 for all, or a list like 8188,8888-8899")

@@ -1,10 +1,10 @@
-package config_test
+package api_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/adit-tunnel/adit/agent/internal/config"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 func TestParsePorts(t *testing.T) {
@@ -18,7 +18,7 @@ func TestParsePorts(t *testing.T) {
 		{"65535,1", []uint16{65535, 1}, []uint16{2}},
 	}
 	for _, tt := range tests {
-		p, err := config.ParsePorts(tt.in)
+		p, err := api.ParsePorts(tt.in)
 		if err != nil {
 			t.Errorf("%q: %v", tt.in, err)
 			continue
@@ -35,11 +35,11 @@ func TestParsePorts(t *testing.T) {
 		}
 	}
 	for _, in := range []string{"", " ", ",", "0", "65536", "-1", "8188-", "-8188", "9-8", "a", "1,,2", "+5", "1-2-3", "0x10", "８", strings.Repeat("1,", 300) + "1"} {
-		if _, err := config.ParsePorts(in); err == nil {
+		if _, err := api.ParsePorts(in); err == nil {
 			t.Errorf("%.40q was taken", in)
 		}
 	}
-	if (config.Ports{}).Contain(8188) {
+	if (api.Ports{}).Contain(8188) {
 		t.Error("no policy allows a port")
 	}
 }
@@ -49,14 +49,14 @@ func FuzzParsePorts(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		p, err := config.ParsePorts(s)
+		p, err := api.ParsePorts(s)
 		if err != nil {
 			return
 		}
 		if p.Contain(0) {
 			t.Fatalf("%q contains port 0", s)
 		}
-		again, err := config.ParsePorts(p.String())
+		again, err := api.ParsePorts(p.String())
 		if err != nil {
 			t.Fatalf("%q is written as %q, which does not parse: %v", s, p, err)
 		}

@@ -1,0 +1,4 @@
+package signin
+
+// ReturnTo is returnTo, for fuzzing.
+var ReturnTo = returnTo
