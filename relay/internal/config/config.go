@@ -80,11 +80,14 @@ type Auth struct {
 
 // OIDC accepts user sessions of an OpenID Connect issuer.
 type OIDC struct {
-	Issuer     string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
-	Audience   string            `conf:"audience" help:"audience that its tokens must name"`
-	TeamsClaim string            `conf:"teams_claim" help:"claim that lists the user's teams"`
-	RolesClaim string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
-	Roles      map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
+	Issuer      string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience    string            `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim  string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	GroupsClaim string            `conf:"groups_claim" help:"claim that lists the user's groups, for access people; empty: none is read"`
+	RolesClaim  string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
+	Roles       map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
+
+	GroupsClaim string `conf:"groups_claim" help:"claim that lists the user's groups, which access: people may name; empty: nobody is in any"`
 
 	ClientID         string   `conf:"client_id" help:"client as which the relay lets people sign in at the issuer, with the redirect URI <console_url or public_url>/auth/callback; empty: nobody signs in so"`
 	ClientSecretFile string   `conf:"client_secret_file" help:"file of the client's secret, read at each sign-in; empty: a public client"`
@@ -176,7 +179,7 @@ func Default() Relay {
 	return Relay{
 		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release",
 		PathForm: PathFormAuto, PathFallback: "none", Access: Access{Minimum: string(api.AccessAnyone)},
-		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams", Scopes: []string{"openid", "profile", "email"}}, JWT: JWT{TeamsClaim: "teams"}},
+		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams", GroupsClaim: "groups", Scopes: []string{"openid", "profile", "email"}}, JWT: JWT{TeamsClaim: "teams"}},
 		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
 		Tunnel: Tunnel{

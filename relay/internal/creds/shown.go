@@ -30,7 +30,7 @@ func (a *Authenticator) Shown(ctx context.Context, values []string, team ident.T
 
 // asked is a request for a team's tunnel as far as authentication looks at one.
 func asked(ctx context.Context, team ident.TeamID, remote netip.Addr) *http.Request {
-	r := &http.Request{Header: http.Header{api.HeaderTeam: {string(team)}}, RemoteAddr: netip.AddrPortFrom(remote, 0).String()}
+	r := &http.Request{Header: http.Header{http.CanonicalHeaderKey(api.HeaderTeam): {string(team)}}, RemoteAddr: netip.AddrPortFrom(remote, 0).String()}
 	return r.WithContext(ctx)
 }
 

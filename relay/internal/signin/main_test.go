@@ -80,13 +80,25 @@ func (t *town) Known(_ context.Context, user ident.UserID, name, email string, _
 	return nil
 }
 
-func (t *town) SignIn(_ context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error) {
+func (t *town) SignIn(_ context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error) {
 	secret := ident.NewSecret(ident.PrefixSignIn)
-	r := store.SignInRecord{Hash: secret.Hash(), User: user, Method: method, Teams: teams, Browser: browser, RemoteAddr: remote, IssuedAt: t.now(), ExpiresAt: t.now().Add(12 * time.Hour)}
+	r := store.SignInRecord{Hash: secret.Hash(), User: user, Method: method, Teams: teams, Groups: groups, Browser: browser, RemoteAddr: remote, IssuedAt: t.now(), ExpiresAt: t.now().Add(12 * time.Hour)}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.signIns[r.Hash] = r
 	return secret, r, nil
+}
+
+func (t *town) Groups(_ context.Context, user ident.UserID, groups []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for hash, r := range t.signIns {
+		if r.User == user {
+			r.Groups = groups
+			t.signIns[hash] = r
+		}
+	}
+	return nil
 }
 
 func (t *town) SignOut(_ context.Context, rec store.SignInRecord, everywhere bool) error {
@@ -254,7 +266,7 @@ func newHouse(t *testing.T, change ...func(*signin.Config)) *house {
 	h.town = newTown(h.now)
 	cfg := signin.Config{
 		Origin: origin, Key: ident.ClusterKey{1}, People: h.town, Creds: h.town, Store: h.town, Audit: h.town, Now: h.now,
-		Issuer: signin.Issuer{URL: h.issuer.URL(), ClientID: issuer.Audience, Scopes: []string{"openid", "email"}, HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
+		Issuer: signin.Issuer{URL: h.issuer.URL(), ClientID: issuer.Audience, Groups: "groups", Scopes: []string{"openid", "email"}, HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
 		Remote: func(r *http.Request) string { host, _, _ := strings.Cut(r.RemoteAddr, ":"); return host },
 		Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Registerer: h.metrics,
 	}

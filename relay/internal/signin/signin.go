@@ -31,7 +31,7 @@ type People interface {
 	// Known keeps what the issuer says of a person.
 	Known(ctx context.Context, user ident.UserID, name, email string, teams []store.SignInTeam) error
 	// SignIn makes a sign-in, with a secret that never was in any browser.
-	SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error)
+	SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error)
 	SignOut(ctx context.Context, rec store.SignInRecord, everywhere bool) error
 	// Accept uses an invitation up, for whoever is signed in, or for a new person.
 	Accept(ctx context.Context, invite ident.Secret, as ident.UserID, remote string) (store.MemberRecord, store.UserRecord, error)
@@ -272,9 +272,9 @@ func (d *Door) signedIn(r *http.Request) (store.SignInRecord, bool) {
 }
 
 // enter signs a person in. What the browser was signed in with before ends.
-func (d *Door) enter(w http.ResponseWriter, r *http.Request, user ident.UserID, by method, teams []store.SignInTeam) error {
+func (d *Door) enter(w http.ResponseWriter, r *http.Request, user ident.UserID, by method, teams []store.SignInTeam, groups []string) error {
 	before, had := d.signedIn(r)
-	secret, rec, err := d.cfg.People.SignIn(r.Context(), user, string(by), teams, r.UserAgent(), d.cfg.Remote(r))
+	secret, rec, err := d.cfg.People.SignIn(r.Context(), user, string(by), teams, groups, r.UserAgent(), d.cfg.Remote(r))
 	if err != nil {
 		return err
 	}

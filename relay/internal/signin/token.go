@@ -84,7 +84,7 @@ func (d *Door) invite(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	if as == "" {
-		if err := d.enter(w, r.WithContext(ctx), user.ID, methodInvite, nil); err != nil {
+		if err := d.enter(w, r.WithContext(ctx), user.ID, methodInvite, nil, nil); err != nil {
 			return nil, err
 		}
 	}
