@@ -616,3 +616,27 @@ func TestARuleThatComes(t *testing.T) {
 		<-over
 	})
 }
+
+// What a request through a tunnel with a rule costs more: to know its pass, and to watch.
+func BenchmarkCheckAndWatch(b *testing.B) {
+	w := newTown()
+	a := access.New(access.Config{Store: w, Creds: w, Key: key, Now: time.Now})
+	tun := w.tunnel(&store.AccessRule{Mode: api.AccessTeam, Version: 1})
+	req, nonce := access.Request{Tunnel: tun, Remote: home, Browser: chrome}, access.Nonce()
+	to, err := a.Grant(b.Context(), a.Ask(req, "https://x", "/", nonce), "of alice", "192.0.2.7")
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, code, _ := strings.Cut(to, "?code=")
+	if req.Pass, _, _, err = a.Redeem(b.Context(), req, ident.Secret(code), nonce); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		v, err := a.Check(b.Context(), req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, stop := a.Watch(b.Context(), v, tun, nil)
+		stop()
+	}
+}

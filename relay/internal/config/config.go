@@ -87,8 +87,6 @@ type OIDC struct {
 	RolesClaim  string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
 	Roles       map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
 
-	GroupsClaim string `conf:"groups_claim" help:"claim that lists the user's groups, which access: people may name; empty: nobody is in any"`
-
 	ClientID         string   `conf:"client_id" help:"client as which the relay lets people sign in at the issuer, with the redirect URI <console_url or public_url>/auth/callback; empty: nobody signs in so"`
 	ClientSecretFile string   `conf:"client_secret_file" help:"file of the client's secret, read at each sign-in; empty: a public client"`
 	Scopes           []string `conf:"scopes" help:"what is asked of the issuer at a sign-in; openid is among them"`

@@ -373,7 +373,7 @@ func TestWhatTheIssuerSays(t *testing.T) {
 		t.Errorf("an older browser still has %+v", r.Teams)
 	}
 	for _, c := range []struct{ said, kept []string }{
-		{[]string{"vision", "audio", "vision", "", " odd", "e\x1b[31m", strings.Repeat("x", 129)}, []string{"audio", "vision"}}, {nil, nil},
+		{[]string{"vision", "audio", "", " odd", "e\x1b[31m", strings.Repeat("x", 256)}, []string{"vision", "audio"}}, {nil, nil},
 	} {
 		if err := w.Groups(ctx, "sub-1", c.said); err != nil {
 			t.Fatal(err)

@@ -116,9 +116,7 @@ func (p *People) unsaid(ctx context.Context, user ident.UserID, teams []store.Si
 // all browsers that they are signed in with. What is no name, or beyond the bound, is left
 // out. The error is a *api.Problem.
 func (p *People) Groups(ctx context.Context, user ident.UserID, groups []string) error {
-	groups = slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return g == "" || tidy(g, maxText) != g })
-	slices.Sort(groups)
-	groups = slices.Compact(groups)
+	groups = slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return g == "" || tidy(g, maxUser) != g })
 	groups = groups[:min(len(groups), maxGroups)]
 	for _, s := range p.cfg.Store.SignIns(user) {
 		if slices.Equal(s.Groups, groups) {

@@ -174,26 +174,26 @@ func (d *Door) declined(code string) *api.Problem {
 // their way to a tunnel that they are named for.
 func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back string) error {
 	teams, err := d.cfg.Creds.IssuerTeams(p.claims)
-	of := groups(p.claims, d.cfg.Issuer.GroupsClaim)
 	if err == nil && len(teams) == 0 {
 		more, failed := p.more(r.Context())
 		if failed != nil {
 			return failed
 		}
 		if more != nil {
+			said := p.groups
 			p.claims = more
 			p.describe(d.issuer.cfg.Groups)
-			teams, err = d.cfg.Creds.IssuerTeams(more)
-			if more := groups(more, d.cfg.Issuer.GroupsClaim); len(more) > 0 {
-				of = more
+			if len(p.groups) == 0 {
+				p.groups = said
 			}
+			teams, err = d.cfg.Creds.IssuerTeams(more)
 		}
 	}
 	if err != nil {
 		return d.issuer.unfit(err)
 	}
 	in := len(d.cfg.Creds.TeamsOfSignIn(store.SignInRecord{User: p.id, Teams: teams})) > 0
-	in = in || d.expected(back, p, of)
+	in = in || d.expected(back, p)
 	// Of somebody known, what the issuer says no more is to be forgotten. Of strangers
 	// nothing is kept: an issuer may know any number of people.
 	if _, known := d.cfg.Store.User(p.id); known || in {
@@ -204,7 +204,10 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back st
 	if !in {
 		return api.Problemf(api.CodeNotAMember, "you are %s, and in no team of this relay: ask for an invitation, or to be put into a team at %s, then begin again", cmp.Or(p.name, string(p.id)), d.issuer.name)
 	}
-	return d.enter(w, r, p.id, methodIssuer, teams, p.groups)
+	if err := d.enter(w, r, p.id, methodIssuer, teams, p.groups); err != nil {
+		return err
+	}
+	return d.cfg.People.Groups(r.Context(), p.id, p.groups) // of the other browsers too
 }
 
 // returnTo is where a browser goes after it has signed in: a page of the relay's own,

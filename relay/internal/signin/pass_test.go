@@ -40,7 +40,7 @@ func (u tunnel) Grant(_ context.Context, ask, signIn, _ string) (string, error) 
 func newTunnel(t *testing.T) *house {
 	t.Helper()
 	u := &tunnel{}
-	u.h = newHouse(t, func(c *signin.Config) { c.Passes, c.Issuer.GroupsClaim = u, "groups" })
+	u.h = newHouse(t, func(c *signin.Config) { c.Passes, c.Issuer.Groups = u, "groups" })
 	return u.h
 }
 
@@ -96,7 +96,7 @@ func TestAGuestSignsIn(t *testing.T) {
 		"by a group":                  {way, issuer.Claims{"teams": nil, "groups": []string{"audio", "vision"}}, true},
 		"by a group alone":            {way, issuer.Claims{"teams": nil, "groups": "vision"}, true},
 		"by another group":            {way, issuer.Claims{"teams": nil, "groups": []string{"audio"}}, false},
-		"by groups that are no texts": {way, issuer.Claims{"teams": nil, "groups": []any{"vision", 7}}, false},
+		"by groups that are no texts": {way, issuer.Claims{"teams": nil, "groups": []any{7, []string{"vision"}}}, false},
 		"on the way to the console":   {"/console", issuer.Claims{"teams": nil, "groups": []string{"vision"}}, false},
 		"on a way that is over":       {"/auth/pass?t=another", issuer.Claims{"teams": nil, "groups": []string{"vision"}}, false},
 	} {

@@ -32,6 +32,8 @@ type People interface {
 	Known(ctx context.Context, user ident.UserID, name, email string, teams []store.SignInTeam) error
 	// SignIn makes a sign-in, with a secret that never was in any browser.
 	SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error)
+	// Groups keeps the groups that the issuer names for a person who has signed in.
+	Groups(ctx context.Context, user ident.UserID, groups []string) error
 	SignOut(ctx context.Context, rec store.SignInRecord, everywhere bool) error
 	// Accept uses an invitation up, for whoever is signed in, or for a new person.
 	Accept(ctx context.Context, invite ident.Secret, as ident.UserID, remote string) (store.MemberRecord, store.UserRecord, error)
