@@ -31,8 +31,6 @@ type Issuer struct {
 	Scopes     []string
 	Groups     string       // claim that lists a person's groups; empty: none is read
 	HTTPClient *http.Client // nil: the usual one
-	// GroupsClaim lists a person's groups; empty: nobody is in any.
-	GroupsClaim string
 }
 
 const (
