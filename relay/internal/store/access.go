@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,6 +41,12 @@ func (r *AccessRule) String() string {
 		text += ", read only"
 	}
 	return text
+}
+
+// AllApplyAccess says whether each relay of the pool applies rules of access. One of the
+// last release lets in who has the URL, and writes tunnels' records without their rules.
+func (s *Store) AllApplyAccess() bool {
+	return !slices.ContainsFunc(s.Relays(), func(r RelayRecord) bool { return !r.Access })
 }
 
 // KnockRecord is somebody who waits at a tunnel. It ends by itself.
