@@ -60,6 +60,7 @@ type KnockRecord struct {
 	RemoteAddr string          `json:"remote_addr"`
 	At         time.Time       `json:"at"`
 	ExpiresAt  time.Time       `json:"expires_at"`
+	Version    uint64          `json:"version,omitempty"` // of the rule that was knocked at
 	// Answer is "admitted" or "refused", by whom; empty: nobody has answered.
 	Answer string `json:"answer,omitempty"`
 	By     string `json:"by,omitempty"`
