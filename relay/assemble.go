@@ -190,7 +190,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.api, err = rest.New(rest.Config{
 		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
-		Doors: p.doors, SignInOff: r.cfg.SignInOff(), Access: access.Floor{Minimum: api.AccessMode(r.cfg.Access.Minimum), Default: api.AccessMode(r.cfg.Access.Default)},
+		Doors: p.doors, AppliesAccess: p.store.AllApplyAccess, SignInOff: r.cfg.SignInOff(), Access: access.Floor{Minimum: api.AccessMode(r.cfg.Access.Minimum), Default: api.AccessMode(r.cfg.Access.Default)},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -182,9 +183,7 @@ func (c *club) openFor(kind string, access map[string]any) api.Tunnel {
 	if kind == "tcp" {
 		req = map[string]any{"target_port": c.echo, "tunnel_protocol": "tcp"}
 	}
-	for k, v := range access {
-		req[k] = v
-	}
+	maps.Copy(req, access)
 	return c.relays[0].Open(c.secret, agentName(0), req)
 }
 

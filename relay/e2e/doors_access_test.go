@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -247,9 +248,7 @@ func (f *fleet) knocks(t *testing.T) {
 		t.Fatalf("who waits: %+v", list)
 	}
 	stolen := f.outsider(c, tun, "203.0.113.66")
-	for name, value := range alice.cookies {
-		stolen.cookies[name] = value
-	}
+	maps.Copy(stolen.cookies, alice.cookies)
 	answer(1, list[0], true)
 	answer(0, list[1], false)
 	told("somebody who waited was answered, or left")

@@ -66,6 +66,7 @@ var (
 	CodeKnockWaiting       = code("knock_waiting", http.StatusUnauthorized, HopRelay, "somebody of the tunnel's team has to let the caller in")
 	CodeKnockNotFound      = code("knock_not_found", http.StatusNotFound, HopRelay, "nobody of that name waits at the tunnel")
 	CodeAccessTooWide      = code("access_too_wide", http.StatusUnprocessableEntity, HopRelay, "the operator does not allow tunnels to be this open")
+	CodeAccessNotYet       = code("access_not_yet", http.StatusConflict, HopRelay, "a relay of the pool is of a release that applies no rules of access")
 	CodeWrongAgent         = code("wrong_agent", http.StatusForbidden, HopRelay, "the enrollment token is for an agent of another name")
 	CodeCrossOrigin        = code("cross_origin", http.StatusForbidden, HopRelay, "a page of another origin sent it, or a browser where none has business")
 	CodeHostNotLocal       = local("host_not_local", http.StatusMisdirectedRequest, HopAgent, "the agent's local interface was called by a name that is not local")

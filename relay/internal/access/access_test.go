@@ -587,29 +587,36 @@ func TestARuleThatComes(t *testing.T) {
 		tun := w.tunnel(nil)
 		link := store.LinkRecord{ID: ident.NewLinkID(), Session: tun.Session}
 		w.links[link.ID] = link
+		cut := func() []ident.LinkID { // since the last time
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			was := w.cut
+			w.cut = nil
+			return was
+		}
 		run, cancel := context.WithCancel(t.Context())
 		over := make(chan error, 1)
 		go func() { over <- a.Run(run) }()
 		w.change(store.Change{Kind: store.KindTunnel, Session: tun.Session}, func() {})
 		w.change(store.Change{Kind: store.KindLink, Session: tun.Session, Link: link.ID}, func() {})
 		synctest.Wait()
-		if len(w.cut) != 0 {
-			t.Errorf("without a rule something was cut: %v", w.cut)
+		if got := cut(); len(got) != 0 {
+			t.Errorf("without a rule something was cut: %v", got)
 		}
 		w.change(store.Change{Kind: store.KindLink, Session: tun.Session, Link: link.ID}, func() { link.Access = &store.AccessRule{Mode: api.AccessTeam}; w.links[link.ID] = link })
 		synctest.Wait()
-		if len(w.cut) == 0 || w.cut[0] != link.ID {
-			t.Errorf("a link's rule cut %v", w.cut)
+		if got := cut(); len(got) == 0 || got[0] != link.ID {
+			t.Errorf("a link's rule cut %v", got)
 		}
 		time.Sleep(5100 * time.Millisecond) // between two sweeps
-		w.cut = nil
+		cut()
 		w.change(store.Change{Kind: store.KindTunnel, Session: tun.Session}, func() { c := *tun; c.Access = &store.AccessRule{Mode: api.AccessTeam}; w.tunnels[tun.Session] = c })
 		synctest.Wait()
-		if len(w.cut) != 1 || w.cut[0] != "" {
-			t.Errorf("the tunnel's rule cut %v", w.cut)
+		if got := cut(); len(got) != 1 || got[0] != "" {
+			t.Errorf("the tunnel's rule cut %v", got)
 		}
 		time.Sleep(time.Second)
-		if len(w.cut) < 2 {
+		if len(cut()) < 1 {
 			t.Error("a request that found no rule before, and began after, is not looked for")
 		}
 		cancel()

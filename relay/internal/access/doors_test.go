@@ -431,6 +431,32 @@ func TestWhoKnocksIsLetIn(t *testing.T) {
 	}
 }
 
+// Who was let in and has not come yet does not outlast a change of who may use the tunnel.
+func TestAKnockIsForOneVersion(t *testing.T) {
+	p := newPorch(api.AccessKnock)
+	r := p.relay()
+	by := creds.Principal{Name: "user:bob"}
+	admitted, err := r.Knock(t.Context(), p.from("192.0.2.1"), "Mallory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Answer(t.Context(), by, p.tunnel, r.Knocks(p.tunnel.Session)[0].KnockID, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Knock(t.Context(), p.from("192.0.2.2"), "Carol"); err != nil {
+		t.Fatal(err)
+	}
+	waits := r.Knocks(p.tunnel.Session)[0].KnockID
+	p.tunnel.Access = &store.AccessRule{Mode: api.AccessKnock, Version: 8}
+	_, _, err = r.Waited(t.Context(), p.from("192.0.2.1"), admitted)
+	wantSays(t, "admitted before the change", err, api.Code(access.ErrNoKnock.Error()))
+	if n := len(r.Knocks(p.tunnel.Session)); n != 0 {
+		t.Errorf("%d wait who cannot be let in", n)
+	}
+	_, err = r.Answer(t.Context(), by, p.tunnel, waits, true)
+	wantSays(t, "an answer to who knocked before the change", err, api.CodeKnockNotFound)
+}
+
 func TestWhoKnocksIsNotLetIn(t *testing.T) {
 	p := newPorch(api.AccessKnock)
 	r := p.relay()

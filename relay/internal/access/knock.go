@@ -56,7 +56,7 @@ func (d *Doors) Knock(ctx context.Context, req Request, name string) (ident.Secr
 	_, _ = rand.Read(id) // never fails
 	rec := store.KnockRecord{
 		ID: hex.EncodeToString(id), Session: req.Tunnel.Session, Name: name, RemoteAddr: from,
-		UserAgent: shorten(req.Browser), At: now.UTC(), ExpiresAt: now.Add(KnockTime).UTC(),
+		UserAgent: shorten(req.Browser), At: now.UTC(), Version: rule.Version, ExpiresAt: now.Add(KnockTime).UTC(),
 	}
 	if end := req.Tunnel.ExpiresAt; !end.IsZero() && end.Before(rec.ExpiresAt) {
 		rec.ExpiresAt = end
@@ -138,7 +138,7 @@ func (d *Doors) Waited(ctx context.Context, req Request, secret ident.Secret) (i
 	if req.Link != nil {
 		link = req.Link.ID
 	}
-	if !ok || !secret.Matches(rec.Browser) || rec.Link != link || rec.UserAgent != shorten(req.Browser) || !d.cfg.Now().Before(rec.ExpiresAt) {
+	if !ok || !secret.Matches(rec.Browser) || rec.Link != link || rec.UserAgent != shorten(req.Browser) || rec.Version != rule.Version || !d.cfg.Now().Before(rec.ExpiresAt) {
 		return "", none, ErrNoKnock
 	}
 	switch rec.Answer {
@@ -169,7 +169,7 @@ var (
 func (d *Doors) Knocks(session ident.SessionID) []api.Knock {
 	now, out := d.cfg.Now(), []api.Knock{}
 	for _, k := range d.cfg.Store.Knocks(session) {
-		if k.Answer == "" && now.Before(k.ExpiresAt) {
+		if k.Answer == "" && now.Before(k.ExpiresAt) && d.stands(k) {
 			out = append(out, api.Knock{
 				KnockID: k.ID, SessionID: k.Session, LinkID: k.Link, Name: k.Name, RemoteAddr: k.RemoteAddr, Browser: k.UserAgent,
 				KnockedAt: k.At, ExpiresAt: k.ExpiresAt,
@@ -195,7 +195,7 @@ func (d *Doors) Answer(ctx context.Context, by creds.Principal, t store.TunnelRe
 		switch {
 		case k.Answer == answer && k.By == by.Name:
 			return store.ErrUnchanged // the answer to the first time was lost
-		case k.Answer != "", !d.cfg.Now().Before(k.ExpiresAt):
+		case k.Answer != "", !d.cfg.Now().Before(k.ExpiresAt), !d.stands(*k):
 			return store.ErrNotFound
 		}
 		k.Answer, k.By, changed = answer, by.Name, true
@@ -212,6 +212,17 @@ func (d *Doors) Answer(ctx context.Context, by creds.Principal, t store.TunnelRe
 	d.metrics.knocks.WithLabelValues(answer).Inc()
 	_ = d.cfg.Store.CatchUp(ctx) // so that the next list here does not have them
 	return answer + " " + rec.Name + ", from " + rec.RemoteAddr, nil
+}
+
+// stands says whether somebody waits who could be let in: nobody, when who may use the
+// tunnel was changed since they knocked.
+func (d *Doors) stands(k store.KnockRecord) bool {
+	t, l, ok := d.cfg.Access.address(k.Session, k.Link)
+	if !ok {
+		return false
+	}
+	rule := RuleOf(&t, l)
+	return rule != nil && rule.Mode == api.AccessKnock && rule.Version == k.Version
 }
 
 func shorten(s string) string {

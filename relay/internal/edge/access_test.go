@@ -91,7 +91,12 @@ func newGuests(t *testing.T, change func(*edge.Config)) (*world, *guests, *acces
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan error, 1)
 	go func() { over <- a.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-over })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Errorf("the watch ended with %v", err)
+		}
+	})
 	return w, g, a
 }
 

@@ -130,7 +130,7 @@ func (x *exchange) ask(p *api.Problem, req access.Request) {
 		x.status = p.Status
 		x.e.metrics.problem(p)
 		p = api.NewProblem(p.Code, "you are not let in, or not any more, and what you sent was not taken: go in first, then send it again")
-		problems.AnswerOn(x.w, x.r, p, x.id, problems.Link{Address: x.cameFrom(), Text: "Go in"})
+		problems.AnswerOn(x.w, x.r, p, x.id, problems.Link{Address: x.route.Origin + x.cameFrom(), Text: "Go in"})
 		return
 	}
 	to := x.within(x.askedFor())

@@ -110,7 +110,7 @@ func TestAFormAsksForThePIN(t *testing.T) {
 	}
 	want("a page", resp, 401, form+`/a/b?c=%22d%22">`, "Sign in, if you are of the team", consoleOrigin+"/auth/pass?t=")
 	want("the form's own address", v.ask("GET", "_adit/pin", nil), 401, form+`/">`)
-	want("a form of the app", v.ask("POST", "x", url.Values{"a": {"b"}}), 401, "send it again", `href="`+prefix+`/"`)
+	want("a form of the app", v.ask("POST", "x", url.Values{"a": {"b"}}), 401, "send it again", `href="`+v.w.public.String()+prefix+`/"`)
 	want("a wrong PIN", v.ask("POST", "_adit/pin", url.Values{"pin": {"wrong"}, "to": {prefix + "/a"}}), 401, "not the PIN", form+`/a">`)
 	resp = v.ask("POST", "_adit/pin", url.Values{"pin": {"last"}})
 	if body := text(t, resp.Body); resp.StatusCode != 429 || strings.Contains(body, "<form") {
@@ -127,6 +127,19 @@ func TestAFormAsksForThePIN(t *testing.T) {
 		t.Errorf("the form's address with the pass: %d to %q", resp.StatusCode, to)
 	}
 	want("the app's own path of that sort", v.ask("GET", "_adit/pins", nil), 200, "the app: GET /_adit/pins")
+}
+
+// The way back to a page whose path begins with two slashes stays at the tunnel.
+func TestTheWayBackStaysAtTheTunnel(t *testing.T) {
+	v := newPorter(t, store.AccessRule{Mode: api.AccessPIN, Version: 3}, api.ProtocolHTTP)
+	req := browser(v.w.request("POST", v.segment, "", strings.NewReader("a=b")))
+	req.URL.Path, req.Host = "/x", v.segment+".localhost:"+v.w.public.Port()
+	origin := v.w.public.Scheme + "://" + req.Host
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Referer", origin+"//other.example/page")
+	if body := text(t, v.w.do(req).Body); !strings.Contains(body, `href="`+origin+`//other.example/page"`) {
+		t.Errorf("it leads elsewhere: %s", body)
+	}
 }
 
 func TestAFormAsksWhoKnocks(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -31,6 +32,9 @@ func (x *exchange) party() usage.Party {
 	}
 	if v := x.viewer; v != nil {
 		p.User, p.Name = v.User, v.Name
+		if v.How == access.ByKnock && v.Name != "" { // anybody could say so
+			p.Name = v.Name + " (as they say)"
+		}
 	}
 	return p
 }

@@ -439,7 +439,7 @@ func TestWhoMayComeByALinkIsChanged(t *testing.T) {
 		}
 	}
 	refused := api.NewProblem(api.CodeOutOfRange, "no")
-	if _, err := x.SetAccess(t.Context(), "user:alice", tunnel.Session, l.ID, to(nil, refused)); err != refused { //nolint:errorlint // it is passed on as it is
+	if _, err := x.SetAccess(t.Context(), "user:alice", tunnel.Session, l.ID, to(nil, refused)); err != refused {
 		t.Errorf("a refusal comes back as %v", err)
 	}
 	if got, err := x.SetAccess(t.Context(), "user:alice", tunnel.Session, l.ID, to(&store.AccessRule{Mode: api.AccessTeam, Version: 4}, nil)); err != nil || got.Access.Mode != api.AccessTeam {

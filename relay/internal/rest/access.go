@@ -24,7 +24,19 @@ func (a *API) tunnelRule(req api.AccessRequest, protocol api.Protocol) (*store.A
 	if errors.Is(err, store.ErrUnchanged) {
 		err = nil
 	}
-	return rule, err
+	if err != nil {
+		return nil, err
+	}
+	return a.kept(rule)
+}
+
+// kept returns a rule, unless it would be no more than a word: while a relay of the pool
+// does not apply rules, people come in by that one, and it forgets what it cannot read.
+func (a *API) kept(rule *store.AccessRule) (*store.AccessRule, error) {
+	if rule != nil && a.cfg.AppliesAccess != nil && !a.cfg.AppliesAccess() {
+		return nil, api.NewProblem(api.CodeAccessNotYet, "a relay of the pool is of the last release, which lets in who has the URL: who may use a tunnel can be said when all relays are upgraded")
+	}
+	return rule, nil
 }
 
 // linkRule makes what is to be done to the rule of a named link; nil is its tunnel's. What
@@ -45,7 +57,13 @@ func (a *API) linkRule(req api.AccessRequest, protocol api.Protocol) (func(old *
 	if err != nil {
 		return nil, err
 	}
-	return func(old *store.AccessRule) (*store.AccessRule, error) { return access.Replace(old, r, time.Now()) }, nil
+	return func(old *store.AccessRule) (*store.AccessRule, error) {
+		rule, err := access.Replace(old, r, time.Now())
+		if err != nil {
+			return rule, err
+		}
+		return a.kept(rule)
+	}, nil
 }
 
 // warnings are a tunnel's, with what is to be said of who may use it.
@@ -87,6 +105,9 @@ func (a *API) setTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Pr
 	changed := false
 	t, err = a.cfg.Store.UpdateTunnel(r.Context(), t.Session, func(t *store.TunnelRecord) error {
 		made, err := access.ReplaceTunnel(t.Access, rule, time.Now())
+		if err == nil {
+			made, err = a.kept(made)
+		}
 		changed = err == nil
 		if err == nil {
 			t.Access = made

@@ -48,6 +48,21 @@ func TestAccessAtOpening(t *testing.T) {
 	}
 }
 
+// A relay of the last release lets in who has the URL, and writes records without rules.
+func TestNoRuleBesideARelayThatAppliesNone(t *testing.T) {
+	w := newWorld(t)
+	ruled := into[api.Tunnel](t, w.do("POST", opens, "user", `{"access":"team"}`), 201)
+	open := into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201)
+	w.oldRelay = true
+	const notYet = "Conflict access_not_yet"
+	w.want(w.do("POST", opens, "user", `{"access":"team"}`), notYet)
+	w.want(w.do("POST", opens, "user", `{"from":["10.0.0.0/8"]}`), notYet)
+	w.want(w.do("PUT", "/tunnels/"+string(open.SessionID)+"/access", "user", `{"access":"team"}`), notYet)
+	w.want(w.do("POST", "/tunnels/"+string(open.SessionID)+"/links", "user", `{"name":"a","access":"team"}`), notYet)
+	into[api.Tunnel](t, w.do("POST", opens, "user", ""), 201)
+	into[api.Access](t, w.do("PUT", "/tunnels/"+string(ruled.SessionID)+"/access", "user", `{"access":"anyone"}`), 200)
+}
+
 // A PIN is nowhere in what is answered or kept.
 func TestAPINIsKeptAsItsHashOnly(t *testing.T) {
 	w := newWorld(t)

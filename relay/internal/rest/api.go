@@ -95,28 +95,30 @@ type Heartbeats interface {
 // Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
 // Usage, Links, Doors, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
-	Auth       Authenticator
-	Rights     Rights
-	People     People
-	Pairing    Pairing
-	Gate       *gate.Gate
-	Store      Store
-	Addresses  Addresses
-	Usage      Usage
-	Links      Links
-	Doors      Doors        // of tunnels that one knocks at
-	Access     access.Floor // how far tunnels may be open; zero: as far as asked for
-	SignInOff  string       // why nobody signs in with a browser; empty: people do
-	Terminals  Terminals
-	Prober     Prober     // nil: nobody is asked
-	Heartbeats Heartbeats // nil: what the store has
-	Audit      gate.Auditor
-	Remote     func(r *http.Request) string // the caller's address
-	ProbeWait  time.Duration                // how long opening waits for the probe; default 300 ms
-	Grace      time.Duration                // how long a lost agent stays in lists
-	Comment    time.Duration                // between comments of an event stream; default 15 s
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	Auth      Authenticator
+	Rights    Rights
+	People    People
+	Pairing   Pairing
+	Gate      *gate.Gate
+	Store     Store
+	Addresses Addresses
+	Usage     Usage
+	Links     Links
+	Doors     Doors        // of tunnels that one knocks at
+	Access    access.Floor // how far tunnels may be open; zero: as far as asked for
+	// AppliesAccess says whether all relays of the pool apply rules of access; nil: they do.
+	AppliesAccess func() bool
+	SignInOff     string // why nobody signs in with a browser; empty: people do
+	Terminals     Terminals
+	Prober        Prober     // nil: nobody is asked
+	Heartbeats    Heartbeats // nil: what the store has
+	Audit         gate.Auditor
+	Remote        func(r *http.Request) string // the caller's address
+	ProbeWait     time.Duration                // how long opening waits for the probe; default 300 ms
+	Grace         time.Duration                // how long a lost agent stays in lists
+	Comment       time.Duration                // between comments of an event stream; default 15 s
+	Logger        *slog.Logger
+	Registerer    prometheus.Registerer
 }
 
 // API serves the interface. It is safe for concurrent use.

@@ -198,6 +198,7 @@ type world struct {
 	prober    *prober
 	links     *links
 	people    rest.People
+	oldRelay  bool // one of the pool is of the last release
 	signInOff string
 	check     *resttest.Checker
 	stop      func()
@@ -320,7 +321,7 @@ func (w *world) restart(floor access.Floor) {
 	w.t.Helper()
 	var err error
 	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, SignInOff: w.signInOff, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
+		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, SignInOff: w.signInOff, AppliesAccess: func() bool { return !w.oldRelay }, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
 		Logger:    slog.New(slog.DiscardHandler),
 		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
 		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,

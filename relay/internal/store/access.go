@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +43,12 @@ func (r *AccessRule) String() string {
 	return text
 }
 
+// AllApplyAccess says whether each relay of the pool applies rules of access. One of the
+// last release lets in who has the URL, and writes tunnels' records without their rules.
+func (s *Store) AllApplyAccess() bool {
+	return !slices.ContainsFunc(s.Relays(), func(r RelayRecord) bool { return !r.Access })
+}
+
 // KnockRecord is somebody who waits at a tunnel. It ends by itself.
 type KnockRecord struct {
 	ID         string          `json:"id"` // random, not a secret
@@ -53,6 +60,7 @@ type KnockRecord struct {
 	RemoteAddr string          `json:"remote_addr"`
 	At         time.Time       `json:"at"`
 	ExpiresAt  time.Time       `json:"expires_at"`
+	Version    uint64          `json:"version,omitempty"` // of the rule that was knocked at
 	// Answer is "admitted" or "refused", by whom; empty: nobody has answered.
 	Answer string `json:"answer,omitempty"`
 	By     string `json:"by,omitempty"`

@@ -268,6 +268,9 @@ type RelayRecord struct {
 	Started  time.Time     `json:"started"`
 	// Floors says that the relay begins new agents' records at their team's floor.
 	Floors bool `json:"floors,omitempty"`
+	// Access says that the relay applies the rules of who may use a tunnel, and keeps them
+	// when it writes a record.
+	Access bool `json:"access,omitempty"`
 }
 
 // Effects are what a change of an agent's record brings with it, in the same
