@@ -383,7 +383,7 @@ func TestDefaultDeny(t *testing.T) {
 			`"GET " + web.Path`, `"GET " + Path`, `"GET " + pairPath`, `"GET " + Path + "/{$}"`,
 			// By what people sign in: where nobody can, as here, the first two alone. They read a cookie and no credential.
 			`"GET " + Base + "options"`, `"POST " + Base + "token"`,
-			`"GET" Base + "options"`, `"GET" loginPath`, `"GET" callbackPath`, `"POST" Base + "token"`, `"POST" Base + "logout"`, `"POST" Base + "invite"`,
+			`"GET" Base + "options"`, `"GET" loginPath`, `"GET" callbackPath`, `"GET" passPath`, `"POST" Base + "token"`, `"POST" Base + "logout"`, `"POST" Base + "invite"`,
 			`"POST" Base + "passkey/begin"`, `"POST" Base + "passkey/finish"`, `"POST" Base + "passkey/register/begin"`, `"POST" Base + "passkey/register/finish"`,
 			`"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
 		}; !slices.Equal(got, want) {
