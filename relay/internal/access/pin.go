@@ -27,8 +27,14 @@ const (
 	pinSalt    = 16
 )
 
+// hashing bounds the PINs that are hashed at once: any member of any team can set one, as
+// often as they like.
+var hashing = make(chan struct{}, pinWork)
+
 // HashPIN returns what is kept of a PIN: argon2id with its parameters, in the usual form.
 func HashPIN(pin string) (string, error) {
+	hashing <- struct{}{}
+	defer func() { <-hashing }()
 	salt := make([]byte, pinSalt)
 	if _, err := rand.Read(salt); err != nil {
 		return "", fmt.Errorf("make a salt: %w", err)
