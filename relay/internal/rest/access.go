@@ -43,7 +43,7 @@ func (a *API) kept(rule *store.AccessRule) (*store.AccessRule, error) {
 // only narrows has to say of what: the tunnel's may change, and the link's would stay.
 func (a *API) linkRule(req api.AccessRequest, protocol api.Protocol) (func(old *store.AccessRule) (*store.AccessRule, error), error) {
 	if req.Access == "" {
-		if len(req.People)+len(req.From)+len(req.PIN) > 0 || req.ReadOnly {
+		if narrowsOnly(req) {
 			return nil, invalid("access", "say it with people, pin, from and read_only: of a named link they stand in the place of all that its tunnel asks for")
 		}
 		return func(old *store.AccessRule) (*store.AccessRule, error) {
@@ -64,6 +64,11 @@ func (a *API) linkRule(req api.AccessRequest, protocol api.Protocol) (func(old *
 		}
 		return a.kept(rule)
 	}, nil
+}
+
+// narrowsOnly says whether a request says how, but not for whom.
+func narrowsOnly(req api.AccessRequest) bool {
+	return req.Access == "" && (len(req.People)+len(req.From)+len(req.PIN) > 0 || req.ReadOnly)
 }
 
 // warnings are a tunnel's, with what is to be said of who may use it.
@@ -97,6 +102,9 @@ func (a *API) setTunnelAccess(w http.ResponseWriter, r *http.Request, p creds.Pr
 	var req api.AccessRequest
 	if err := decode(w, r, &req, true); err != nil {
 		return err
+	}
+	if t.Access != nil && narrowsOnly(req) { // the default may let in more people than the present rule
+		return invalid("access", "say it with from and read_only: what is sent stands in the place of the whole rule")
 	}
 	rule, err := a.cfg.Access.Rule(req, t.Protocol)
 	if err != nil {

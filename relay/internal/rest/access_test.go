@@ -48,6 +48,22 @@ func TestAccessAtOpening(t *testing.T) {
 	}
 }
 
+// Who narrows a rule without saying for whom it is does not widen it to the default.
+func TestNarrowingDoesNotWiden(t *testing.T) {
+	w := newWorld(t)
+	o := into[api.Tunnel](t, w.do("POST", opens, "user", `{"access":"team"}`), 201)
+	at := "/tunnels/" + string(o.SessionID) + "/access"
+	for _, body := range []string{`{"read_only":true}`, `{"from":["10.0.0.0/8"]}`} {
+		w.want(w.do("PUT", at, "user", body), "Unprocessable Entity out_of_range")
+	}
+	if rec, _ := w.store.Tunnel(o.SessionID); rec.Access == nil || rec.Access.Mode != api.AccessTeam {
+		t.Errorf("it became %+v", rec.Access)
+	}
+	if c := into[api.Access](t, w.do("PUT", at, "user", `{"access":"team","read_only":true}`), 200); c.Access != api.AccessTeam || !c.ReadOnly {
+		t.Errorf("it became %+v", c)
+	}
+}
+
 // A relay of the last release lets in who has the URL, and writes records without rules.
 func TestNoRuleBesideARelayThatAppliesNone(t *testing.T) {
 	w := newWorld(t)
