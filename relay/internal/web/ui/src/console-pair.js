@@ -21,7 +21,7 @@ export function Pair({ api, teams, choose, signOut }) {
     try {
       const a = await api.pairing(code);
       setAsked(a);
-      setName((n) => n || a.machine_name || a.agent_id || a.client || "");
+      setName((n) => n || a.agent_id || a.machine_name || a.client || "");
     } catch (e) { setError(e); }
     setBusy(false);
   };
