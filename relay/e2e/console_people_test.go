@@ -223,7 +223,7 @@ func TestConsoleByAnIssuer(t *testing.T) {
 
 	operator(r, "team", "create", "guests")
 	c.do("who is let in by the issuer is offered no passkey, which the relay would refuse", withPasskeys(), world.Navigate(operator(r, "invite", "create", "--team", "guests", "--name", "Alice")),
-		press("Accept as alice"), text("You are in the team guests as member"), press("All right"), press("Devices"), text("your organisation's sign-in"), world.Until(`!document.querySelector("#passkeys-title")`))
+		press("Accept as alice of the issuer"), text("You are in the team guests as member"), press("All right"), press("Devices"), text("your organisation's sign-in"), world.Until(`!document.querySelector("#passkeys-title")`))
 	c.see("people-devices-issuer")
 
 	var asked api.PairStarted

@@ -63,7 +63,7 @@ export function Wait({ error, again }) {
 export function Join({ name, join, skip }) {
   const [error, setError] = useState(null);
   const run = async () => { try { await join(); } catch (e) { setError(e); } };
-  if (error?.code === "invite_refused") return html`<${Card} title="The invitation is worth nothing"><${Fault} error=${error} /><a class="button primary" href="/console" onClick=${(e) => { e.preventDefault(); skip(); }}>To the console</a></${Card}>`;
+  if (error?.code === "invite_refused") return html`<${Card} title="This invitation does not work"><${Fault} error=${error} /><a class="button primary" href="/console" onClick=${(e) => { e.preventDefault(); skip(); }}>To the console</a></${Card}>`;
   return html`<${Card} title="You are invited to a team">
     <p>This browser is signed in as <b>${name}</b>. If you accept, ${name} becomes a member of the team that invited you. Accept only an invitation that you expected.</p>
     <${Fault} error=${error} />
