@@ -101,8 +101,9 @@ type Session struct {
 	TargetPort     int             `json:"target_port"`
 	TunnelProtocol Protocol        `json:"tunnel_protocol"`
 	Label          string          `json:"label,omitempty"`
-	OpenedBy       string          `json:"opened_by"`
-	Own            bool            `json:"own"` // the caller may do with it what others need a higher role for
+	OpenedBy       string          `json:"opened_by"`                // as the audit log names the caller
+	OpenedByName   string          `json:"opened_by_name,omitempty"` // for people: of a person whom the relay knows, with the device's in brackets
+	Own            bool            `json:"own"`                      // the caller may do with it what others need a higher role for
 	OpenedAt       time.Time       `json:"opened_at"`
 	ExpiresAt      time.Time       `json:"expires_at"`
 	IdleTimeout    Duration        `json:"idle_timeout"`

@@ -83,6 +83,7 @@ var (
 	CodeInviteNotFound         = code("invite_not_found", http.StatusNotFound, HopRelay, "the team has no such open invitation")
 	CodeDeviceNotFound         = code("device_not_found", http.StatusNotFound, HopRelay, "the caller has no such device, browser or passkey")
 	CodePairingNotFound        = code("pairing_not_found", http.StatusNotFound, HopRelay, "the code is unknown, expired or was used")
+	CodeTeamExists             = code("team_exists", http.StatusConflict, HopRelay, "another team has the name")
 	CodeLastOwner              = code("last_owner", http.StatusConflict, HopRelay, "the team would be left without anybody who may manage it")
 	CodeMethodNotAllowed       = code("method_not_allowed", http.StatusMethodNotAllowed, HopRelay, "the address takes other methods: see Allow")
 	CodeUnsupportedMediaType   = code("unsupported_media_type", http.StatusUnsupportedMediaType, HopRelay, "a body is application/json")

@@ -26,6 +26,7 @@ type NamedLink struct {
 	AlternateURLs []string        `json:"alternate_urls"`
 	Segment       string          `json:"segment"`
 	CreatedBy     string          `json:"created_by"`
+	CreatedByName string          `json:"created_by_name,omitempty"` // as opened_by_name of a tunnel
 	CreatedAt     time.Time       `json:"created_at"`
 	ExpiresAt     time.Time       `json:"expires_at"`
 	MaxUses       int             `json:"max_uses,omitempty"` // absent: any number

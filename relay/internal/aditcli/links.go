@@ -1,6 +1,7 @@
 package aditcli
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -54,7 +55,7 @@ func (a *app) showLinks(l api.NamedLinkList, now time.Time) error {
 		if !k.LastUsedAt.IsZero() {
 			used = ago(k.LastUsedAt, now)
 		}
-		t.row(string(k.LinkID), k.Name, usesText(k), fmt.Sprint(k.Viewers), used, until(k.ExpiresAt, now), accessColumn(k.Access), k.CreatedBy)
+		t.row(string(k.LinkID), k.Name, usesText(k), fmt.Sprint(k.Viewers), used, until(k.ExpiresAt, now), accessColumn(k.Access), cmp.Or(k.CreatedByName, k.CreatedBy))
 	}
 	if err := a.printf("%s\n", t.render(a, true)); err != nil {
 		return err

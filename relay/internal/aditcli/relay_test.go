@@ -147,7 +147,7 @@ func (r *relay) me(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	write(w, 200, api.Me{
-		Kind: "device", Name: "dk:alice/laptop", UserID: "adit:alice", UserName: "Alice", Email: "alice@example.com", TeamID: storyTeam, Role: api.RoleMember,
+		Kind: "device", Name: "dk:adit:alice/laptop", UserID: "adit:alice", UserName: "Alice", Email: "alice@example.com", TeamID: storyTeam, Role: api.RoleMember,
 		Teams: []api.MyTeam{{TeamID: storyTeam, TeamName: "vision", Role: api.RoleMember}, {TeamID: "0b1e6f2c-3a44-4f6e-9d7a-2b1c3d4e5f61", TeamName: "speech\x1b[2J", Role: api.RoleViewer}},
 	})
 }
@@ -279,7 +279,7 @@ func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	s := api.Session{
-		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story",
+		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story", OpenedByName: map[int]string{5432: "Alice (laptop)"}[port],
 		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires", Access: access,
 	}
 	r.sessions = append([]api.Session{s}, r.sessions...)

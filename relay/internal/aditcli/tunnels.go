@@ -235,7 +235,7 @@ func (a *app) showStatus(state string, st api.TunnelStatus, now time.Time) error
 		if idle := s.LastUsedAt.Add(s.IdleTimeout.D()); s.IdleTimeout > 0 && idle.Before(s.ExpiresAt) {
 			closes = until(idle, now) + " unless used, else " + closes
 		}
-		t.row(string(s.SessionID), fmt.Sprint(s.TargetPort), kind, s.Label, s.OpenedBy, ago(s.OpenedAt, now), ago(s.LastUsedAt, now),
+		t.row(string(s.SessionID), fmt.Sprint(s.TargetPort), kind, s.Label, cmp.Or(s.OpenedByName, s.OpenedBy), ago(s.OpenedAt, now), ago(s.LastUsedAt, now),
 			fmt.Sprint(s.Viewers), bytesText(s.BytesIn), bytesText(s.BytesOut), accessColumn(s.Access), closes)
 	}
 	if err := a.printf("\n%s\n", t.render(a, true)); err != nil {

@@ -269,9 +269,17 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 		t.Fatalf("with two tunnels: %+v", status)
 	}
 	i := slices.IndexFunc(status.Sessions, func(s api.Session) bool { return s.SessionID == o.SessionID })
-	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || !strings.HasSuffix(s.ClosesBecause, "; in use by Ada, Bob, Cleo and others") {
+	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.OpenedByName != "" || s.BytesIn != 5 || !strings.HasSuffix(s.ClosesBecause, "; in use by Ada, Bob, Cleo and others") {
 		t.Errorf("the session is shown as %+v", s)
 	}
+	w.store.SetUser(store.UserRecord{ID: "alice", Name: "Alice Cooper"}) // since then she has signed in here
+	d := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "device", `{"target_port":8189}`), 201)
+	for _, s := range into[api.TunnelStatus](t, w.do("GET", "/agents/gpu-1/tunnel", "device", ""), 200).Sessions {
+		if want := map[ident.SessionID]string{o.SessionID: "Alice Cooper", d.SessionID: "Alice Cooper (laptop)"}[s.SessionID]; s.OpenedByName != want {
+			t.Errorf("%s reads as %q, want %q", s.OpenedBy, s.OpenedByName, want)
+		}
+	}
+	into[api.Closed](t, w.do("DELETE", "/agents/gpu-1/tunnel?session_id="+string(d.SessionID), "device", ""), 200)
 	agent := into[api.Agent](t, w.do("GET", "/agents/gpu-1", "user", ""), 200)
 	if agent.AgentStatus != api.StatusTunnel || agent.Tunnels != 2 {
 		t.Errorf("the agent is %s with %d tunnels", agent.AgentStatus, agent.Tunnels)

@@ -112,7 +112,7 @@ func (a *API) namedLink(t store.TunnelRecord, l namedlinks.Listed) api.NamedLink
 	return api.NamedLink{
 		LinkID: l.ID, SessionID: t.Session, Name: l.Name, URL: a.cfg.Addresses.LinkURL(t, l.ID),
 		AlternateURLs: notNil(a.cfg.Addresses.LinkAlternates(t, l.ID)), Segment: string(a.cfg.Addresses.LinkSegment(l.ID)),
-		CreatedBy: l.CreatedBy, CreatedAt: l.CreatedAt.UTC(), ExpiresAt: ends.UTC(), MaxUses: l.MaxUses, Uses: l.Uses,
+		CreatedBy: l.CreatedBy, CreatedByName: a.personOf(l.Opened()), CreatedAt: l.CreatedAt.UTC(), ExpiresAt: ends.UTC(), MaxUses: l.MaxUses, Uses: l.Uses,
 		LastUsedAt: l.LastUsed.UTC(), Viewers: l.ViewersNow, Access: access.Public(rule),
 	}
 }

@@ -309,11 +309,27 @@ func (a *API) session(p creds.Principal, t store.TunnelRecord, used usage.Totals
 	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
-		Label: t.Label, OpenedBy: t.OpenedBy, Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		Label: t.Label, OpenedBy: t.OpenedBy, OpenedByName: a.personOf(t.Opened()), Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
 		ClosesBecause: a.cfg.Gate.ClosesBecause(t) + usedBy(used.Names), App: t.App, HostHeader: t.HostHeader, Warnings: a.warnings(t),
 		Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
+}
+
+// personOf is what people call who opened something: the person's name, and the device's
+// if it was one; empty: the relay knows no name, or it was a program's credential.
+func (a *API) personOf(o store.Opened) string {
+	u, ok := a.cfg.Store.User(o.User)
+	if !ok || u.Name == "" {
+		return ""
+	}
+	if o.By == "user:"+string(o.User) {
+		return u.Name
+	}
+	if device, ok := strings.CutPrefix(o.By, "dk:"+string(o.User)+"/"); ok {
+		return u.Name + " (" + device + ")"
+	}
+	return ""
 }
 
 // usedBy says who is known to use a tunnel now, as the end of a clause.

@@ -125,8 +125,10 @@ func (t *town) Accept(_ context.Context, invite ident.Secret, as ident.UserID, _
 	return store.MemberRecord{Team: teamA, User: as, Role: api.RoleAdmin}, t.users[as], nil
 }
 
+func (t *town) MayAddPasskey(user ident.UserID) bool { return strings.HasPrefix(string(user), "adit:") }
+
 func (t *town) Handle(_ context.Context, user ident.UserID) (store.UserRecord, error) {
-	if !strings.HasPrefix(string(user), "adit:") {
+	if !t.MayAddPasskey(user) {
 		return store.UserRecord{}, api.NewProblem(api.CodeForbidden, "passkeys are for people who came by an invitation")
 	}
 	t.mu.Lock()

@@ -42,6 +42,7 @@ type People interface {
 
 // Passkeys keeps the records of passkeys.
 type Passkeys interface {
+	MayAddPasskey(user ident.UserID) bool
 	// Handle returns a person who may have passkeys, with the handle that those know.
 	Handle(ctx context.Context, user ident.UserID) (store.UserRecord, error)
 	// ByHandle returns the person whom passkeys know by a handle.

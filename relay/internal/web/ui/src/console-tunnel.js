@@ -29,7 +29,7 @@ export function Tunnel({ agent, session: s, api, now, tell, changed, warning, kn
       <span class="kind">${s.label && found ? found + " · " : ""}${tcp ? "tcp" : "http"} ${s.target_port}</span>
     </div>
     <dl class="facts">
-      <div><dt>Opened by</dt><dd>${s.opened_by}, ${ago(s.opened_at, now)}</dd></div>
+      <div><dt>Opened by</dt><dd>${s.opened_by_name || s.opened_by}, ${ago(s.opened_at, now)}</dd></div>
       <div><dt>Used</dt><dd>${s.viewers > 0 ? `by ${plural(s.viewers, "viewer")} now` : ago(s.last_used_at, now)}</dd></div>
       <div><dt>Traffic</dt><dd><span title="from users to the app">↑ ${bytes(s.bytes_in)}</span> <span title="from the app to users">↓ ${bytes(s.bytes_out)}</span></dd></div>
       <div><dt>Closes</dt><dd title=${s.closes_because}>${idle && s.viewers === 0 ? `${until(quiet, now)} unless used` : clock(s.expires_at)}</dd></div>

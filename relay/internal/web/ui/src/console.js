@@ -113,7 +113,7 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
       </div>
     </header>
     ${!live && link.since && html`<div class="banner" role="alert"><span>${link.why ? said({ message: link.why }) : "The relay cannot be reached."} This is what was known ${Math.max(1, Math.round((now - link.since) / 1000)) < 2 ? "a moment ago" : "before"}; tunnels go on without this page.</span> <button type="button" onClick=${() => stream.current.retry()}>Try now${link.state === "waiting" ? ` (${Math.max(0, Math.ceil((link.at - now) / 1000))} s)` : ""}</button></div>`}
-    ${welcome && html`<${Welcome} team=${welcome} done=${welcomed} tell=${tell} />`}
+    ${welcome && html`<${Welcome} team=${welcome} me=${api.me} done=${welcomed} tell=${tell} />`}
     ${View ? html`<main id="main" tabindex="-1"><${View} api=${api} now=${now} tell=${tell} signOut=${signOut} leave=${leave} /></main>` : html`<main tabindex="-1" id="main" class=${live || !link.since ? "" : "stale"} aria-busy=${agents === null}>
       ${agents === null && html`<div class="empty" role="status"><p>Loading machines…</p></div>`}
       ${agents && html`<p class="summary" role="status">${plural(all.length, "machine")}${counts.length > 0 ? ": " + counts.map(([s, n]) => `${n} ${states[s][0].toLowerCase()}`).join(", ") : ""}${words.length ? ` · ${shown.length} shown` : ""}</p>`}
