@@ -522,7 +522,7 @@ func (m *matrix) listener(t *testing.T) {
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
 				"/console": 200, "/desktop/pair": 200, "/desktop/pair/start": 404, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
-				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404, "/auth/options": 404, "/auth/login": 404, "/auth/callback": 404, "/auth/": 404,
+				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404, "/auth/options": 404, "/auth/login": 404, "/auth/callback": 404, "/auth/pass": 404, "/auth/": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
 					t.Errorf("GET %s as %s (upgrade: %t): expected %d, got %s", path, c.name, how != nil, want, a)
