@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/admin"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/certs"
@@ -24,6 +25,7 @@ import (
 	"github.com/adit-tunnel/adit/relay/internal/front"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/hub"
+	"github.com/adit-tunnel/adit/relay/internal/identity"
 	"github.com/adit-tunnel/adit/relay/internal/install"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/pairing"
@@ -61,6 +63,9 @@ type parts struct {
 	pairing  *pairing.Pairing
 	people   *people.People
 	resolver *tunnels.Resolver
+	access   *access.Access
+	identity *identity.Identity
+	doors    *access.Doors
 	edge     *edge.Edge
 	api      *rest.API
 	admin    *admin.Server
@@ -169,6 +174,13 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	if err != nil {
 		return err
 	}
+	p.access = access.New(access.Config{
+		Store: p.store, Creds: p.creds, Key: p.key, Changes: access.StoreChanges(p.store), CutUnwatched: p.meter.CutUnwatched, Now: now, Registerer: reg,
+	})
+	if p.identity, err = identity.New(identity.Config{Key: p.key, Issuer: p.resolver.PublicOrigin(), Now: now, Registerer: reg}); err != nil {
+		return err
+	}
+	p.doors = access.NewDoors(access.DoorsConfig{Access: p.access, Store: p.store, Audit: p.audit, Now: now, Registerer: reg})
 	p.rights = rights.New(rights.Config{Creds: p.creds, Gate: p.gate, Links: p.links, Store: p.store, Audit: p.audit})
 	p.pairing = pairing.New(pairing.Config{
 		Store: p.store, Credentials: p.creds, Audit: p.audit, Key: p.key, Origin: p.resolver.ConsoleOrigin(), MayAppear: p.gate.MayAppear, Now: now, Registerer: reg,
@@ -178,6 +190,7 @@ func (r *Relay) rules(p *parts, reg *prometheus.Registry) (err error) {
 	}
 	p.api, err = rest.New(rest.Config{
 		Auth: p.creds, Rights: p.rights, People: p.people, Pairing: p.pairing, Gate: p.gate, Store: gate.Shared{Store: p.store}, Addresses: p.resolver, Usage: p.fleet, Links: p.links, Terminals: terminals{p},
+		Doors: p.doors, AppliesAccess: p.store.AllApplyAccess, SignInOff: r.cfg.SignInOff(), Access: access.Floor{Minimum: api.AccessMode(r.cfg.Access.Minimum), Default: api.AccessMode(r.cfg.Access.Default)},
 		Prober: p.fleet, Heartbeats: p.hub, Audit: p.audit, Remote: r.remote, Grace: lostGrace,
 		Logger: r.log.With("part", "rest"), Registerer: reg,
 	})
@@ -228,7 +241,7 @@ func (r *Relay) doors(p *parts, reg *prometheus.Registry) (err error) {
 		fallback = ""
 	}
 	p.edge, err = edge.New(edge.Config{
-		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
+		Resolver: p.resolver, Fleet: p.fleet, Meter: p.meter, Links: p.links, Access: p.access, Identity: p.identity, Doors: p.doors, SignIn: r.signInOrigin(p), Why: p.whyTCP, Stopping: r.draining.Load, Prober: prober{p}, Own: own.Find, Else: http.HandlerFunc(own.Else),
 		Hold: r.cfg.Tunnel.Hold.D(), HeaderTimeout: r.cfg.Tunnel.HeaderTimeout.D(), TrustedProxies: r.proxies,
 		PathFallback: fallback, MaxStreams: r.cfg.Limits.StreamsPerTunnel,
 		Logger: r.log.With("part", "edge"), Registerer: reg,

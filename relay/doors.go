@@ -80,6 +80,13 @@ func (r *Relay) viewed(v usage.View) {
 		Event: audit.TunnelViewed, Actor: "viewer", Team: t.Team, Agent: t.Agent, Session: t.Session,
 		Detail: fmt.Sprintf("viewer %s, %s", v.Viewer, v.Kind),
 	}
+	switch {
+	case v.Party.User != "":
+		rec.Actor = "user:" + string(v.Party.User)
+		rec.Detail += fmt.Sprintf(", %q", v.Party.Name)
+	case v.Party.Name != "": // of a credential, or what somebody said who knocked
+		rec.Detail += fmt.Sprintf(", named %q", v.Party.Name)
+	}
 	if link, ok := r.p.store.Link(v.Party.Link); ok {
 		rec.Detail += fmt.Sprintf(", by link %s %q", link.ID, link.Name)
 	}

@@ -45,6 +45,7 @@ func (r *Relay) pages(p *parts, reg *prometheus.Registry) (map[string]http.Handl
 		return nil, err
 	}
 	maps.Copy(routes, door.Routes())
+	maps.Copy(routes, p.identity.Routes())
 	p.install = install.New(install.Config{
 		Dir: r.cfg.ReleaseDir, URL: r.cfg.PublicURL, Logger: r.log.With("part", "install"), Registerer: reg,
 	})

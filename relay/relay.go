@@ -86,6 +86,7 @@ func (r *Relay) Run(ctx context.Context, reload func() error) error {
 	rules.run("usage", r.p.meter.Run)
 	rules.run("gate", r.p.gate.Run)
 	rules.run("links", r.p.links.Run)
+	rules.run("access", r.p.access.Run)
 	rules.run("hub", r.p.hub.Run)
 	rules.run("memory", r.boundMemory)
 	if r.p.peers != nil {

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -41,7 +42,7 @@ type canaries struct {
 
 func (c *canaries) add(name, secret string) string {
 	c.t.Helper()
-	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-", "tc-", "tr-", "pc-", "si-", "inv-"} {
+	for _, prefix := range []string{"sk-", "dk-", "ak-", "adm-", "lt-", "tc-", "tr-", "pc-", "si-", "inv-", "ps-"} {
 		secret = strings.TrimPrefix(secret, prefix)
 	}
 	if len(secret) < 16 {
@@ -75,6 +76,46 @@ func (c *canaries) pairing(r *world.Relay, person string) {
 	}
 	c.add("key of a device that was paired", got.RawKey)
 	c.add("key of a machine that was paired", got.AgentKey)
+}
+
+// doors lets a guest in by a PIN, and another who knocks, and adds what they bring and get.
+func (c *canaries) doors(r *world.Relay, sk string) {
+	c.t.Helper()
+	const pin, wrong = "canary-pin-right-0123456789", "canary-pin-wrong-9876543210"
+	c.add("PIN", pin)
+	c.add("wrong PIN", wrong)
+	client := r.W.HTTP()
+	post := func(tun api.Tunnel, path string, form url.Values) {
+		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, r.HostURL(tun)+path, strings.NewReader(form.Encode()))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		resp, err := client.Do(req)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		for _, cookie := range resp.Cookies() {
+			_, secret, _ := strings.Cut("."+cookie.Value, ".")
+			if _, rest, ok := strings.Cut(secret, "."); ok {
+				secret = rest // of a knock: its id is not secret
+			}
+			c.add("cookie that "+path+" sets", secret)
+		}
+		if resp.StatusCode >= 500 {
+			c.t.Errorf("POST %s: %s", path, resp.Status)
+		}
+	}
+	tun := r.Open(sk, "gpu-1", map[string]any{"target_port": r.W.FreePort(), "access": "pin", "pin": pin})
+	post(tun, "_adit/pin", url.Values{"pin": {wrong}})
+	post(tun, "_adit/pin", url.Values{"pin": {pin}})
+	post(r.Open(sk, "gpu-1", map[string]any{"target_port": r.W.FreePort(), "access": "knock"}), "_adit/knock", url.Values{"name": {"Guest"}})
+	for _, want := range []string{"cookie that _adit/pin sets", "cookie that _adit/knock sets"} {
+		if c.value[want] == "" {
+			c.t.Errorf("there is no %s", want)
+		}
+	}
 }
 
 // search reports every canary in a text, but for those allowed there.
@@ -157,6 +198,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	dk := created(r, jwt, world.Team, `{"kind":"device","name":"laptop"}`)
 	c.add("device credential", dk.Secret)
 	c.pairing(r, jwt)
+	c.doors(r, sk)
 	key, err := os.ReadFile(filepath.Join(r.DataDir, "cluster.key"))
 	if err != nil {
 		t.Fatal(err)
@@ -370,6 +412,8 @@ func (d *day) api() {
 		d.t.Errorf("a task on no agent: %d", status)
 	}
 	closeAll(d.r, d.sk, "gpu-2", api.Tunnel{SessionID: d.open("gpu-2").SessionID})
+	pin := d.c.add("PIN of a tunnel", "0123456789 the canary's pin")
+	closeAll(d.r, d.sk, "gpu-2", d.r.Open(d.sk, "gpu-2", map[string]any{"target_port": d.port, "access": "pin", "pin": pin}))
 	third := d.w.Agent(d.r, "gpu-3")
 	status, p := d.r.API(d.sk, "POST", "/agents/gpu-3/tasks", map[string]any{"task_id": "train", "ttl": "60s"}, &lease)
 	if status != 201 {

@@ -84,7 +84,8 @@ func TestConsoleOfPeople(t *testing.T) {
 		t.Error("a person in one team sees its UUID")
 	}
 	c.see("people-welcome")
-	c.do("a passkey is added", press("Add a passkey"), text("the passkey is there"), world.Until(`!document.querySelector(".welcome")`))
+	c.do("one that is not made is said so", evaluate(`navigator.credentials.create = async () => { throw new DOMException("no", "NotAllowedError"); }`), press("Add a passkey"), text("no passkey was added"))
+	c.do("a passkey is added", evaluate(`delete navigator.credentials.create`), press("Add a passkey"), text("the passkey is there"), world.Until(`!document.querySelector(".welcome")`))
 	c.do("a reload keeps signed in", chromedp.Reload(), live(), world.Until(`!document.querySelector(".welcome")`))
 	c.do("away and back", world.Navigate("about:blank"), evaluate(`history.back()`), live())
 	second := c.tab()
@@ -185,6 +186,9 @@ func TestConsoleOfTwoTeams(t *testing.T) {
 	c.do("another invitation asks first", world.Navigate(more), text("signed in as Alice"))
 	c.see("people-join")
 	c.do("it is accepted", press("Accept as Alice"), text("the team render farm as viewer"), text("No machine is connected"))
+	c.do("a used one offers nothing to accept", world.Navigate(more), press("Accept as Alice"), text("invite_refused"), world.Until(`![...document.querySelectorAll("button")].some((b) => b.textContent.startsWith("Accept"))`))
+	c.see("people-join-refused")
+	c.do("and leads to the console", press("To the console"), live())
 	c.do("the other team is a choice away", fill("#team", world.Team), text("gpu-1"), world.Until(`document.querySelector("#team").selectedOptions[0].textContent === "vision"`))
 	c.see("people-teams")
 	c.do("and remembered", chromedp.Reload(), text("gpu-1"), world.Until(`document.querySelector("#team").selectedOptions[0].textContent === "vision"`))
@@ -217,7 +221,18 @@ func TestConsoleByAnIssuer(t *testing.T) {
 		t.Error("a person in one team sees its UUID")
 	}
 
+	operator(r, "team", "create", "guests")
+	c.do("who is let in by the issuer is offered no passkey, which the relay would refuse", withPasskeys(), world.Navigate(operator(r, "invite", "create", "--team", "guests", "--name", "Alice")),
+		press("Accept as alice of the issuer"), text("You are in the team guests as member"), press("All right"), press("Devices"), text("your organisation's sign-in"), world.Until(`!document.querySelector("#passkeys-title")`))
+	c.see("people-devices-issuer")
+
 	var asked api.PairStarted
+	if status, p := r.API("", http.MethodPost, "/desktop/pair/start", map[string]any{"machine_name": "box", "keys": []string{"agent"}, "agent_id": "gpu-9"}, &asked); status != http.StatusOK {
+		t.Fatalf("a machine asks to be paired: %d %v", status, p)
+	}
+	c.do("a machine is paired by the name that it gets, and the way on leads to the machines", world.Navigate(asked.VerificationURI), world.Until(`document.querySelector("#device-name")?.value === "gpu-9"`), press("Confirm"), text("is paired"))
+	c.see("paired-machine")
+	c.do("to the machines", press("Your machines"), live())
 	if status, p := r.API("", http.MethodPost, "/desktop/pair/start", map[string]any{"machine_name": "alices-laptop"}, &asked); status != http.StatusOK {
 		t.Fatalf("ask to be paired: %d %v", status, p)
 	}

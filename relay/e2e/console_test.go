@@ -219,6 +219,17 @@ func TestConsole(t *testing.T) {
 	c.do("copying the link", evaluate(`navigator.clipboard.writeText = (s) => { window.copied = s; return Promise.resolve(); }`), press("Copy link of the week's renders"), world.Until(fmt.Sprintf(`window.copied === %q`, url)), text("Copied"))
 	c.do("its QR code", press("QR code of the week's renders"), world.Until(`document.querySelector("dialog svg.qr")`), press("Close this dialog"))
 
+	c.do("who may use it is shown, and changed", text("anyone who has the link"), press("Access to the week's renders"), fill("dialog[open] select", "people"), world.Until(`document.querySelector("dialog[open] [id$=-people]")`),
+		fill("dialog[open] [id$=-people]", "alice@example.com, *@partner.example"))
+	c.see("access")
+	c.do("it is saved", press("Save"), text("alice@example.com, *@partner.example"), focused("Access to the week's renders"))
+	var now api.Access
+	if r.API(sk, http.MethodGet, "/tunnels/"+string(session.SessionID)+"/access", nil, &now); now.Access != api.AccessPeople || len(now.People) != 2 {
+		t.Errorf("the relay has %+v", now)
+	}
+	r.API(sk, http.MethodPut, "/tunnels/"+string(session.SessionID)+"/access", map[string]any{"access": "anyone"}, nil)
+	c.do("a change by others is shown", text("anyone who has the link"))
+
 	// Somebody opens the link; then is sent away.
 	as(r, api.NamedLink{Segment: hostLabel(url)}, "GET", "Mozilla/5.0 Ann's Firefox")
 	c.do("viewers are listed", evaluate(`[...document.querySelectorAll("button")].find((b) => /^Viewers.* of the week/.test(b.getAttribute("aria-label"))).click()`), text("Ann's Firefox"))
@@ -229,6 +240,12 @@ func TestConsole(t *testing.T) {
 
 	c.do("named links: one is made", press("Named links of the week's renders"), text("None yet"), evaluate(`document.querySelector(".line input").focus()`), chromedp.KeyEvent("for the customer"), press("Make link"), text("0 of 1 use"), text("is ready"))
 	c.see("links")
+	c.do("who may come by one is changed", press("Access by the link for for the customer"), world.Until(`document.querySelector("dialog[open] select").value === "anyone"`),
+		evaluate(`document.querySelector("dialog[open] details").open = true`), evaluate(`document.querySelector("dialog[open] input[type=checkbox]").click()`), press("Save"), text("for anyone who has the link, to look only"), world.Until(`!document.querySelector("dialog[open]")`))
+	if l := linksOf(r, sk, api.Tunnel{SessionID: session.SessionID})["for the customer"]; l.Access.Access != api.AccessAnyone || !l.ReadOnly {
+		t.Errorf("the relay has the link with %+v", l.Access)
+	}
+	c.do("and given back to the tunnel", press("Access by the link for for the customer"), fill("dialog[open] select", ""), world.Until(`!document.querySelector("dialog[open] details")`), press("Save"), world.Until(`!document.querySelector("dialog[open]") && !document.querySelector(".rows").innerText.includes("to look only")`))
 	links := linksOf(r, sk, api.Tunnel{SessionID: session.SessionID})
 	if path, _ := as(r, links["for the customer"], "GET", "Customer"); path.Status != 200 {
 		t.Errorf("the named link answers %s", path)

@@ -141,9 +141,11 @@ func TestSilentSocketsShutNoDoor(t *testing.T) {
 				t.Errorf("a machine enrolls: %v", err)
 			}
 			fakeAgent(r, world.Team, fmt.Sprint("late-", n), nil)
-			if status, p := r.API(sk, http.MethodGet, fmt.Sprint("/agents/late-", n), nil, nil); p != nil {
-				t.Errorf("an agent that came meanwhile is listed: %d %v", status, p)
-			}
+			// Its presence is written beside its welcome.
+			w.Eventually(20*time.Second, "an agent that came meanwhile is listed", func() bool {
+				_, p := r.API(sk, http.MethodGet, fmt.Sprint("/agents/late-", n), nil, nil)
+				return p == nil
+			})
 		})
 	}
 }

@@ -61,8 +61,13 @@ var apiRoutes = []apiRoute{
 	{"POST", "/tunnels/{session_id}/terminal", kindsAdmin, "", `{"expires_in":"1ms"}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/viewers", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
 	{"DELETE", "/tunnels/{session_id}/viewers/{viewer_id}", kindsAdmin, "", "", 404, "viewer_not_found", "tunnel_not_found"},
+	{"GET", "/tunnels/{session_id}/knocks", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
+	{"POST", "/tunnels/{session_id}/knocks/{knock_id}", kindsAdmin, "", `{"admit":true}`, 404, "knock_not_found", "tunnel_not_found"},
 	{"POST", "/tunnels/{session_id}/links", kindsAdmin, "", `{"name":""}`, 422, "out_of_range", "tunnel_not_found"},
 	{"GET", "/tunnels/{session_id}/links", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
+	{"GET", "/tunnels/{session_id}/access", kindsAdmin, "", "", 200, "", "tunnel_not_found"},
+	{"PUT", "/tunnels/{session_id}/access", kindsAdmin, "", `{"access":"everybody"}`, 422, "out_of_range", "tunnel_not_found"},
+	{"PUT", "/tunnels/{session_id}/links/{link_id}/access", kindsAdmin, "", "{}", 404, "link_not_found", "tunnel_not_found"},
 	{"DELETE", "/tunnels/{session_id}/links/{link_id}", kindsAdmin, "", "", 404, "link_not_found", "tunnel_not_found"},
 	{"POST", "/agents/{agent_id}/tasks", kindsAgent, "", `{"ttl":"1s"}`, 422, "out_of_range", "agent_not_found"},
 	{"PUT", "/agents/{agent_id}/tasks/{task_id}", kindsAgent, "", `{"lease_token":""}`, 422, "out_of_range", "agent_not_found"},
@@ -378,7 +383,7 @@ func TestDefaultDeny(t *testing.T) {
 			`"GET " + web.Path`, `"GET " + Path`, `"GET " + pairPath`, `"GET " + Path + "/{$}"`,
 			// By what people sign in: where nobody can, as here, the first two alone. They read a cookie and no credential.
 			`"GET " + Base + "options"`, `"POST " + Base + "token"`,
-			`"GET" Base + "options"`, `"GET" loginPath`, `"GET" callbackPath`, `"POST" Base + "token"`, `"POST" Base + "logout"`, `"POST" Base + "invite"`,
+			`"GET" Base + "options"`, `"GET" loginPath`, `"GET" callbackPath`, `"GET" passPath`, `"POST" Base + "token"`, `"POST" Base + "logout"`, `"POST" Base + "invite"`,
 			`"POST" Base + "passkey/begin"`, `"POST" Base + "passkey/finish"`, `"POST" Base + "passkey/register/begin"`, `"POST" Base + "passkey/register/finish"`,
 			`"GET " + Path`, `"GET " + Path + "/{file}"`, `"GET " + wire.TerminalPath + "{session}"`, `"GET " + wire.TerminalPath + "{session}" + wire.TerminalSocket`,
 		}; !slices.Equal(got, want) {
@@ -517,7 +522,7 @@ func (m *matrix) listener(t *testing.T) {
 			for path, want := range map[string]int{
 				"/healthz": 200, "/readyz": 200, "/metrics": 404, "/debug/pprof/": 404, "/debug/pprof/cmdline": 404, "/debug/vars": 404,
 				"/console": 200, "/desktop/pair": 200, "/desktop/pair/start": 404, "/admin": 404, "/v1/credentials": 404, "/status": 404, "/": 303, "/terminal/" + string(m.tun.SessionID): 200, "/terminal/x": 404, "/terminal/x/ws": 404, "/_adit/ui/x": 404,
-				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404, "/auth/options": 404, "/auth/login": 404, "/auth/callback": 404, "/auth/": 404,
+				"/agent/v1/": 404, "/agent/v1/link/x": 404, "/.well-known/openid-configuration": 404, "/tunnel": 404, "/auth/options": 404, "/auth/login": 404, "/auth/callback": 404, "/auth/pass": 404, "/auth/": 404,
 			} {
 				if a := m.ask("GET", path, "", header...); a.Status != want {
 					t.Errorf("GET %s as %s (upgrade: %t): expected %d, got %s", path, c.name, how != nil, want, a)

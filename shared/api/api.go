@@ -16,6 +16,9 @@ const (
 	HeaderTeam           = "X-Team-ID"
 	HeaderRequestID      = "X-Request-ID"
 	HeaderIdempotencyKey = "Idempotency-Key"
+	// HeaderAuthorization shows a secret at a tunnel's address, where Authorization is
+	// the app's. The app never gets it.
+	HeaderAuthorization = "Adit-Authorization"
 )
 
 // Protocol of a tunnel.
@@ -59,6 +62,8 @@ type OpenTunnelRequest struct {
 	Label          string     `json:"label,omitempty"`
 	HostHeader     HostHeader `json:"host_header,omitempty"`
 	AllowOrigins   []string   `json:"allow_origins,omitempty"`
+	AccessRequest
+	IdentityHeader string `json:"identity_header,omitempty"` // a further header that names the viewer to the app
 }
 
 // Tunnel is the answer to opening one.
@@ -76,6 +81,8 @@ type Tunnel struct {
 	Label          string          `json:"label,omitempty"`
 	App            string          `json:"app,omitempty"`
 	HostHeader     HostHeader      `json:"host_header,omitempty"`
+	Access
+	IdentityHeader string `json:"identity_header,omitempty"`
 }
 
 // TunnelStatus is the answer of GET /agents/{agent_id}/tunnel. The first three
@@ -94,8 +101,9 @@ type Session struct {
 	TargetPort     int             `json:"target_port"`
 	TunnelProtocol Protocol        `json:"tunnel_protocol"`
 	Label          string          `json:"label,omitempty"`
-	OpenedBy       string          `json:"opened_by"`
-	Own            bool            `json:"own"` // the caller may do with it what others need a higher role for
+	OpenedBy       string          `json:"opened_by"`                // as the audit log names the caller
+	OpenedByName   string          `json:"opened_by_name,omitempty"` // for people: of a person whom the relay knows, with the device's in brackets
+	Own            bool            `json:"own"`                      // the caller may do with it what others need a higher role for
 	OpenedAt       time.Time       `json:"opened_at"`
 	ExpiresAt      time.Time       `json:"expires_at"`
 	IdleTimeout    Duration        `json:"idle_timeout"`
@@ -107,6 +115,8 @@ type Session struct {
 	App            string          `json:"app,omitempty"`
 	HostHeader     HostHeader      `json:"host_header,omitempty"`
 	Warnings       []string        `json:"warnings,omitempty"`
+	Access
+	IdentityHeader string `json:"identity_header,omitempty"`
 }
 
 // Closed is the answer of DELETE /agents/{agent_id}/tunnel.
@@ -142,6 +152,8 @@ type TerminalCode struct {
 // Viewer is one party using a tunnel now.
 type Viewer struct {
 	ViewerID    ident.ViewerID `json:"viewer_id"`
+	UserID      ident.UserID   `json:"user_id,omitempty"`   // who it is, where the tunnel asks
+	UserName    string         `json:"user_name,omitempty"` // for people; without a user_id the name of a credential, or what somebody said who knocked
 	RemoteAddr  string         `json:"remote_addr"`
 	UserAgent   string         `json:"user_agent,omitempty"`
 	Since       time.Time      `json:"since"`
@@ -336,5 +348,7 @@ const (
 	EventAgentGone     = "agent_gone"
 	EventTunnelClosing = "tunnel_closing" // warning before an idle or hard close
 	EventTunnelClosed  = "tunnel_closed"
-	EventGoodbye       = "goodbye" // the stream ends: the relay restarts, or the credential is over
+	EventTunnelAccess  = "tunnel_access" // who may use it was changed
+	EventTunnelKnock   = "tunnel_knock"  // somebody waits to be let in, or does not any more
+	EventGoodbye       = "goodbye"       // the stream ends: the relay restarts, or the credential is over
 )

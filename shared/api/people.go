@@ -142,6 +142,10 @@ type BrowserToken struct {
 	UserID    string    `json:"user_id"`
 	UserName  string    `json:"user_name,omitempty"`
 	Teams     []MyTeam  `json:"teams"`
+	// MayAddPasskey says whether this relay lets the person have passkeys, HasPasskey
+	// whether they have one.
+	MayAddPasskey bool `json:"may_add_passkey"`
+	HasPasskey    bool `json:"has_passkey"`
 }
 
 // PairKey is what pairing gives out.

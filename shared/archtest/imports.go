@@ -33,7 +33,7 @@ var layers = map[string]int{
 	"relay/internal/zaplog": 2,
 	"relay/internal/caller": 3, "relay/internal/problems": 3,
 	"relay/internal/certs": 4, "relay/internal/creds": 4, "relay/internal/fleet": 4, "relay/internal/gate": 4, "relay/internal/hub": 4, "relay/internal/peers": 4,
-	"relay/internal/tunnels": 4, "relay/internal/usage": 4, "relay/internal/namedlinks": 4, "relay/internal/people": 4,
+	"relay/internal/tunnels": 4, "relay/internal/usage": 4, "relay/internal/access": 4, "relay/internal/identity": 4, "relay/internal/namedlinks": 4, "relay/internal/people": 4,
 	"relay/internal/admin": 5, "relay/internal/console": 5, "relay/internal/edge": 5, "relay/internal/front": 5, "relay/internal/install": 5, "relay/internal/paths": 5,
 	"relay/internal/enroll": 5, "relay/internal/pairing": 5, "relay/internal/rights": 5,
 	"relay/internal/rest": 5, "relay/internal/signin": 5, "relay/internal/terminal": 5, "relay/internal/web": 4,

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -28,6 +29,7 @@ const (
 type Way struct {
 	Transport *http.Transport
 	UserAgent string
+	Header    http.Header   // more of a request's
 	Timeout   time.Duration // of one request
 	Words     Words
 }
@@ -54,6 +56,7 @@ func (w Way) Ask(ctx context.Context, at *url.URL, report func(Check)) *Answer {
 		report(Failure("http", 0, err, ""))
 		return nil
 	}
+	maps.Copy(req.Header, w.Header)
 	req.Header.Set("User-Agent", w.UserAgent)
 	req.Header.Set("Accept", "application/json, "+api.ProblemContentType)
 	proxy, err := w.Transport.Proxy(req)

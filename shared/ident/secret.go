@@ -58,6 +58,8 @@ const (
 	PrefixSignIn      = "si-"  // the cookie of a browser that is signed in
 	PrefixBrowser     = "bt-"  // the bearer that its page gets, for minutes
 	PrefixInvite      = "inv-" // an invitation, once
+	PrefixPass        = "ps-"  // the cookie of a browser that may use a tunnel
+	PrefixPassCode    = "px-"  // a code with which it gets that, once
 	PrefixPairing     = "pc-"  // the code with which a program waits to be paired
 )
 

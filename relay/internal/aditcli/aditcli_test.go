@@ -126,6 +126,7 @@ func talk(ts *testscript.TestScript, neg bool, args []string) {
 //	relay break N       the next N tunnel dials are answered 503
 //	relay open N        demands that N tunnels are open
 //	relay url PORT      writes the URL of the newest tunnel to that port into url.txt
+//	relay host PORT     puts its URL at a host of its own into the variable
 //	relay pairs HOW     nobody: no code is confirmed; slow: nor does it end; old: it knows no pairing; well
 //	relay polled N      waits until a program has polled so often
 //	relay devices N     demands that so many devices are let in
@@ -158,6 +159,9 @@ func tellRelay(ts *testscript.TestScript, neg bool, args []string) {
 	case "url":
 		ts.Check(os.WriteFile(ts.MkAbs("url.txt"), []byte(r.newest(n)+"\n"), 0o600))
 		ts.Setenv("ADIT_TUNNEL_URL_OF_STORY", r.newest(n))
+	case "host": // as with a wildcard domain
+		segment := strings.Split(r.newest(n), "/tunnel/")[1]
+		ts.Setenv("ADIT_TUNNEL_URL_OF_STORY", "ws://"+strings.TrimSuffix(segment, "/")+".localhost:"+strings.TrimPrefix(r.url(), "http://127.0.0.1:")+"/")
 	case "polled":
 		testkit.Eventually(r.tb, "a program polls", func() bool {
 			r.mu.Lock()

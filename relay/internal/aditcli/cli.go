@@ -126,7 +126,8 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed,
 
 	root.AddCommand(
 		a.loginCommand(), a.whoamiCommand(), a.logoutCommand(), a.agentsCommand(), a.watchCommand(), a.openCommand(), a.statusCommand(),
-		a.closeCommand(), a.extendCommand(), a.viewersCommand(), a.linksCommand(), a.connectCommand(), a.sshCommand(), a.terminalCommand(),
+		a.closeCommand(), a.extendCommand(), a.viewersCommand(), a.accessCommand(), a.linksCommand(), a.knocksCommand(), a.admitCommand(), a.connectCommand(), a.sshCommand(),
+		a.terminalCommand(),
 		a.inviteCommand(), a.membersCommand(),
 		a.doctorCommand(), a.versionCommand(), manual.Command("1"),
 	)

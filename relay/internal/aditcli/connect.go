@@ -49,7 +49,9 @@ ssh does.
 AGENT:PORT opens a tunnel for the time that the command runs (--keep leaves it
 open). A URL uses a tunnel that somebody opened with --protocol tcp. The URL grants
 access, and other users of this machine can see the arguments of a process: rather
-give it in ADIT_TUNNEL_URL, in a file (--url-file), or on stdin ("-").
+give it in ADIT_TUNNEL_URL, in a file (--url-file), or on stdin ("-"). To a tunnel that
+is for certain people (--access), your login says who you are, if it is a tunnel of the
+relay that you are logged in to.
 
 New connections outlast a restart of the relay and a lost link: they are tried
 again for some seconds before their client is told.`,
@@ -153,7 +155,7 @@ func (a *app) findTunnel(cmd *cobra.Command, args []string, urlFile string, stdi
 	return a.ownTunnel(cmd.Context(), s, id, port, keep)
 }
 
-// tunnelAt uses a tunnel that somebody opened; no token is needed.
+// tunnelAt uses a tunnel that somebody opened; a token is needed only if it asks who comes.
 func (a *app) tunnelAt(cmd *cobra.Command, u *url.URL) (*tunnel, error) {
 	if _, ok := sessionOf(u); !ok {
 		return nil, withHint(usagef("that is no tunnel's URL"), "it has the form wss://RELAY/tunnel/SEGMENT/ or wss://SEGMENT.DOMAIN/")
@@ -166,7 +168,7 @@ func (a *app) tunnelAt(cmd *cobra.Command, u *url.URL) (*tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tunnel{transport: tr, note: a.notef, url: u}, nil
+	return &tunnel{transport: tr, note: a.notef, login: s.login(), url: u}, nil
 }
 
 // ownTunnel opens a tunnel for this command. done closes it, also when the
@@ -193,7 +195,7 @@ func (a *app) ownTunnel(ctx context.Context, s *session, id ident.AgentID, port 
 		s.client.Close()
 		return nil, nil, err
 	}
-	t := &tunnel{transport: s.transport, note: a.notef, url: u, reopen: open}
+	t := &tunnel{transport: s.transport, note: a.notef, login: s.login(), url: u, reopen: open}
 	return t, func() {
 		defer s.client.Close()
 		if keep {

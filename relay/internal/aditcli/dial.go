@@ -3,8 +3,10 @@ package aditcli
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +33,7 @@ const (
 type tunnel struct {
 	transport http.RoundTripper
 	note      func(format string, args ...any)
+	login     login
 	// reopen makes the tunnel anew after it was closed; nil for a tunnel that
 	// somebody else opened.
 	reopen func(context.Context) (*url.URL, error)
@@ -58,7 +61,7 @@ func (t *tunnel) dial(ctx context.Context) (*wsconn.Conn, error) {
 	start, reopened := time.Now(), false
 	for {
 		at := t.address()
-		c, err := dialSocket(ctx, t.transport, at)
+		c, err := t.login.dial(ctx, t.transport, at)
 		var p *api.Problem
 		switch {
 		case err == nil:
@@ -96,8 +99,71 @@ func (t *tunnel) open(ctx context.Context, closed *url.URL, why string) error {
 	return nil
 }
 
+// login shows, at tunnels that ask who comes, who the user is. The secret goes to the relay
+// that the user is logged in to, at its own address, and to no other host.
+type login struct {
+	relay string // its address; empty: nobody is logged in
+	token ident.Secret
+}
+
+// login returns what the settings have of one.
+func (s settings) login() login {
+	if s.Token == "" || strings.HasPrefix(s.Token.Reveal(), ident.PrefixAdmin) {
+		return login{}
+	}
+	return login{relay: s.URL, token: s.Token}
+}
+
+// header is what shows the secret; nil: there is none.
+func (l login) header() http.Header {
+	if l.token == "" {
+		return nil
+	}
+	return http.Header{api.HeaderAuthorization: {"Bearer " + l.token.Reveal()}}
+}
+
+// at is where a tcp tunnel is at the relay's own address; nil: nowhere.
+func (l login) at(u *url.URL) *url.URL {
+	segment, ok := segmentOf(u)
+	if !ok || l.token == "" {
+		return nil
+	}
+	base, err := client.ParseBaseURL(l.relay)
+	if err != nil {
+		return nil
+	}
+	at := *base
+	at.Path += "/tunnel/" + string(segment) + "/"
+	return socketURL(&at)
+}
+
+// dial connects to a tcp tunnel, and says who the user is where the tunnel asks.
+func (l login) dial(ctx context.Context, transport http.RoundTripper, u *url.URL) (*wsconn.Conn, error) {
+	c, err := dialSocket(ctx, transport, u, nil)
+	if !asksWho(err) {
+		return c, err
+	}
+	at := l.at(u)
+	if at == nil {
+		return nil, err
+	}
+	c, known := dialSocket(ctx, transport, at, l.header())
+	if p, ok := errors.AsType[*api.Problem](known); ok && p.Status == http.StatusNotFound {
+		return nil, err // it is another relay's
+	}
+	return c, known
+}
+
+// asksWho says whether a tunnel refused somebody whom it does not know.
+func asksWho(err error) bool {
+	p, ok := errors.AsType[*api.Problem](err)
+	return ok && p.Status == http.StatusUnauthorized && slices.Contains([]api.Code{api.CodeAccessRequired, api.CodePINRequired, api.CodeKnockWaiting}, p.Code)
+}
+
 // dialSocket makes one WebSocket to a tcp tunnel. A refusal is an *api.Problem.
-func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (*wsconn.Conn, error) {
+func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL, more http.Header) (*wsconn.Conn, error) {
+	header := http.Header{"User-Agent": {userAgent()}, "Accept": {api.ProblemContentType}}
+	maps.Copy(header, more)
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, client.ErrTimeout)
 	defer cancel()
 	c, res, err := websocket.Dial(ctx, socketURL(at).String(), &websocket.DialOptions{
@@ -105,7 +171,7 @@ func dialSocket(ctx context.Context, transport http.RoundTripper, at *url.URL) (
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		HTTPHeader:      http.Header{"User-Agent": {userAgent()}, "Accept": {api.ProblemContentType}},
+		HTTPHeader:      header,
 		CompressionMode: websocket.CompressionDisabled,
 	})
 	switch {

@@ -203,7 +203,13 @@ func (d *doctor) machine(ctx context.Context, s *session, id ident.AgentID) {
 		}
 		if u, ok := parseTunnelURL(o.TunnelURL); ok {
 			d.port = fmt.Sprintf("port %d, session %s: ", o.TargetPort, o.SessionID)
-			d.through(ctx, s.transport, u, o.TunnelProtocol == api.ProtocolTCP, func(checkup.Check) {})
+			w := way(s.transport)
+			// The relay itself says that this is its tunnel, and that it asks who comes. One of
+			// the last release says no such thing, and would pass the header on to the app.
+			if o.Access.Access != "" && o.Access.Access != api.AccessAnyone {
+				w.Header = s.login().header()
+			}
+			d.through(ctx, w, u, o.TunnelProtocol == api.ProtocolTCP, func(checkup.Check) {})
 		}
 		for _, w := range o.Warnings {
 			d.report(checkup.Check{Check: "app", State: checkup.Warn, Detail: w})
@@ -230,21 +236,21 @@ func machineCheck(g api.Agent, took time.Duration) checkup.Check {
 	return c
 }
 
-// walkTunnel follows a tunnel's URL; no token is needed for that.
+// walkTunnel follows a tunnel's URL; a token is needed only if it asks who comes.
 func (d *doctor) walkTunnel(ctx context.Context, u *url.URL) error {
 	tr, err := client.NewTransport(client.TransportConfig{CAFile: d.set.CAFile})
 	if err != nil {
 		return err
 	}
 	defer tr.CloseIdleConnections()
-	d.through(ctx, tr, u, u.Scheme == "ws" || u.Scheme == "wss", d.report)
+	d.through(ctx, way(tr), u, u.Scheme == "ws" || u.Scheme == "wss", d.report)
 	return nil
 }
 
 // through goes through a tunnel to its app; steps takes the connection's checks.
-func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tcp bool, steps func(checkup.Check)) {
+func (d *doctor) through(ctx context.Context, w checkup.Way, u *url.URL, tcp bool, steps func(checkup.Check)) {
 	if tcp {
-		d.throughTCP(ctx, tr, u)
+		d.throughTCP(ctx, w.Transport, u)
 		return
 	}
 	step := func(c checkup.Check) {
@@ -254,13 +260,19 @@ func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tc
 		}
 		steps(c)
 	}
-	a := way(tr).Ask(ctx, pageURL(u), step)
+	a := w.Ask(ctx, pageURL(u), step)
 	if to := movedTo(u, a); to != nil {
 		steps(checkup.Check{Check: "relay", State: checkup.OK, Millis: checkup.Millis(a.Took), Detail: "leads to the tunnel's own host"})
-		a = way(tr).Ask(ctx, pageURL(to), step)
+		w.Header = nil // where it leads is the answer's word, which may be the app's
+		a = w.Ask(ctx, pageURL(to), step)
 	}
 	switch {
 	case a == nil:
+	case a.Problem != nil && asksWho(a.Problem):
+		d.report(checkup.Check{
+			Check: "relay", State: checkup.OK, Millis: checkup.Millis(a.Took), Detail: "the tunnel is open, and asks who comes",
+			Remedy: "`adit doctor AGENT` goes on to the app, with your login",
+		})
 	case a.Problem != nil:
 		c := failed(hopName(a.Problem), a.Took, a.Problem)
 		if a.Status == http.StatusNotFound {
@@ -278,7 +290,7 @@ func (d *doctor) through(ctx context.Context, tr *http.Transport, u *url.URL, tc
 // say something: ssh and databases do.
 func (d *doctor) throughTCP(ctx context.Context, tr *http.Transport, u *url.URL) {
 	start := time.Now()
-	c, err := dialSocket(ctx, tr, u)
+	c, err := d.set.login().dial(ctx, tr, u)
 	if err != nil {
 		name := "relay"
 		if p, ok := errors.AsType[*api.Problem](err); ok {

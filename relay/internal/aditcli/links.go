@@ -1,6 +1,7 @@
 package aditcli
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -48,13 +49,13 @@ func (a *app) showLinks(l api.NamedLinkList, now time.Time) error {
 		return nil
 	}
 	var t table
-	t.row("LINK", "NAME", "USES", "VIEWERS", "LAST USED", "ENDS", "MADE BY")
+	t.row("LINK", "NAME", "USES", "VIEWERS", "LAST USED", "ENDS", "ACCESS", "MADE BY")
 	for _, k := range l.Links {
 		used := "never"
 		if !k.LastUsedAt.IsZero() {
 			used = ago(k.LastUsedAt, now)
 		}
-		t.row(string(k.LinkID), k.Name, usesText(k), fmt.Sprint(k.Viewers), used, until(k.ExpiresAt, now), k.CreatedBy)
+		t.row(string(k.LinkID), k.Name, usesText(k), fmt.Sprint(k.Viewers), used, until(k.ExpiresAt, now), accessColumn(k.Access), cmp.Or(k.CreatedByName, k.CreatedBy))
 	}
 	if err := a.printf("%s\n", t.render(a, true)); err != nil {
 		return err
@@ -79,13 +80,18 @@ func (a *app) linksCreateCommand() *cobra.Command {
 		name    string
 		expires duration
 		most    int
+		access  accessFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "create AGENT|SESSION",
 		Short: "make a named link of a tunnel and print its URL",
 		Long: `create makes a named link and prints its URL, alone on stdout. Whoever has the URL can
-use the tunnel until the link expires, is revoked or is used up, or the tunnel closes.`,
-		Example:           `  adit links create gpu-7 --name "for the customer" --expires 2h --max-uses 1`,
+use the tunnel until the link expires, is revoked or is used up, or the tunnel closes,
+as far as the tunnel is open to them or --access of the link says otherwise.
+
+` + accessHelp,
+		Example: `  adit links create gpu-7 --name "for the customer" --expires 2h --max-uses 1
+  adit links create gpu-7 --name partners --people '*@partner.example' --read-only`,
 		Args:              exactArgs("AGENT or SESSION"),
 		ValidArgsFunction: a.completeAgents,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -98,6 +104,15 @@ use the tunnel until the link expires, is revoked or is used up, or the tunnel c
 					return usagef("--max-uses %d: 1 to %d", most, api.MaxLinkUses)
 				}
 				req.MaxUses = &most
+			}
+			if access.given(cmd) {
+				var err error
+				if req.AccessRequest, err = access.request(a, cmd, api.Access{}); err != nil {
+					return err
+				}
+				if req.Access == "" {
+					return withHint(usagef("--access is missing"), "--from and --read-only of a link stand in the place of what its tunnel asks for: say who, too")
+				}
 			}
 			return a.withTunnel(cmd, args[0], func(s *session, id ident.SessionID) error {
 				k, err := s.client.CreateLink(cmd.Context(), id, req)
@@ -124,6 +139,7 @@ use the tunnel until the link expires, is revoked or is used up, or the tunnel c
 	f := cmd.Flags()
 	f.StringVar(&name, "name", "", "whom or what the link is for, at most 64 characters")
 	f.Var(&expires, "expires", "end after this time (default: with the tunnel)")
+	access.register(cmd, "the tunnel's")
 	f.IntVar(&most, "max-uses", 0, "admit so many viewers (default: any number)")
 	return cmd
 }
@@ -137,15 +153,9 @@ tunnel itself, and who came in otherwise, stay. LINK is its id or its URL.`,
 		Example: `  adit links revoke gpu-7 9f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5`,
 		Args:    exactArgs("AGENT or SESSION", "LINK"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text := args[1]
-			if u, ok := parseTunnelURL(text); ok {
-				if id, ok := sessionOf(u); ok {
-					text = string(id) // a link's URL has the link's id in that place
-				}
-			}
-			link, err := ident.ParseLinkID(text)
+			link, err := parseLink(args[1])
 			if err != nil {
-				return withHint(usagef("link: %w", err), "`adit links AGENT` lists them; a link's URL will do as well")
+				return err
 			}
 			return a.withTunnel(cmd, args[0], func(s *session, id ident.SessionID) error {
 				if err := s.client.RevokeLink(cmd.Context(), id, link); err != nil {
@@ -156,6 +166,20 @@ tunnel itself, and who came in otherwise, stay. LINK is its id or its URL.`,
 			})
 		},
 	}
+}
+
+// parseLink checks a LINK: a named link's id, or its whole URL.
+func parseLink(text string) (ident.LinkID, error) {
+	if u, ok := parseTunnelURL(text); ok {
+		if id, ok := sessionOf(u); ok {
+			text = string(id) // a link's URL has the link's id in that place
+		}
+	}
+	link, err := ident.ParseLinkID(text)
+	if err != nil {
+		return "", withHint(usagef("link: %w", err), "`adit links AGENT` lists them; a link's URL will do as well")
+	}
+	return link, nil
 }
 
 // withTunnel finds the tunnel that an argument means and calls f for it.

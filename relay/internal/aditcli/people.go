@@ -2,6 +2,7 @@ package aditcli
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -96,11 +97,19 @@ func (a *app) inviteListCommand() *cobra.Command {
 			var t table
 			t.row("INVITATION", "FOR", "ROLE", "MADE BY", "MADE", "ENDS")
 			for _, i := range l.Invites {
-				t.row(i.InviteID, i.Name, string(i.Role), i.CreatedBy, ago(i.CreatedAt, now), until(i.ExpiresAt, now))
+				t.row(i.InviteID, i.Name, string(i.Role), inviter(i.CreatedBy), ago(i.CreatedAt, now), until(i.ExpiresAt, now))
 			}
 			return a.printf("%s", t.render(a, true))
 		},
 	}
+}
+
+// inviter is who made an invitation, for people.
+func inviter(by string) string {
+	if strings.HasPrefix(by, "operator:") {
+		return "the operator"
+	}
+	return by
 }
 
 func (a *app) inviteRevokeCommand() *cobra.Command {
@@ -166,7 +175,7 @@ func (a *app) showMembers(members []api.Member, now time.Time) error {
 	var t table
 	t.row("NAME", "ROLE", "ROLE FROM", "JOINED", "INVITED BY", "SEEN", "EMAIL", "USER")
 	for _, m := range members {
-		t.row(m.UserName, string(m.Role), m.Source, ago(m.JoinedAt, now), m.InvitedBy, ago(m.SeenAt, now), m.Email, string(m.UserID))
+		t.row(m.UserName, string(m.Role), m.Source, ago(m.JoinedAt, now), inviter(m.InvitedBy), ago(m.SeenAt, now), m.Email, string(m.UserID))
 	}
 	return a.printf("%s", t.render(a, true))
 }

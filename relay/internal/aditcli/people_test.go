@@ -18,7 +18,7 @@ func people(mux *http.ServeMux) {
 	var mu sync.Mutex
 	now := time.Now()
 	members := []api.Member{
-		{UserID: "adit:01", UserName: "alice", Email: "alice@example.com", Role: api.RoleOwner, Source: "operator", JoinedAt: now.Add(-time.Hour), SeenAt: now},
+		{UserID: "adit:01", UserName: "alice", Email: "alice@example.com", Role: api.RoleOwner, Source: "operator", InvitedBy: "operator:admin-socket", JoinedAt: now.Add(-time.Hour), SeenAt: now},
 		{UserID: "auth0|x/y", UserName: "bob\x1b[2J", Role: api.RoleMember, Source: "invite", JoinedAt: now, InvitedBy: "alice"},
 		{UserID: "twin-1", UserName: "twin", Role: api.RoleViewer, Source: "issuer", JoinedAt: now},
 		{UserID: "twin-2", UserName: "Twin", Role: api.RoleViewer, Source: "issuer", JoinedAt: now},

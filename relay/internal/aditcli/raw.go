@@ -23,6 +23,7 @@ import (
 type remoteTerminal struct {
 	app       *app
 	transport http.RoundTripper
+	login     login // of the relay that at is of
 	at        *url.URL
 	tty       *os.File
 	session   ident.SessionID     // of a tunnel that was opened for it
@@ -143,7 +144,7 @@ func (t *remoteTerminal) read(ctx context.Context, typed chan<- []byte, cancel c
 // once attaches and carries until this attachment's end. err is nil or an exitError
 // when the shell has ended.
 func (t *remoteTerminal) once(ctx context.Context, typed <-chan []byte) (attached bool, err error) {
-	c, err := dialTerminal(ctx, t.transport, t.at)
+	c, err := dialTerminal(ctx, t.transport, t.at, t.login.header())
 	if err != nil {
 		return false, err
 	}

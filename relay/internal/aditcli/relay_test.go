@@ -46,11 +46,12 @@ type relay struct {
 	sessions []api.Session        // newest first
 	agents   map[ident.SessionID]ident.AgentID
 	once     map[string]ident.SessionID
+	answered map[string]bool // knocks, and whether they were admitted
 }
 
 func newRelay(tb testing.TB) *relay {
 	ctx, cancel := context.WithCancel(tb.Context())
-	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}}
+	r := &relay{tb: tb, ctx: ctx, agents: map[ident.SessionID]ident.AgentID{}, once: map[string]ident.SessionID{}, devices: map[string]bool{}, answered: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /api/v1/agents", r.listAgents)
@@ -61,6 +62,10 @@ func newRelay(tb testing.TB) *relay {
 	mux.HandleFunc("DELETE /api/v1/agents/{id}/tunnel", r.closeTunnel)
 	mux.HandleFunc("POST /api/v1/tunnels/{session}/extend", r.extend)
 	mux.HandleFunc("GET /api/v1/tunnels/{session}/viewers", r.viewers)
+	mux.HandleFunc("GET /api/v1/tunnels/{session}/access", r.access)
+	mux.HandleFunc("PUT /api/v1/tunnels/{session}/access", r.access)
+	mux.HandleFunc("GET /api/v1/tunnels/{session}/knocks", r.knocks)
+	mux.HandleFunc("POST /api/v1/tunnels/{session}/knocks/{knock}", r.answerKnock)
 	mux.HandleFunc("DELETE /api/v1/tunnels/{session}/viewers/{viewer}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("POST /api/v1/desktop/pair/start", r.startPairing)
 	mux.HandleFunc("POST /api/v1/desktop/pair/poll", r.pollPairing)
@@ -142,7 +147,7 @@ func (r *relay) me(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	write(w, 200, api.Me{
-		Kind: "device", Name: "dk:alice/laptop", UserID: "adit:alice", UserName: "Alice", Email: "alice@example.com", TeamID: storyTeam, Role: api.RoleMember,
+		Kind: "device", Name: "dk:adit:alice/laptop", UserID: "adit:alice", UserName: "Alice", Email: "alice@example.com", TeamID: storyTeam, Role: api.RoleMember,
 		Teams: []api.MyTeam{{TeamID: storyTeam, TeamName: "vision", Role: api.RoleMember}, {TeamID: "0b1e6f2c-3a44-4f6e-9d7a-2b1c3d4e5f61", TeamName: "speech\x1b[2J", Role: api.RoleViewer}},
 	})
 }
@@ -265,14 +270,22 @@ func (r *relay) openTunnel(w http.ResponseWriter, q *http.Request) {
 	defer r.mu.Unlock()
 	id := ident.NewSessionID()
 	r.agents[id] = m.AgentID
+	access := api.Access{Access: req.Access, People: req.People, From: req.From, ReadOnly: req.ReadOnly}
+	if access.Access == "" {
+		access.Access = api.AccessAnyone
+	}
+	if req.Access == api.AccessPIN && req.PIN != "correct horse" {
+		refuse(w, api.CodeOutOfRange, "another PIN was expected")
+		return
+	}
 	s := api.Session{
-		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story",
-		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires",
+		SessionID: id, TunnelURL: r.address(id, protocol), TargetPort: port, TunnelProtocol: protocol, Label: req.Label, OpenedBy: "sk:story", OpenedByName: map[int]string{5432: "Alice (laptop)"}[port],
+		OpenedAt: time.Now(), ExpiresAt: expires, IdleTimeout: api.Duration(30 * time.Minute), LastUsedAt: time.Now(), ClosesBecause: "expires", Access: access,
 	}
 	r.sessions = append([]api.Session{s}, r.sessions...)
 	t := api.Tunnel{
 		SessionID: id, TunnelURL: s.TunnelURL, AdminToken: "adm-story", TunnelProtocol: protocol, TargetPort: port, ExpiresAt: expires,
-		IdleTimeout: s.IdleTimeout, RunningTasks: m.RunningCount, AlternateURLs: []string{}, Warnings: []string{},
+		IdleTimeout: s.IdleTimeout, RunningTasks: m.RunningCount, AlternateURLs: []string{}, Warnings: []string{}, Access: access,
 	}
 	if port == 8888 {
 		t.Warnings = append(t.Warnings, "Jupyter needs the subdomain form")
@@ -332,6 +345,63 @@ func (r *relay) viewers(w http.ResponseWriter, _ *http.Request) {
 	}}})
 }
 
+// knocks are of two who wait at each tunnel until they are answered. What they call themselves
+// must not steer the terminal.
+func (r *relay) knocks(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := api.KnockList{Knocks: []api.Knock{}}
+	for id, name := range map[string]string{"k1": "Alice", "k2": "Mallory\x1b]0;title\a"} {
+		if _, ok := r.answered[id]; !ok {
+			out.Knocks = append(out.Knocks, api.Knock{
+				KnockID: id, SessionID: ident.SessionID(q.PathValue("session")), Name: name, RemoteAddr: "192.0.2.7", KnockedAt: time.Now(), ExpiresAt: time.Now().Add(10 * time.Minute),
+			})
+		}
+	}
+	write(w, 200, out)
+}
+
+func (r *relay) answerKnock(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var req api.AnswerKnockRequest
+	id := q.PathValue("knock")
+	_, done := r.answered[id]
+	if err := json.NewDecoder(q.Body).Decode(&req); err != nil || req.Admit == nil || done || id != "k1" && id != "k2" {
+		refuse(w, api.CodeKnockNotFound, "they do not wait any more, or somebody answered them already")
+		return
+	}
+	r.answered[id] = *req.Admit
+	w.WriteHeader(204)
+}
+
+// access shows and changes who may use a tunnel; a PIN is kept where it cannot be read.
+func (r *relay) access(w http.ResponseWriter, q *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.sessions {
+		s := &r.sessions[i]
+		if string(s.SessionID) != q.PathValue("session") {
+			continue
+		}
+		if q.Method == http.MethodPut {
+			var req api.AccessRequest
+			if err := json.NewDecoder(q.Body).Decode(&req); err != nil {
+				refuse(w, api.CodeInvalidBody, err.Error())
+				return
+			}
+			if req.Access == api.AccessPIN && req.PIN != "" && req.PIN != "correct horse" {
+				refuse(w, api.CodeOutOfRange, "another PIN was expected")
+				return
+			}
+			s.Access = api.Access{Access: req.Access, People: req.People, From: req.From, ReadOnly: req.ReadOnly}
+		}
+		write(w, 200, s.Access)
+		return
+	}
+	refuse(w, api.CodeTunnelNotFound, "no such tunnel")
+}
+
 func (r *relay) closeAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -369,9 +439,15 @@ func (r *relay) tunnel(w http.ResponseWriter, q *http.Request) {
 		s = r.sessions[at]
 	}
 	r.mu.Unlock()
+	shown := q.Header.Get(api.HeaderAuthorization)
 	switch {
+	case shown != "" && !strings.HasPrefix(q.Host, "127.0.0.1:"):
+		r.tb.Errorf("the login was shown to %s", q.Host)
 	case !ok || at < 0:
 		refuse(w, api.CodeTunnelNotFound, "no such tunnel")
+		return
+	case s.Access.Access == api.AccessTeam && shown != "Bearer "+relayToken:
+		refuse(w, api.CodeAccessRequired, "the tunnel is for its team")
 		return
 	case s.TargetPort == 9:
 		refuse(w, api.CodeAppRefused, "nothing listens on port "+strconv.Itoa(s.TargetPort))

@@ -99,7 +99,7 @@ func (a *app) sshTunnel(ctx context.Context, s *session, id ident.AgentID, port 
 			continue
 		}
 		if u, ok := parseTunnelURL(o.TunnelURL); ok {
-			return &tunnel{transport: s.transport, note: a.notef, url: u}, s.client.Close, nil
+			return &tunnel{transport: s.transport, note: a.notef, login: s.login(), url: u}, s.client.Close, nil
 		}
 	}
 	return a.ownTunnel(ctx, s, id, port, keep)
@@ -120,7 +120,8 @@ func (a *app) runSSH(ctx context.Context, s *session, ssh, user string, id ident
 		argv = append(argv, "-l", user)
 	}
 	cmd := exec.CommandContext(ctx, ssh, append(append(argv, string(id)), args...)...)
-	cmd.Env = append(os.Environ(), envTunnelURL+"="+t.address().String())
+	// With the login of this command, where the tunnel asks who comes.
+	cmd.Env = append(os.Environ(), envTunnelURL+"="+t.address().String(), "ADIT_URL="+s.URL, "ADIT_PROFILE="+a.profileName())
 	if s.CAFile != "" {
 		cmd.Env = append(cmd.Env, "ADIT_CA_FILE="+s.CAFile)
 	}

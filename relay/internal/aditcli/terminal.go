@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -82,7 +83,7 @@ shell's.`,
 				return err
 			}
 			defer s.client.Close()
-			t := &remoteTerminal{app: a, transport: s.transport, tty: tty, attach: wire.TerminalAttach{ReadOnly: readOnly, Attach: name}}
+			t := &remoteTerminal{app: a, transport: s.transport, login: s.login(), tty: tty, attach: wire.TerminalAttach{ReadOnly: readOnly, Attach: name}}
 			done := func() {}
 			if id, err := ident.ParseSessionID(args[0]); err == nil {
 				t.at, err = terminalSocket(s.URL, id)
@@ -260,7 +261,9 @@ func terminalSocket(relay string, id ident.SessionID) (*url.URL, error) {
 }
 
 // dialTerminal connects. A refusal is an *api.Problem.
-func dialTerminal(ctx context.Context, transport http.RoundTripper, at *url.URL) (*websocket.Conn, error) {
+func dialTerminal(ctx context.Context, transport http.RoundTripper, at *url.URL, more http.Header) (*websocket.Conn, error) {
+	header := http.Header{"User-Agent": {userAgent()}, "Accept": {api.ProblemContentType}}
+	maps.Copy(header, more)
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, client.ErrTimeout)
 	defer cancel()
 	c, res, err := websocket.Dial(ctx, at.String(), &websocket.DialOptions{
@@ -268,7 +271,7 @@ func dialTerminal(ctx context.Context, transport http.RoundTripper, at *url.URL)
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		HTTPHeader:      http.Header{"User-Agent": {userAgent()}, "Accept": {api.ProblemContentType}},
+		HTTPHeader:      header,
 		CompressionMode: websocket.CompressionDisabled,
 	})
 	switch {

@@ -1,6 +1,7 @@
 package aditcli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -47,6 +48,7 @@ func (a *app) openCommand() *cobra.Command {
 		protocol, label, whenBusy, host string
 		origins                         []string
 		idle, expires, wait             duration
+		access                          accessFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "open AGENT",
@@ -54,10 +56,15 @@ func (a *app) openCommand() *cobra.Command {
 		Long: `open opens a tunnel to a port of a machine and prints its URL, first and alone on
 stdout. Whoever has the URL can use the tunnel until it closes: nobody used it for
 the idle time, it expired, or somebody closed it. What else there is to know goes
-to stderr, or with --json all of it to stdout, the admin token included.`,
+to stderr, or with --json all of it to stdout, the admin token included.
+
+` + accessHelp + `
+Your own tunnel is open to you in any case, where you are signed in.`,
 		Example: `  adit open gpu-7
   adit open gpu-7 --port 8888 --label "notebook of the week" --expires 8h
   adit open gpu-7 --port 5432 --protocol tcp
+  adit open gpu-7 --access team
+  adit open gpu-7 --people 'alice@example.com,*@partner.example' --read-only
   xdg-open "$(adit open gpu-7)"`,
 		Args:              exactArgs("AGENT"),
 		ValidArgsFunction: a.completeAgents,
@@ -75,6 +82,11 @@ to stderr, or with --json all of it to stdout, the admin token included.`,
 			}
 			if err := checkOpen(req); err != nil {
 				return err
+			}
+			if access.given(cmd) {
+				if req.AccessRequest, err = access.request(a, cmd, api.Access{}); err != nil {
+					return err
+				}
 			}
 			s, err := a.connectRelay(cmd)
 			if err != nil {
@@ -103,6 +115,7 @@ to stderr, or with --json all of it to stdout, the admin token included.`,
 	f.Var(&wait, "wait-timeout", "with --when-busy wait: how long at most")
 	f.StringVar(&host, "host-header", "", "Host that the app sees: auto, public or local (default auto)")
 	f.StringSliceVar(&origins, "allow-origin", nil, "another web origin that may use the tunnel, as https://app.example.com; repeatable")
+	access.register(cmd, "the relay's")
 	return cmd
 }
 
@@ -149,6 +162,9 @@ func (a *app) opened(t api.Tunnel) error {
 	a.notef("session %s to port %d%s, closes after %s unused or %s", t.SessionID, t.TargetPort, app, t.IdleTimeout, until(t.ExpiresAt, now))
 	if t.TunnelProtocol == api.ProtocolTCP {
 		a.notef("use it with: adit connect - -L 127.0.0.1:0, which reads the URL from stdin, or put the URL into %s", envTunnelURL)
+	}
+	if c := t.Access; c.Access != "" && (c.Access != api.AccessAnyone || len(c.From) > 0 || c.ReadOnly) {
+		a.notef("for %s; change it with: adit access %s", accessText(c), t.SessionID)
 	}
 	if t.RunningTasks > 0 {
 		a.notef("%d tasks are running there; new ones are refused until the tunnel closes", t.RunningTasks)
@@ -209,7 +225,7 @@ func (a *app) showStatus(state string, st api.TunnelStatus, now time.Time) error
 		return nil
 	}
 	var t table
-	t.row("SESSION", "PORT", "KIND", "LABEL", "OPENED BY", "OPENED", "USED", "VIEWERS", "IN", "OUT", "CLOSES")
+	t.row("SESSION", "PORT", "KIND", "LABEL", "OPENED BY", "OPENED", "USED", "VIEWERS", "IN", "OUT", "ACCESS", "CLOSES")
 	for _, s := range st.Sessions {
 		kind := string(s.TunnelProtocol)
 		if s.App != "" {
@@ -219,8 +235,8 @@ func (a *app) showStatus(state string, st api.TunnelStatus, now time.Time) error
 		if idle := s.LastUsedAt.Add(s.IdleTimeout.D()); s.IdleTimeout > 0 && idle.Before(s.ExpiresAt) {
 			closes = until(idle, now) + " unless used, else " + closes
 		}
-		t.row(string(s.SessionID), fmt.Sprint(s.TargetPort), kind, s.Label, s.OpenedBy, ago(s.OpenedAt, now), ago(s.LastUsedAt, now),
-			fmt.Sprint(s.Viewers), bytesText(s.BytesIn), bytesText(s.BytesOut), closes)
+		t.row(string(s.SessionID), fmt.Sprint(s.TargetPort), kind, s.Label, cmp.Or(s.OpenedByName, s.OpenedBy), ago(s.OpenedAt, now), ago(s.LastUsedAt, now),
+			fmt.Sprint(s.Viewers), bytesText(s.BytesIn), bytesText(s.BytesOut), accessColumn(s.Access), closes)
 	}
 	if err := a.printf("\n%s\n", t.render(a, true)); err != nil {
 		return err
@@ -330,10 +346,11 @@ func (a *app) viewersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "viewers SESSION",
 		Short: "show who uses a tunnel now, or cut one off",
-		Long: `viewers lists the parties using a tunnel now. --kick ends the connections of one
-and keeps everybody at its address out for 10 minutes, whatever their browser says; those
-who came by another named link stay. Close the tunnel, or revoke the link, to keep
-somebody out for good.`,
+		Long: `viewers lists the parties using a tunnel now, with names where the tunnel asks who
+they are. --kick ends the connections of one for 10 minutes: of a person who is known all
+that they have open, from wherever; else of everybody at that address who is not known,
+whatever their browser says, but for those who came by another named link. Change who may
+use the tunnel, revoke the link or close the tunnel to keep somebody out for good.`,
 		Example: `  adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5
   adit viewers 3f0c8a5e9b7d4c21a6e8f0b1d2c3e4f5 --kick 9a1b2c3d4e5f6071`,
 		Args: exactArgs("SESSION"),
@@ -383,9 +400,9 @@ func (a *app) showViewers(ctx context.Context, s *session, id ident.SessionID) e
 	}
 	now := time.Now()
 	var t table
-	t.row("VIEWER", "FROM", "SINCE", "SEEN", "CONNECTIONS", "IN", "OUT", "PROGRAM")
+	t.row("VIEWER", "WHO", "FROM", "SINCE", "SEEN", "CONNECTIONS", "IN", "OUT", "PROGRAM")
 	for _, v := range l.Viewers {
-		t.row(string(v.ViewerID), v.RemoteAddr, ago(v.Since, now), ago(v.LastSeen, now), fmt.Sprint(v.Connections), bytesText(v.BytesIn), bytesText(v.BytesOut), v.UserAgent)
+		t.row(string(v.ViewerID), cmp.Or(v.UserName, string(v.UserID), "-"), v.RemoteAddr, ago(v.Since, now), ago(v.LastSeen, now), fmt.Sprint(v.Connections), bytesText(v.BytesIn), bytesText(v.BytesOut), v.UserAgent)
 	}
 	return a.printf("%s", t.render(a, true))
 }

@@ -31,18 +31,28 @@ func parseTunnelURL(s string) (*url.URL, bool) {
 	return nil, false
 }
 
-// sessionOf finds the session of a tunnel's URL, in either of its forms.
-func sessionOf(u *url.URL) (ident.SessionID, bool) {
+// segmentOf finds the segment of a tunnel's URL, in either of its forms.
+func segmentOf(u *url.URL) (ident.Segment, bool) {
 	label, _, _ := strings.Cut(u.Hostname(), ".")
-	if id, _, err := ident.Segment(label).Split(); err == nil {
-		return id, true
+	if _, _, err := ident.Segment(label).Split(); err == nil {
+		return ident.Segment(label), true
 	}
 	_, rest, ok := strings.Cut(u.EscapedPath(), "/tunnel/")
 	if !ok {
 		return "", false
 	}
 	segment, _, _ := strings.Cut(rest, "/")
-	id, _, err := ident.Segment(segment).Split()
+	_, _, err := ident.Segment(segment).Split()
+	return ident.Segment(segment), err == nil
+}
+
+// sessionOf finds the session of a tunnel's URL.
+func sessionOf(u *url.URL) (ident.SessionID, bool) {
+	segment, ok := segmentOf(u)
+	if !ok {
+		return "", false
+	}
+	id, _, err := segment.Split()
 	return id, err == nil
 }
 

@@ -53,7 +53,11 @@ func (a *app) who(relay string, me api.Me) *table {
 	line("relay", relay)
 	line("you", strings.Join(strings.Fields(me.UserName+" "+me.Email), " "))
 	line("user id", string(me.UserID))
-	line("known as", me.Name)
+	if device, ok := strings.CutPrefix(me.Name, "dk:"+string(me.UserID)+"/"); ok {
+		line("device", device)
+	} else if me.UserID == "" { // of a person the lines above say it all
+		line("known as", me.Name)
+	}
 	line("role", string(me.Role))
 	scopes := make([]string, len(me.Scopes))
 	for i, s := range me.Scopes {

@@ -20,6 +20,11 @@ const (
 	TunnelExtended Event = "tunnel_extended"
 	TunnelExpired  Event = "tunnel_expired"
 	TunnelRefused  Event = "tunnel_refused"
+	AccessChanged  Event = "access_changed" // who may use it, or come by a named link of it
+
+	TunnelKnock   Event = "tunnel_knock"   // somebody waits to be let in; the detail is the name that they say
+	KnockAnswered Event = "knock_answered" // and was admitted or refused
+	PINLocked     Event = "pin_locked"     // too many wrong PINs: none is taken any more
 
 	TaskAdmitted Event = "task_admitted"
 	TaskRenewed  Event = "task_renewed"
@@ -88,8 +93,9 @@ var durable = rule{durable: true}
 // outsiders, or an agent that connects again and again, can cause at any rate, is
 // limited for each caller.
 var rules = map[Event]rule{
-	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable,
+	TunnelWaiting: durable, TunnelOpened: durable, TunnelClosing: durable, TunnelClosed: durable, TunnelExtended: durable, TunnelExpired: durable, AccessChanged: durable,
 	TunnelRefused: {per: perDetail}, TunnelViewed: {per: perSession},
+	TunnelKnock: {per: perSession}, KnockAnswered: durable, PINLocked: {per: perSession},
 	TaskAdmitted: durable, TaskRenewed: durable, TaskReleased: durable, TaskExpired: durable,
 	TaskRefused:  {per: perDetail},
 	ViewerKicked: durable, ViewersListed: {per: perSession},

@@ -98,3 +98,26 @@ func TestLimitsForgetWhoIsAsGoodAsNew(t *testing.T) {
 		}
 	}
 }
+
+func TestATryThatIsNone(t *testing.T) {
+	now := time.Unix(1000, 0)
+	l := caller.NewLimits(2*time.Second, 2, 10)
+	for i := range 5 {
+		undo, ok := l.Reserve("192.0.2.1", now)
+		if !ok {
+			t.Fatalf("try %d is one too many, and those before it were given back", i+1)
+		}
+		undo()
+	}
+	for range 2 {
+		if _, ok := l.Reserve("192.0.2.1", now); !ok {
+			t.Fatal("the burst is allowed")
+		}
+	}
+	if _, ok := l.Reserve("192.0.2.1", now); ok {
+		t.Error("a third try is one too many")
+	}
+	if d := l.Wait("192.0.2.1", now); d != 2*time.Second {
+		t.Errorf("the next try is in %s, want 2 s: the refused one counts", d)
+	}
+}

@@ -29,6 +29,11 @@ func NewLimits(every time.Duration, burst, most int) *Limits {
 func (l *Limits) Take(addr string, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.limiter(addr, now).AllowN(now, 1)
+}
+
+// limiter needs mu.
+func (l *Limits) limiter(addr string, now time.Time) *rate.Limiter {
 	key := Key(addr)
 	lim := l.of[key]
 	if lim == nil {
@@ -36,7 +41,19 @@ func (l *Limits) Take(addr string, now time.Time) bool {
 		lim = rate.NewLimiter(rate.Every(l.every), l.burst)
 		l.of[key] = lim
 	}
-	return lim.AllowN(now, 1)
+	return lim
+}
+
+// Reserve is Take for a try that may turn out to be none: undo gives it back.
+func (l *Limits) Reserve(addr string, now time.Time) (undo func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	try := l.limiter(addr, now).ReserveN(now, 1)
+	if !try.OK() || try.DelayFrom(now) > 0 {
+		try.CancelAt(now)
+		return nil, false
+	}
+	return func() { try.CancelAt(now) }, true
 }
 
 // Wait says how long until an address may try again; 0: it may. It uses nothing.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	show(stderr, "adit-relay: %v\n", err)
 	var p *api.Problem
-	if errors.As(err, &p) && p.RequestID != "" {
+	if errors.As(err, &p) && p.RequestID != "" && p.Status >= http.StatusInternalServerError { // the others say it all
 		show(stderr, "hint: look for request %s in the relay's log\n", p.RequestID)
 	}
 	if _, ok := errors.AsType[usageError](err); ok {

@@ -41,6 +41,7 @@ type Relay struct {
 	Peer    Peer    `conf:"peer"`
 	Metrics Metrics `conf:"metrics"`
 	Tunnel  Tunnel  `conf:"tunnel"`
+	Access  Access  `conf:"access"`
 	Limits  Limits  `conf:"limits"`
 	Drain   Drain   `conf:"drain"`
 	Trace   Trace   `conf:"trace"`
@@ -79,11 +80,12 @@ type Auth struct {
 
 // OIDC accepts user sessions of an OpenID Connect issuer.
 type OIDC struct {
-	Issuer     string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
-	Audience   string            `conf:"audience" help:"audience that its tokens must name"`
-	TeamsClaim string            `conf:"teams_claim" help:"claim that lists the user's teams"`
-	RolesClaim string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
-	Roles      map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
+	Issuer      string            `conf:"issuer" help:"URL of the OpenID Connect issuer of user sessions (discovery and JWKS)"`
+	Audience    string            `conf:"audience" help:"audience that its tokens must name"`
+	TeamsClaim  string            `conf:"teams_claim" help:"claim that lists the user's teams"`
+	GroupsClaim string            `conf:"groups_claim" help:"claim that lists the user's groups, for access people; empty: none is read"`
+	RolesClaim  string            `conf:"roles_claim" help:"claim that says the user's role: one, a list, or an object from team to these; empty: the store alone does"`
+	Roles       map[string]string `conf:"roles" help:"what the claim's values mean: value to viewer, member, admin or owner"`
 
 	ClientID         string   `conf:"client_id" help:"client as which the relay lets people sign in at the issuer, with the redirect URI <console_url or public_url>/auth/callback; empty: nobody signs in so"`
 	ClientSecretFile string   `conf:"client_secret_file" help:"file of the client's secret, read at each sign-in; empty: a public client"`
@@ -170,19 +172,12 @@ type Log struct {
 	Format string `conf:"format" help:"json, text, or auto: text on a terminal"`
 }
 
-// The values of path_form.
-const (
-	PathFormAuto = "auto"
-	PathFormOn   = "on"
-	PathFormOff  = "off"
-)
-
 // Default returns the defaults. They run as they are.
 func Default() Relay {
 	return Relay{
 		Listen: ":8080", PublicURL: "http://localhost:8080", DataDir: defaultDataDir(), ReleaseDir: "/usr/share/adit/release",
-		PathForm: PathFormAuto, PathFallback: "none",
-		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams", Scopes: []string{"openid", "profile", "email"}}, JWT: JWT{TeamsClaim: "teams"}},
+		PathForm: PathFormAuto, PathFallback: "none", Access: Access{Minimum: string(api.AccessAnyone)},
+		Auth:  Auth{OIDC: OIDC{TeamsClaim: "teams", GroupsClaim: "groups", Scopes: []string{"openid", "profile", "email"}}, JWT: JWT{TeamsClaim: "teams"}},
 		TLS:   TLS{ACME: ACME{DirectoryURL: "https://acme-v02.api.letsencrypt.org/directory", HTTPListen: ":80"}},
 		Store: Store{Quota: 2 << 30}, Metrics: Metrics{Listen: "127.0.0.1:9464"},
 		Tunnel: Tunnel{
@@ -233,6 +228,7 @@ func (c *Relay) Complete() {
 	if c.Auth.OIDC.Audience == "" {
 		c.Auth.OIDC.Audience = c.Auth.OIDC.ClientID
 	}
+	c.Access.complete()
 	if c.ClusterKeyFile == "" {
 		c.ClusterKeyFile = filepath.Join(c.DataDir, "cluster.key")
 	}
@@ -329,6 +325,7 @@ func (c *Relay) Validate() error {
 	c.validateSignIn(fault)
 	c.validateStore(fault)
 	c.validateTunnel(fault)
+	c.validateAccess(fault)
 	for _, l := range []struct {
 		key string
 		n   int
@@ -369,45 +366,6 @@ func (c *Relay) Validate() error {
 }
 
 type faultFunc func(key, format string, args ...any)
-
-// validateOrigins checks what keeps apps' scripts and the relay's pages apart.
-func (c *Relay) validateOrigins(fault faultFunc) {
-	switch {
-	case c.PathForm != PathFormAuto && c.PathForm != PathFormOn && c.PathForm != PathFormOff:
-		fault("path_form", "%q is none of auto, on and off", c.PathForm)
-	case c.PathForm == PathFormOff && c.WildcardDomain == "":
-		fault("path_form", "without wildcard_domain it is the only form of address that tunnels have; set wildcard_domain, or leave path_form out")
-	case c.PathFallback != "none" && c.PathFallback != "cookie":
-		fault("path_fallback", "%q is neither none nor cookie", c.PathFallback)
-	case c.PathFallback == "cookie" && !c.ServesPathForm():
-		fault("path_fallback", "it is for absolute paths in path form, which is off with wildcard_domain: leave path_fallback out, or set path_form: on")
-	}
-	if c.ConsoleURL == "" {
-		return
-	}
-	u, err := url.Parse(c.ConsoleURL)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		fault("console_url", "%q is no URL of scheme and host only, as https://console.example.com", c.ConsoleURL)
-		return
-	}
-	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
-	switch {
-	case u.Scheme != "https" && !loopback(host):
-		fault("console_url", "%q must begin with https://: secrets are typed there", c.ConsoleURL)
-	case host == strings.ToLower(strings.TrimSuffix(c.Public().Hostname(), ".")):
-		fault("console_url", "%s is the host of public_url; it must be another, or be left out", host)
-	case c.WildcardDomain != "" && strings.HasSuffix("."+host, "."+c.WildcardDomain):
-		fault("console_url", "%s belongs to wildcard_domain, whose names are the tunnels'", host)
-	}
-}
-
-func loopback(host string) bool {
-	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
-}
 
 func (c *Relay) validateAuth(fault faultFunc) {
 	o, j := c.Auth.OIDC, c.Auth.JWT

@@ -108,6 +108,8 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		"tunnel.idle_timeout":      func(c *config.Relay) { c.Tunnel.IdleTimeout = api.Duration(48 * time.Hour) },
 		"tunnel.expires_in":        func(c *config.Relay) { c.Tunnel.ExpiresIn = 1 },
 		"tunnel.hold":              func(c *config.Relay) { c.Tunnel.Hold = api.Duration(time.Hour) },
+		"access.minimum":           func(c *config.Relay) { c.Access.Minimum = "everybody" },
+		"access.default":           func(c *config.Relay) { c.Access.Default = "pin" },
 		"limits.agents":            func(c *config.Relay) { c.Limits.Agents = 0 },
 		"limits.tunnels_per_agent": func(c *config.Relay) { c.Limits.TunnelsPerAgent = 65 },
 		"limits.agents_per_team":   func(c *config.Relay) { c.Limits.AgentsPerTeam = 0 },
@@ -121,6 +123,23 @@ func TestFaultsNameTheirKeys(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), key+":") {
 			t.Errorf("a wrong %s is named: %v", key, err)
 		}
+	}
+}
+
+func TestAccessWithoutAWordOfIt(t *testing.T) {
+	for minimum, want := range map[string]string{"anyone": "anyone", "pin": "team", "knock": "knock", "team": "team", "people": "people"} {
+		c := config.Default()
+		c.Access.Minimum = minimum
+		c.Complete()
+		if err := c.Validate(); err != nil || c.Access.Default != want {
+			t.Errorf("with access.minimum %s a tunnel is for %s, want %s (%v)", minimum, c.Access.Default, want, err)
+		}
+	}
+	c := config.Default()
+	c.Access = config.Access{Minimum: "team", Default: "anyone"}
+	c.Complete()
+	if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "access.default:") {
+		t.Errorf("a default that is wider than the minimum: %v", err)
 	}
 }
 

@@ -50,17 +50,21 @@ func Bearer(r *http.Request) (ident.Secret, error) {
 }
 
 func bearer(r *http.Request) (ident.Secret, *refusal) {
-	values := r.Header.Values("Authorization")
+	return bearerOf(r.Header.Values("Authorization"), "Authorization")
+}
+
+// bearerOf reads the values of the header of that name.
+func bearerOf(values []string, header string) (ident.Secret, *refusal) {
 	switch {
 	case len(values) == 0:
-		return "", missing(outcomeMissing, "send Authorization: Bearer <secret>")
+		return "", missing(outcomeMissing, "send "+header+": Bearer <secret>")
 	case len(values) > 1:
 		// Two hops could each pick another one of them.
-		return "", invalid(outcomeMalformed, "more than one Authorization header")
+		return "", invalid(outcomeMalformed, "more than one "+header+" header")
 	}
 	scheme, token, _ := strings.Cut(strings.Trim(values[0], " \t"), " ")
 	if !strings.EqualFold(scheme, "Bearer") { // schemes are case-insensitive (RFC 9110, section 11.1)
-		return "", missing(outcomeMissing, "send Authorization: Bearer <secret>; other schemes are not supported")
+		return "", missing(outcomeMissing, "send "+header+": Bearer <secret>; other schemes are not supported")
 	}
 	token = strings.TrimLeft(token, " ") // 1*SP (RFC 6750, section 2.1)
 	switch {

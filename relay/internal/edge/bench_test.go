@@ -12,12 +12,18 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/adit-tunnel/adit/relay/internal/edge"
+	"github.com/adit-tunnel/adit/relay/internal/store"
+	"github.com/adit-tunnel/adit/shared/api"
 )
 
 // BenchmarkGet compares the edge with httputil.ReverseProxy on small answers, over
-// real connections on both sides: user, proxy and app are all in the figures.
+// real connections on both sides: user, proxy and app are all in the figures. "known" is a
+// tunnel with a rule, whose app is told who asks.
 func BenchmarkGet(b *testing.B) {
-	w := newWorld(b, nil)
+	keys := identities(b)
+	w := newWorld(b, func(c *edge.Config) { c.Access, c.Identity = lets{viewer: alice}, keys })
 	port := w.rawApp(func(c net.Conn) {
 		br := bufio.NewReader(c)
 		answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 128\r\n\r\n" + strings.Repeat("x", 128))
@@ -34,13 +40,14 @@ func BenchmarkGet(b *testing.B) {
 		}
 	})
 	_, seg := w.tunnel(port, nil)
+	_, known := w.tunnel(port, func(r *store.TunnelRecord) { r.Access = &store.AccessRule{Mode: api.AccessTeam, Version: 1} })
 	target := &url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
 	reference := httptest.NewServer(&httputil.ReverseProxy{Transport: transport, FlushInterval: -1,
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.SetXForwarded() }})
 	b.Cleanup(func() { reference.Close(); transport.CloseIdleConnections() })
 	for _, c := range []struct{ name, addr, path string }{
-		{"edge", w.addr(), "/tunnel/" + seg + "/x"}, {"reverseproxy", reference.Listener.Addr().String(), "/x"},
+		{"edge", w.addr(), "/tunnel/" + seg + "/x"}, {"known", w.addr(), "/tunnel/" + known + "/x"}, {"reverseproxy", reference.Listener.Addr().String(), "/x"},
 		{"direct", "127.0.0.1:" + strconv.Itoa(port), "/x"},
 	} {
 		b.Run(c.name, func(b *testing.B) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/tunnels"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -162,6 +163,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, route *tunnels.Rout
 		x.redirect(route.Moved + x.target)
 		return
 	}
+	if !x.enter() {
+		return
+	}
 	if !x.idle.enter(e.config.MaxStreams) {
 		x.problem(errTooMany(e.config.MaxStreams))
 		return
@@ -225,6 +229,11 @@ type exchange struct {
 	guard   guard
 	unwatch func() // undoes watchCut
 
+	viewer   *access.Viewer     // nil: the tunnel has no rule of access
+	readOnly bool               // by that rule
+	identity string             // fields that tell the app who the viewer is; empty: it is not known
+	unguard  context.CancelFunc // undoes the watch over the viewer; nil: there is none
+
 	hold fleet.Hold
 }
 
@@ -271,7 +280,11 @@ func (x *exchange) begin(kind usage.Kind) bool {
 	if !x.admit() {
 		return false
 	}
-	use, err := x.e.config.Meter.Begin(x.r.Context(), x.route.Record.Session, x.party(), kind)
+	ctx := x.r.Context()
+	if x.viewer != nil {
+		ctx, x.unguard = x.e.config.Access.Watch(ctx, *x.viewer, &x.route.Record, x.route.Link)
+	}
+	use, err := x.e.config.Meter.Begin(ctx, x.route.Record.Session, x.party(), kind)
 	if err != nil {
 		x.problem(x.cutProblem(err))
 		return false
@@ -291,6 +304,9 @@ func (x *exchange) cause() error {
 
 // finish accounts for the exchange, however it ended.
 func (x *exchange) finish() {
+	if x.unguard != nil {
+		x.unguard()
+	}
 	form := "none"
 	if x.route != nil {
 		form = x.route.Form.String()

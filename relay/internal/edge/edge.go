@@ -57,6 +57,13 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	Meter    *usage.Meter
 	Links    Links // nil: there are no named links
+	// Access applies the rules that say who may use a tunnel. nil: nobody passes one.
+	Access Access
+	// Identity tells apps who uses them; nil: they are not told.
+	Identity Identity
+	Doors    Doors // nil: nobody says a PIN or knocks
+	// SignIn is the origin where browsers sign in; empty: they cannot.
+	SignIn string
 	// Why says why the tunnel, or the named link, of a rightly signed address is over,
 	// where programs may be told; nil: they are not.
 	Why func(id ident.SessionID) (string, bool)

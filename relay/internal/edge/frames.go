@@ -47,6 +47,26 @@ func (f *frames) feed(p []byte) (used bool) {
 	return used
 }
 
+// untilData takes what went over the wire up to the first data frame, and says how much
+// that is.
+func (f *frames) untilData(p []byte) int {
+	begin := 0
+	for begin < len(p) {
+		if f.have == 0 && f.left == 0 && p[begin]&0x0f < opControl {
+			return begin
+		}
+		// One byte of a header, or all that is there of a payload: so no frame begins
+		// within what is fed.
+		n := 1
+		if f.left > 0 {
+			n = int(min(f.left, uint64(len(p)-begin)))
+		}
+		f.feed(p[begin : begin+n])
+		begin += n
+	}
+	return begin
+}
+
 // size is that of the header, as far as it is known.
 func (f *frames) size() int {
 	if f.have < 2 {

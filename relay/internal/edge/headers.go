@@ -105,9 +105,33 @@ func (x *exchange) copyHeader(h, from http.Header) {
 		// the browser asks for the same address as a worker's script.
 		h["Vary"] = append(h["Vary"], "Service-Worker")
 	}
+	if x.viewer != nil {
+		forOneViewer(h)
+	}
 	if x.setsFallbackCookie() {
 		h["Set-Cookie"] = append(h["Set-Cookie"], x.fallbackCookie())
 	}
+}
+
+// forOneViewer keeps an answer that not everybody may have out of caches that are shared,
+// whatever the app, which does not know of the rule, says.
+func forOneViewer(h http.Header) {
+	kept := []string{"private"}
+	for _, line := range h["Cache-Control"] {
+		for item := range strings.SplitSeq(line, ",") {
+			item = strings.Trim(item, " \t")
+			name, _, _ := strings.Cut(strings.ToLower(item), "=")
+			switch name {
+			case "", "public", "private", "s-maxage":
+			default:
+				kept = append(kept, item)
+			}
+		}
+	}
+	h["Cache-Control"] = []string{strings.Join(kept, ", ")}
+	h["Vary"] = append(h["Vary"], "Cookie")
+	delete(h, "Cdn-Cache-Control")
+	delete(h, "Surrogate-Control")
 }
 
 // copyFields copies what goes to the user of an app's fields: of a header or a trailer.
@@ -133,7 +157,7 @@ func (x *exchange) rewritten(name string, values []string) []string {
 	case "Refresh":
 		return each(values, x.publicRefresh)
 	case "Set-Cookie":
-		return each(values, x.publicCookie)
+		return each(slices.DeleteFunc(values, setsOwnCookie), x.publicCookie)
 	case "Link":
 		return slices.DeleteFunc(values, namesPolicy)
 	case "Referrer-Policy":

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -23,11 +24,17 @@ type Links interface {
 	Previewed(ctx context.Context, link store.LinkRecord, viewer usage.Party)
 }
 
-// party is the viewer that asks.
+// party is the viewer that asks, with who they are once that is known.
 func (x *exchange) party() usage.Party {
 	p := usage.Party{Remote: x.remote.user, UserAgent: x.r.UserAgent()}
 	if l := x.route.Link; l != nil {
 		p.Link = l.ID
+	}
+	if v := x.viewer; v != nil {
+		p.User, p.Name = v.User, v.Name
+		if v.How == access.ByKnock && v.Name != "" { // anybody could say so
+			p.Name = v.Name + " (as they say)"
+		}
 	}
 	return p
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/fleet"
 	"github.com/adit-tunnel/adit/relay/internal/problems"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
@@ -75,6 +76,9 @@ func errSubprotocol() *api.Problem {
 
 // cutProblem is for a use that was ended, or refused, by the relay.
 func (x *exchange) cutProblem(cause error) *api.Problem {
+	if over, ok := errors.AsType[*usage.Over](cause); ok && errors.Is(cause, access.ErrRemoved) {
+		return api.NewProblem(api.CodeAccessDenied, over.Text).WithCause(cause)
+	}
 	if over, ok := errors.AsType[*usage.Over](cause); ok && x.route.Record.Protocol == api.ProtocolTCP {
 		return errOver(over.Text).WithCause(cause)
 	}

@@ -199,10 +199,12 @@ func (x *exchange) appendHead(b []byte) []byte {
 					continue
 				}
 			case "Cookie":
+				v = withoutOwnCookies(v)
 				if x.e.config.PathFallback == FallbackCookie {
-					if v = withoutCookie(v, fallbackCookie); v == "" {
-						continue
-					}
+					v = withoutCookie(v, fallbackCookie)
+				}
+				if v == "" {
+					continue
 				}
 			}
 			b = appendField(b, name, v)
@@ -211,7 +213,7 @@ func (x *exchange) appendHead(b []byte) []byte {
 	if listed(r.Header["Te"], "trailers") {
 		b = append(b, "Te: trailers\r\n"...)
 	}
-	b = x.appendForwarded(b)
+	b = x.appendIdentity(x.appendForwarded(b))
 	if x.upgrade {
 		return append(b, "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"...)
 	}
@@ -280,11 +282,13 @@ func (x *exchange) drops(name string, navigation bool) bool {
 		return true
 	}
 	switch {
-	case own(name):
+	case own(name), x.readOnly && overridesMethod(name):
 		return true
 	case navigation && strings.HasPrefix(name, "Sec-Fetch-"):
 		return true
-	case strings.IndexByte(name, '_') >= 0:
+	case x.namesViewer(name):
+		return true
+	case odd(name):
 		return forged(name)
 	}
 	return !x.remote.trusted && hearsay(name)
@@ -295,12 +299,24 @@ func (x *exchange) drops(name string, navigation bool) bool {
 // rest, which a proxy may have passed on unread, does not.
 func own(name string) bool {
 	switch name[0] {
+	case 'A':
+		return strings.HasPrefix(name, "Adit-")
 	case 'X':
 		return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Adit-") || name == "X-Real-Ip"
 	case 'P':
 		return strings.HasPrefix(name, "Proxy-")
 	case 'F':
 		return name == "Forwarded"
+	}
+	return false
+}
+
+// overridesMethod says whether an app may take a field's value for the method, so that
+// what looks like looking changes something.
+func overridesMethod(name string) bool {
+	switch folded(name) {
+	case "X-Http-Method-Override", "X-Http-Method", "X-Method-Override":
+		return true
 	}
 	return false
 }
@@ -333,10 +349,10 @@ func hearsay(name string) bool {
 	return false
 }
 
-// forged says whether a name becomes one of those above in servers that take '_' for
-// '-' (CGI, WSGI). No proxy writes them so, trusted or not.
+// forged says whether a name becomes one of those above in servers that take other signs
+// for '-' (CGI, WSGI). No proxy writes them so, trusted or not.
 func forged(name string) bool {
-	n := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	n := folded(name)
 	return own(n) || hearsay(n) || n == "X-Request-Id" || n == "Content-Length" || n == "Transfer-Encoding"
 }
 
@@ -378,9 +394,13 @@ func withoutCookie(header, name string) string {
 	if !strings.Contains(header, name) {
 		return header
 	}
+	return withoutCookies(header, func(n string) bool { return n == name })
+}
+
+func withoutCookies(header string, drops func(name string) bool) string {
 	kept := ""
 	for i, piece := range strings.Split(header, ";") {
-		if n, _, _ := strings.Cut(strings.TrimSpace(piece), "="); n == name {
+		if n, _, _ := strings.Cut(strings.TrimSpace(piece), "="); drops(n) {
 			continue
 		}
 		if kept != "" {

@@ -17,13 +17,19 @@ func ownSecret(v string) bool {
 		return false
 	}
 	secret = strings.TrimLeft(secret, " ")
-	for _, prefix := range [...]string{ident.PrefixIntegration, ident.PrefixDevice, ident.PrefixAgent, ident.PrefixAdmin, ident.PrefixLease, ident.PrefixEnroll} {
+	if body, ok := strings.CutPrefix(secret, ident.PrefixBrowser); ok && len(body) > 2*bearerPart && strings.Count(body, "-") == 2 {
+		return true
+	}
+	for _, prefix := range [...]string{ident.PrefixIntegration, ident.PrefixDevice, ident.PrefixAgent, ident.PrefixAdmin, ident.PrefixLease, ident.PrefixEnroll, ident.PrefixSignIn, ident.PrefixInvite} {
 		if body, ok := strings.CutPrefix(secret, prefix); ok && len(body) == secretBody && strings.Trim(body, "abcdefghijklmnopqrstuvwxyz234567") == "" {
 			return true
 		}
 	}
 	return false
 }
+
+// bearerPart is the length of each of the two hashes in the bearer of a page.
+const bearerPart = 64
 
 // secretBody is the length of what follows the prefix in ident.NewSecret.
 const secretBody = 40

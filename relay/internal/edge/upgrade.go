@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/link"
 	"github.com/adit-tunnel/adit/shared/splice"
@@ -80,6 +81,10 @@ func (u *upgraded) endBecause(cause error, draining bool) {
 	switch {
 	case errors.Is(cause, usage.ErrKicked):
 		u.end(closePolicy, "disconnected by the tunnel's owner")
+	case errors.Is(cause, errReadOnly):
+		u.end(closePolicy, "the tunnel is to be looked at only: nothing may be sent")
+	case ok && errors.Is(cause, access.ErrRemoved):
+		u.end(closePolicy, over.Text)
 	case ok:
 		u.end(closeGoingAway, over.Text)
 	case errors.Is(cause, link.ErrMemory):
@@ -184,7 +189,7 @@ func (x *exchange) serveUpgraded(u *upstream, resp *http.Response) {
 	// What came behind the request is in net/http's buffer. Its reader is left alone
 	// from then on: at the user's half-close it would end the request's context.
 	early, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	user := &webSocketUser{Conn: conn, early: early, use: x.use}
+	user := &webSocketUser{Conn: conn, early: early, use: x.use, readOnly: x.readOnly}
 	_ = conn.SetDeadline(time.Now().Add(switchWrite))
 	head := append(make([]byte, 0, 1<<10), "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"...)
 	for name, values := range h {
@@ -215,6 +220,9 @@ type webSocketUser struct {
 	use   *usage.Use
 	in    frames // of the one reader
 
+	readOnly bool // data frames of the user end the connection
+	deaf     bool // one came: nothing more of the user goes to the app
+
 	mu      sync.Mutex // a frame of ours must not come into one of the app's
 	out     frames
 	stopped bool // goodbye was said: what the app still sends has nobody to read it
@@ -230,11 +238,36 @@ func (c *webSocketUser) Read(p []byte) (int, error) {
 	} else {
 		n, err = c.Conn.Read(p)
 	}
+	if c.readOnly {
+		return c.looking(p[:n], err)
+	}
 	if c.in.feed(p[:n]) {
 		c.use.Frame(true)
 	}
 	return n, err
 }
+
+// looking lets through what is no message: pings, pongs and the close frame. Of the first
+// message no byte reaches the app, nor of what follows it; the user is told why.
+func (c *webSocketUser) looking(p []byte, err error) (int, error) {
+	n := 0
+	if !c.deaf {
+		n = c.in.untilData(p)
+	}
+	if n == len(p) {
+		return n, err
+	}
+	if !c.deaf {
+		c.deaf = true
+		c.use.Cut(errReadOnly)
+	}
+	for n == 0 && err == nil { // until the goodbye has ended it
+		_, err = c.Conn.Read(p)
+	}
+	return n, err
+}
+
+var errReadOnly = errors.New("the user sent a message where the tunnel is to be looked at only")
 
 // Write sends what the app sent.
 func (c *webSocketUser) Write(p []byte) (int, error) {

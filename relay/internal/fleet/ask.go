@@ -140,15 +140,9 @@ func (f *Fleet) Totals(ctx context.Context, ids []ident.SessionID) map[ident.Ses
 	}
 	for _, other := range askAll[map[ident.SessionID]usage.Totals](ctx, f, askTotals, ids) {
 		for id, t := range other {
-			s, ok := sum[id]
-			if !ok {
-				continue
+			if s, ok := sum[id]; ok {
+				sum[id] = s.Plus(t)
 			}
-			s.Viewers, s.BytesIn, s.BytesOut = s.Viewers+t.Viewers, s.BytesIn+t.BytesIn, s.BytesOut+t.BytesOut
-			if t.LastUsed.After(s.LastUsed) {
-				s.LastUsed = t.LastUsed
-			}
-			sum[id] = s
 		}
 	}
 	return sum
@@ -167,11 +161,11 @@ func (f *Fleet) Viewers(ctx context.Context, id ident.SessionID) []api.Viewer {
 }
 
 // Kick finds the viewer on whichever relay knows it and refuses that party on all:
-// a load balancer would bring it back through another one. It reports whether there
-// was such a viewer.
-func (f *Fleet) Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) bool {
+// a load balancer would bring it back through another one. It returns who it was, if
+// there was such a viewer.
+func (f *Fleet) Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) (party usage.Party, found bool) {
 	q := kickQuestion{Session: id, Viewer: viewer}
-	party, found := f.cfg.Meter.PartyOf(id, viewer)
+	party, found = f.cfg.Meter.PartyOf(id, viewer)
 	if !found {
 		for _, a := range askAll[partyAnswer](ctx, f, askParty, q) {
 			if a.Found {
@@ -180,12 +174,12 @@ func (f *Fleet) Kick(ctx context.Context, id ident.SessionID, viewer ident.Viewe
 		}
 	}
 	if !found {
-		return false
+		return usage.Party{}, false
 	}
 	q.Party = party
 	if !f.cfg.Meter.Kick(id, viewer) {
 		f.cfg.Meter.KickParty(id, party)
 	}
 	askAll[struct{}](ctx, f, askKick, q)
-	return true
+	return party, true
 }

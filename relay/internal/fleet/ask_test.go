@@ -27,7 +27,14 @@ func use(t *testing.T, r *relay, from string, bytesIn, bytesOut int) {
 	u.Out(bytesOut)
 }
 
-func party(from string) usage.Party { return usage.Party{Remote: netip.MustParseAddr(from)} }
+// party is Alice for one address, somebody who is not known for all others.
+func party(from string) usage.Party {
+	p := usage.Party{Remote: netip.MustParseAddr(from)}
+	if from == "192.0.2.1" {
+		p.User, p.Name = "u-alice", "Alice"
+	}
+	return p
+}
 
 func TestProbe(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -71,6 +78,10 @@ func TestTotalsAreSummedUp(t *testing.T) {
 		if s := got[session]; len(got) != 1 || s.Viewers != 3 || s.BytesIn != 7 || s.BytesOut != 70 || s.LastUsed.Before(last) {
 			t.Errorf("the sum is %+v", got)
 		}
+		use(t, p.relays["b"], "192.0.2.1", 0, 0)
+		if s := p.relays["c"].Totals(t.Context(), []ident.SessionID{session})[session]; !slices.Equal(s.Names, []string{"Alice"}) {
+			t.Errorf("it is used by %q, want Alice, who came by two relays", s.Names)
+		}
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("it took %s beside a relay that does not answer", took)
 		}
@@ -78,7 +89,7 @@ func TestTotalsAreSummedUp(t *testing.T) {
 		for _, v := range p.relays["a"].Viewers(t.Context(), session) {
 			remotes = append(remotes, v.RemoteAddr)
 		}
-		if remotes[0] != "192.0.2.1" || len(remotes) != 3 {
+		if remotes[0] != "192.0.2.1" || len(remotes) != 4 {
 			t.Errorf("the viewers are %v, of whom 192.0.2.1 was first", remotes)
 		}
 		if got := p.relays["a"].Totals(t.Context(), nil); len(got) != 0 {
@@ -96,8 +107,8 @@ func TestKickIsForAllRelays(t *testing.T) {
 		if len(viewers) != 1 {
 			t.Fatalf("seen at %s: %v", seen, viewers)
 		}
-		if !p.relays["a"].Kick(t.Context(), session, viewers[0].ViewerID) {
-			t.Errorf("seen at %s: no such viewer", seen)
+		if who, ok := p.relays["a"].Kick(t.Context(), session, viewers[0].ViewerID); !ok || who.User != "u-alice" || who.Name != "Alice" {
+			t.Errorf("seen at %s: %+v was kicked (%v)", seen, who, ok)
 		}
 		for id, r := range p.relays {
 			if _, err := r.meter.Begin(t.Context(), session, party("192.0.2.1"), usage.HTTP); !errors.Is(err, usage.ErrKicked) {
@@ -113,7 +124,7 @@ func TestKickIsForAllRelays(t *testing.T) {
 		if slices.ContainsFunc(p.relays["a"].Viewers(t.Context(), session), func(v api.Viewer) bool { return v.RemoteAddr == "192.0.2.1" }) {
 			t.Error("it is in the list still")
 		}
-		if p.relays["a"].Kick(t.Context(), session, "v-unknown") {
+		if _, ok := p.relays["a"].Kick(t.Context(), session, "v-unknown"); ok {
 			t.Error("nobody was kicked")
 		}
 	}

@@ -27,6 +27,7 @@ type note struct {
 	key      ident.AgentKey
 	protocol api.Protocol
 	idle     api.Duration
+	access   uint64       // version of who may use it
 	told     bool         // its agent was told, or need not be
 	warned   time.Time    // the end that users were warned of
 	reason   store.Reason // why it closes
@@ -45,9 +46,21 @@ func (b *book) add(t store.TunnelRecord) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.of[t.Session] == nil {
-		b.of[t.Session] = &note{key: t.Key(), protocol: t.Protocol, idle: t.IdleTimeout}
+		b.of[t.Session] = &note{key: t.Key(), protocol: t.Protocol, idle: t.IdleTimeout, access: t.AccessVersion()}
 		b.counts[t.Team]++
 	}
+}
+
+// admits notes who may use a tunnel, and says whether that was changed.
+func (b *book) admits(t store.TunnelRecord) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := b.of[t.Session]
+	if n == nil || n.access == t.AccessVersion() {
+		return false
+	}
+	n.access = t.AccessVersion()
+	return true
 }
 
 // introduce says, once per tunnel, that its agent is to be told.

@@ -99,6 +99,7 @@ func (c *closer) resync(tell bool) {
 		for _, t := range c.store.AgentTunnels(key) {
 			delete(vanished, t.Session)
 			c.book.add(t)
+			c.access(t)
 			if c.book.introduce(t.Session) && tell {
 				c.local.Opened(key, t)
 			}
@@ -135,6 +136,7 @@ func (c *closer) observe(change store.Change) {
 			break
 		}
 		c.book.add(t)
+		c.access(t)
 		if c.book.introduce(t.Session) {
 			c.local.Opened(t.Key(), t)
 		}
@@ -176,6 +178,13 @@ func (c *closer) observe(change store.Change) {
 		}
 	}
 	c.metrics.tunnels.Set(float64(c.book.size()))
+}
+
+// access tells users when it was changed who may use a tunnel.
+func (c *closer) access(t store.TunnelRecord) {
+	if c.book.admits(t) {
+		c.tell(Notice{Kind: api.EventTunnelAccess, Key: t.Key(), Session: t.Session, Detail: "who may use it was changed"})
+	}
 }
 
 // over ends what a tunnel has here, when its record is gone.

@@ -201,7 +201,11 @@ func (s *Step) open(o Opening) {
 	s.put(o.Tunnel.Session, store.TunnelState{State: store.TunnelOpen, Expires: o.Tunnel.ExpiresAt})
 	s.Effects.PutTunnels = append(s.Effects.PutTunnels, o.Tunnel)
 	s.Effects.Once = o.Once
-	s.event(Event{Kind: audit.TunnelOpened, Session: o.Tunnel.Session})
+	e := Event{Kind: audit.TunnelOpened, Session: o.Tunnel.Session}
+	if o.Tunnel.Access != nil {
+		e.Detail = o.Tunnel.Access.String()
+	}
+	s.event(e)
 }
 
 func (s *Step) put(id ident.SessionID, t store.TunnelState) {

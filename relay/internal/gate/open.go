@@ -26,6 +26,9 @@ type OpenSpec struct {
 	Label        string
 	HostHeader   api.HostHeader
 	AllowOrigins []string
+	Access       *store.AccessRule // nil: who has the URL
+	// IdentityHeader is a further header that names the viewer to the app.
+	IdentityHeader string
 	// IdempotencyKey, with the caller, names the request; BodyHash says what was
 	// asked under it. Without a key every call opens a tunnel of its own.
 	IdempotencyKey string
@@ -85,7 +88,7 @@ func (g *Gate) Open(ctx context.Context, p creds.Principal, key ident.AgentKey, 
 		Session: id, Team: key.Team, Agent: key.Agent, Port: spec.Port, Protocol: spec.Protocol, Label: spec.Label,
 		OpenedBy: p.Name, Credential: p.Credential, User: p.Person(), NoTerminal: p.Ports != "", AdminHash: g.AdminToken(id).Hash(),
 		IdleTimeout: api.Duration(capped(spec.IdleTimeout, g.limits.IdleTimeout, g.limits.MaxIdleTimeout)),
-		AskedHost:   spec.HostHeader, AllowOrigins: spec.AllowOrigins,
+		AskedHost:   spec.HostHeader, AllowOrigins: spec.AllowOrigins, Access: spec.Access, IdentityHeader: spec.IdentityHeader,
 	}
 	if spec.HostHeader == api.HostPublic || spec.HostHeader == api.HostLocal {
 		t.HostHeader = spec.HostHeader

@@ -118,12 +118,13 @@ type Spec struct {
 	// one's revocation and the other's removal.
 	Credential ident.CredentialID
 	User       ident.UserID
+	Access     *store.AccessRule // nil: the tunnel's
 }
 
 // Create makes a link of an open tunnel.
 func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spec Spec) (store.LinkRecord, error) {
 	r := store.LinkRecord{
-		ID: ident.NewLinkID(), Session: t.Session, Team: t.Team, Agent: t.Agent, Name: spec.Name, MaxUses: spec.MaxUses,
+		ID: ident.NewLinkID(), Session: t.Session, Team: t.Team, Agent: t.Agent, Name: spec.Name, MaxUses: spec.MaxUses, Access: spec.Access,
 		CreatedBy: by, Credential: spec.Credential, User: spec.User, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
 	}
 	if spec.ExpiresIn > 0 {
@@ -138,7 +139,11 @@ func (l *Links) Create(ctx context.Context, by string, t store.TunnelRecord, spe
 		return r, unavailable(err)
 	}
 	l.metrics.created.Inc()
-	l.audit(ctx, audit.LinkCreated, by, r, fmt.Sprintf("expires %s, max uses %d", until(r), r.MaxUses))
+	detail := fmt.Sprintf("expires %s, max uses %d", until(r), r.MaxUses)
+	if r.Access != nil {
+		detail += ", " + r.Access.String()
+	}
+	l.audit(ctx, audit.LinkCreated, by, r, detail)
 	// So that whoever made it finds it in the list.
 	if err := l.cfg.Store.CatchUp(ctx); err != nil {
 		l.log.Debug("wait for a new link to be listed", "link_id", r.ID, "error", err)
@@ -156,14 +161,9 @@ func until(r store.LinkRecord) string {
 // Revoke takes a link back and cuts who came in by it: here at once, on other
 // relays when they hear of it.
 func (l *Links) Revoke(ctx context.Context, by string, session ident.SessionID, id ident.LinkID) error {
-	r, ok := l.cfg.Store.Link(id)
-	if !ok || r.Session != session {
-		if err := l.cfg.Store.CatchUp(ctx); err != nil {
-			return unavailable(err)
-		}
-		if r, ok = l.cfg.Store.Link(id); !ok || r.Session != session {
-			return api.NotFound(api.CodeLinkNotFound)
-		}
+	r, err := l.find(ctx, session, id)
+	if err != nil {
+		return err
 	}
 	switch err := l.cfg.Store.DeleteLink(ctx, session, id); {
 	case errors.Is(err, store.ErrNotFound):
@@ -175,6 +175,52 @@ func (l *Links) Revoke(ctx context.Context, by string, session ident.SessionID, 
 	l.metrics.revoked.Inc()
 	l.audit(ctx, audit.LinkRevoked, by, r, fmt.Sprintf("%d uses under way here", n))
 	return nil
+}
+
+// find returns a link of a tunnel. A miss is confirmed, since the caller may be faster than
+// the store's watch.
+func (l *Links) find(ctx context.Context, session ident.SessionID, id ident.LinkID) (store.LinkRecord, error) {
+	r, ok := l.cfg.Store.Link(id)
+	if ok && r.Session == session {
+		return r, nil
+	}
+	if err := l.cfg.Store.CatchUp(ctx); err != nil {
+		return r, unavailable(err)
+	}
+	if r, ok = l.cfg.Store.Link(id); !ok || r.Session != session {
+		return r, api.NotFound(api.CodeLinkNotFound)
+	}
+	return r, nil
+}
+
+// SetAccess changes who may come by a link: to what change makes of the present rule, in
+// which store.ErrUnchanged leaves it as it is.
+func (l *Links) SetAccess(ctx context.Context, by string, session ident.SessionID, id ident.LinkID, change func(old *store.AccessRule) (*store.AccessRule, error)) (Listed, error) {
+	if _, err := l.find(ctx, session, id); err != nil {
+		return Listed{}, err
+	}
+	r, err := l.cfg.Store.UpdateLink(ctx, session, id, func(r *store.LinkRecord) (err error) {
+		r.Access, err = change(r.Access)
+		return err
+	})
+	var refused *api.Problem
+	switch {
+	case errors.As(err, &refused):
+		return Listed{}, refused
+	case errors.Is(err, store.ErrNotFound):
+		return Listed{}, api.NotFound(api.CodeLinkNotFound)
+	case err != nil:
+		return Listed{}, unavailable(err)
+	}
+	text := "access as its tunnel's"
+	if r.Access != nil {
+		text = r.Access.String()
+	}
+	l.audit(ctx, audit.AccessChanged, by, r, text)
+	if err := l.cfg.Store.CatchUp(ctx); err != nil {
+		l.log.Debug("wait for a changed link to be listed", "link_id", r.ID, "error", err)
+	}
+	return l.Now(r), nil
 }
 
 // What users of a link that is over are told.

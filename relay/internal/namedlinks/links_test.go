@@ -426,6 +426,46 @@ func TestEnds(t *testing.T) {
 	})
 }
 
+func TestWhoMayComeByALinkIsChanged(t *testing.T) {
+	db := newRecords()
+	x := newRelay(t, db)
+	l := create(t, x, namedlinks.Spec{Name: "guests", Access: &store.AccessRule{Mode: api.AccessPIN, PINHash: "$argon2id$secret", Version: 3}})
+	to := func(r *store.AccessRule, err error) func(*store.AccessRule) (*store.AccessRule, error) {
+		return func(old *store.AccessRule) (*store.AccessRule, error) {
+			if old.Version != 3 {
+				t.Errorf("the rule that was is %+v", old)
+			}
+			return r, err
+		}
+	}
+	refused := api.NewProblem(api.CodeOutOfRange, "no")
+	if _, err := x.SetAccess(t.Context(), "user:alice", tunnel.Session, l.ID, to(nil, refused)); err != refused {
+		t.Errorf("a refusal comes back as %v", err)
+	}
+	if got, err := x.SetAccess(t.Context(), "user:alice", tunnel.Session, l.ID, to(&store.AccessRule{Mode: api.AccessTeam, Version: 4}, nil)); err != nil || got.Access.Mode != api.AccessTeam {
+		t.Errorf("changed: %+v, %v", got.Access, err)
+	}
+	if now, _ := db.Link(l.ID); now.Access.Version != 4 {
+		t.Errorf("the record has %+v", now.Access)
+	}
+	var p *api.Problem
+	if _, err := x.SetAccess(t.Context(), "user:alice", ident.NewSessionID(), l.ID, to(nil, nil)); !errors.As(err, &p) || p.Code != "link_not_found" {
+		t.Errorf("of another tunnel: %v", err)
+	}
+	var changes []audit.Record
+	for _, r := range x.audit.Records() {
+		if strings.Contains(r.Detail, "argon2") {
+			t.Errorf("the audit log has the hash of a PIN: %+v", r)
+		}
+		if r.Event == audit.AccessChanged {
+			changes = append(changes, r)
+		}
+	}
+	if len(changes) != 1 || changes[0].Actor != "user:alice" || !strings.HasSuffix(changes[0].Detail, "access team") {
+		t.Errorf("the audit log has %+v", changes)
+	}
+}
+
 // What a revoked credential made is over on every relay, and gone after a while, though
 // nobody deletes it: the relay that was asked may have died.
 func TestALinkEndsWithTheCredentialThatMadeIt(t *testing.T) {

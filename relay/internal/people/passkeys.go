@@ -16,12 +16,15 @@ import (
 // User returns a person.
 func (p *People) User(user ident.UserID) (store.UserRecord, bool) { return p.cfg.Store.User(user) }
 
-// Handle returns a person with the handle that passkeys know them by, and makes one if
-// there is none. Only people whom the relay made itself have passkeys: whoever an issuer
-// signs in must not get in when the issuer does not let them any more. The error is a
-// *api.Problem.
+// MayAddPasskey says whether a person may have passkeys. Only people whom the relay made
+// itself have some: whoever an issuer signs in must not get in when the issuer does not
+// let them any more.
+func (p *People) MayAddPasskey(user ident.UserID) bool { return madeHere(user) }
+
+// Handle returns a person who may have passkeys, with the handle that those know them by,
+// and makes one if there is none. The error is a *api.Problem.
 func (p *People) Handle(ctx context.Context, user ident.UserID) (store.UserRecord, error) {
-	if !madeHere(user) {
+	if !p.MayAddPasskey(user) {
 		return store.UserRecord{}, api.NewProblem(api.CodeForbidden, "your organisation's sign-in lets you in: passkeys are for people who came by an invitation")
 	}
 	u, err := p.cfg.Store.ChangeUser(ctx, user, func(u *store.UserRecord) error {

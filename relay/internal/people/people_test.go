@@ -374,9 +374,12 @@ func TestWhatTheIssuerSays(t *testing.T) {
 	if got := w.roles(one) + "; " + w.roles(two); got != "Alice[31m admin; Alice[31m member" {
 		t.Errorf("known as %s", got)
 	}
-	secret, rec, err := w.SignIn(ctx, "sub-1", "issuer", []store.SignInTeam{{ID: one, Role: api.RoleAdmin}, {ID: two}}, "Browser", "192.0.2.1")
+	secret, rec, err := w.SignIn(ctx, "sub-1", "issuer", []store.SignInTeam{{ID: one, Role: api.RoleAdmin}, {ID: two}}, []string{"vision"}, "Browser", "192.0.2.1")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if kept, _ := w.store.SignIn(rec.Hash); !slices.Equal(kept.Groups, []string{"vision"}) {
+		t.Errorf("of the groups is kept %q", kept.Groups)
 	}
 	// What the issuer says is changed there; what it does not, here.
 	owner := creds.Principal{Kind: creds.KindUser, Team: one, User: "sub-2", Role: api.RoleOwner, Name: "user:sub-2"}
@@ -390,6 +393,17 @@ func TestWhatTheIssuerSays(t *testing.T) {
 	}
 	if r, _ := w.store.SignIn(rec.Hash); len(r.Teams) != 3 || r.Teams[0].Role != "" {
 		t.Errorf("an older browser still has %+v", r.Teams)
+	}
+	for _, c := range []struct{ said, kept []string }{
+		{[]string{"vision", "audio", "", " odd", "e\x1b[31m", strings.Repeat("x", 256)}, []string{"vision", "audio"}}, {nil, nil},
+	} {
+		if err := w.Groups(ctx, "sub-1", c.said); err != nil {
+			t.Fatal(err)
+		}
+		w.catchUp()
+		if r, _ := w.store.SignIn(rec.Hash); !slices.Equal(r.Groups, c.kept) {
+			t.Errorf("of the groups %q it keeps %q", c.said, r.Groups)
+		}
 	}
 	if _, err := w.Remove(ctx, in(three), three, "sub-1", false); err != nil {
 		t.Fatal(err)
@@ -444,7 +458,7 @@ func TestSignIns(t *testing.T) {
 	alice, bob := w.join(team, "alice", api.RoleMember), w.join(team, "bob", api.RoleMember)
 	sign := func(who creds.Principal) (ident.Secret, store.SignInRecord) {
 		t.Helper()
-		s, r, err := w.SignIn(ctx, who.User, "invite", nil, "Mozilla/5.0\x00 "+strings.Repeat("x", 1000), "192.0.2.7")
+		s, r, err := w.SignIn(ctx, who.User, "invite", nil, nil, "Mozilla/5.0\x00 "+strings.Repeat("x", 1000), "192.0.2.7")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -536,7 +550,7 @@ func TestSignInsAreBounded(t *testing.T) {
 	alice := w.join(team, "alice", api.RoleMember)
 	var cookies []ident.Secret
 	for range 52 {
-		s, _, err := w.SignIn(ctx, alice.User, "passkey", nil, "", "")
+		s, _, err := w.SignIn(ctx, alice.User, "passkey", nil, nil, "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -590,7 +604,7 @@ func TestPasskeysAndDevices(t *testing.T) {
 		t.Errorf("after a use: %+v", u.Passkeys[3])
 	}
 
-	_, here, err := w.SignIn(ctx, alice.User, "passkey", nil, "Firefox", "192.0.2.1")
+	_, here, err := w.SignIn(ctx, alice.User, "passkey", nil, nil, "Firefox", "192.0.2.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -651,11 +665,13 @@ func TestTeamsHaveNames(t *testing.T) {
 		t.Fatalf("created %+v: %v", vision, err)
 	}
 	for what, name := range map[string]string{
-		"taken, in other letters": "vISION", "none": "", "spaces": "   ", "too long": strings.Repeat("x", 65), "control characters": "a\tb", "an id": string(ident.NewTeamID()),
+		"none": "", "spaces": "   ", "too long": strings.Repeat("x", 65), "control characters": "a\tb", "an id": string(ident.NewTeamID()),
 	} {
 		_, err := w.CreateTeam(ctx, operator, name)
 		wantCode(t, what, err, api.CodeOutOfRange)
 	}
+	_, err = w.CreateTeam(ctx, operator, "vISION")
+	wantCode(t, "taken, in other letters", err, api.CodeTeamExists)
 	unnamed := ident.NewTeamID()
 	if _, err := w.RenameTeam(ctx, operator, unnamed, "audio"); err != nil {
 		t.Errorf("a first name: %v", err)
@@ -664,7 +680,7 @@ func TestTeamsHaveNames(t *testing.T) {
 		t.Errorf("its own name in other letters: %v", err)
 	}
 	_, err = w.RenameTeam(ctx, operator, vision.ID, "Audio")
-	wantCode(t, "another team's name", err, api.CodeOutOfRange)
+	wantCode(t, "another team's name", err, api.CodeTeamExists)
 	var got []string
 	for _, team := range w.Teams() {
 		got = append(got, team.Name)
@@ -691,7 +707,7 @@ func TestATeamIsRemovedWithItsPeople(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cookie, _, err := w.SignIn(ctx, only.User, "invite", nil, "", "")
+	cookie, _, err := w.SignIn(ctx, only.User, "invite", nil, nil, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

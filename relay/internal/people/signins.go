@@ -25,6 +25,8 @@ const (
 	maxUser  = 255
 	maxText  = 128
 	maxTeams = 256
+
+	maxGroups = 256
 )
 
 // Known writes down what an issuer says of a person who signs in: their name and the
@@ -125,17 +127,39 @@ func (p *People) unsaid(ctx context.Context, user ident.UserID, teams []store.Si
 	return nil
 }
 
+// Groups writes down the groups that an issuer names for a person who has signed in, for
+// all browsers that they are signed in with. What is no name, or beyond the bound, is left
+// out. The error is a *api.Problem.
+func (p *People) Groups(ctx context.Context, user ident.UserID, groups []string) error {
+	groups = slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return g == "" || tidy(g, maxUser) != g })
+	groups = groups[:min(len(groups), maxGroups)]
+	for _, s := range p.cfg.Store.SignIns(user) {
+		if slices.Equal(s.Groups, groups) {
+			continue
+		}
+		_, err := p.cfg.Store.ChangeSignIn(ctx, s.Hash, func(r *store.SignInRecord) error {
+			r.Groups = groups
+			return nil
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return storeProblem("write down the groups of who signs in", err)
+		}
+	}
+	p.settle(ctx)
+	return nil
+}
+
 // SignIn writes that a person is signed in with a browser, by a method (issuer, invite,
 // passkey), and returns the secret of its cookie: a fresh one each time. The error is a
 // *api.Problem.
-func (p *People) SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error) {
+func (p *People) SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error) {
 	secret, now := ident.NewSecret(ident.PrefixSignIn), p.now()
 	u, _ := p.cfg.Store.User(user)
 	if !now.After(u.SignedOutAt) { // by another relay, whose clock is ahead of ours
 		now = u.SignedOutAt.Add(time.Millisecond)
 	}
 	rec := store.SignInRecord{
-		Hash: secret.Hash(), User: user, Teams: teams, Method: method, Browser: tidy(browser, maxBrowser), RemoteAddr: tidy(remote, maxText),
+		Hash: secret.Hash(), User: user, Teams: teams, Groups: groups, Method: method, Browser: tidy(browser, maxBrowser), RemoteAddr: tidy(remote, maxText),
 		IssuedAt: now, SeenAt: now, ExpiresAt: now.Add(idleLife), EndsAt: now.Add(wholeLife),
 	}
 	// The bound: what was not used for longest goes.

@@ -40,7 +40,7 @@ func (p *People) nameTeam(ctx context.Context, by creds.Principal, id ident.Team
 	}
 	for _, t := range p.cfg.Store.Teams() {
 		if t.ID != id && strings.EqualFold(t.Name, name) {
-			return store.TeamRecord{}, api.Problemf(api.CodeOutOfRange, "name: the team %s has this name", t.ID)
+			return store.TeamRecord{}, api.Problemf(api.CodeTeamExists, "there is a team %q already (%s)", t.Name, t.ID)
 		}
 	}
 	rec, err := p.cfg.Store.ChangeTeam(ctx, id, func(t *store.TeamRecord) error {

@@ -25,13 +25,19 @@ ol{list-style:none;display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:1.25re
 li{padding:.15rem .7rem;border:1px solid #c9ced6;border-radius:1rem;font-size:.85rem;color:#5a6472}
 li[aria-current]{border-color:#c2410c;color:#c2410c;font-weight:600}
 small{color:#5a6472}
+form{margin:1.25rem 0}
+input,button{font:inherit;padding:.3rem .6rem}
 @media(prefers-color-scheme:dark){body{background:#14171a;color:#e6e8eb}a{color:#93b4ff}li{border-color:#3a424c;color:#9aa4b0}li[aria-current]{border-color:#fb923c;color:#fb923c}small{color:#9aa4b0}}`
 
 // policy is the Content-Security-Policy of a page.
-func policy() string {
+func policy(form bool) string {
+	action := "'none'"
+	if form {
+		action = "'self'"
+	}
 	sum := sha256.Sum256([]byte(style))
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+		"'; base-uri 'none'; form-action " + action + "; frame-ancestors 'none'"
 }
 
 // titles are for people; problems without one show their status.
@@ -52,6 +58,11 @@ var titles = map[api.Code]string{
 	api.CodeTooManyRequests:    "Too much at once",
 	api.CodeMemoryShort:        "The relay is busy",
 	api.CodeRelayDraining:      "The relay is restarting",
+
+	api.CodeAccessDenied: "You may not use this tunnel",
+	api.CodePINRequired:  "This tunnel asks for a PIN",
+	api.CodePINLocked:    "Too many wrong PINs",
+	api.CodeKnockWaiting: "Somebody has to let you in",
 
 	api.CodeNotFound:          "Nothing is here",
 	api.CodeMethodNotAllowed:  "This address is for programs",
@@ -85,6 +96,8 @@ type page struct {
 	problem *api.Problem
 	request ident.RequestID
 	on      []Link // at an address of the relay's own
+	form    *Form
+	apart   bool // it is no failure on the way to the app
 	reloads bool
 }
 
@@ -105,6 +118,7 @@ func (p page) render() string {
 	if detail := cmp.Or(forPeople[p.problem.Code], p.problem.Detail); detail != "" {
 		b.WriteString("<p>" + html.EscapeString(sentence(detail)) + "</p>\n")
 	}
+	p.form.render(&b)
 	switch {
 	case len(p.on) > 0:
 		b.WriteString("<p>")
@@ -115,7 +129,7 @@ func (p page) render() string {
 			b.WriteString(`<a href="` + html.EscapeString(link.Address) + `">` + html.EscapeString(link.Text) + "</a>")
 		}
 		b.WriteString("</p>\n")
-	case p.problem.Hop != "":
+	case p.problem.Hop != "" && !p.apart:
 		b.WriteString(`<ol aria-label="where it stopped"><li>you</li>`)
 		for _, h := range hops {
 			mark := ""
@@ -138,6 +152,20 @@ func (p page) render() string {
 	}
 	b.WriteString(" · request " + html.EscapeString(string(p.request)) + "</small></main></body></html>\n")
 	return b.String()
+}
+
+// render shows the form, if there is one.
+func (f *Form) render(b *strings.Builder) {
+	if f == nil {
+		return
+	}
+	kind := `type="text" autocomplete="name"`
+	if f.Secret {
+		kind = `type="password" autocomplete="off"`
+	}
+	e := html.EscapeString
+	b.WriteString(`<form method="post" action="` + e(f.Action) + `"><input type="hidden" name="to" value="` + e(f.To) + `"><label>` + e(f.Label) +
+		` <input name="` + e(f.Field) + `" ` + kind + ` maxlength="64" required autofocus></label> <button>` + e(f.Button) + "</button></form>\n")
 }
 
 // sentence makes a detail, which begins in lower case, one.

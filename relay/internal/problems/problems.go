@@ -28,6 +28,27 @@ func AnswerOwn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.
 	answer(w, r, page{problem: p, request: id, on: append(on, Link{api.ConsolePath, "To the console"})})
 }
 
+// AnswerOn is Answer with ways on from its page.
+func AnswerOn(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID, on ...Link) {
+	answer(w, r, page{problem: p, request: id, on: on})
+}
+
+// Form is what a person is asked for where a refusal is shown: one field, which goes back
+// to where the page is from with what is gone on to.
+type Form struct {
+	Action, To           string // paths
+	Field, Label, Button string
+	Secret               bool // is not shown as it is typed
+}
+
+// AnswerForm is AnswerOn with a form, or without one where nothing that is sent helps.
+func AnswerForm(w http.ResponseWriter, r *http.Request, p *api.Problem, id ident.RequestID, form *Form, on ...Link) {
+	answer(w, r, page{problem: p, request: id, on: on, form: form, apart: true})
+}
+
+// Shown says whether a browser shows the answer to a request to a person.
+func Shown(r *http.Request) bool { return shown(r) }
+
 func answer(w http.ResponseWriter, r *http.Request, show page) {
 	p := show.problem
 	h := w.Header()
@@ -39,7 +60,11 @@ func answer(w http.ResponseWriter, r *http.Request, show page) {
 	}
 	p.SetHeader(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", policy())
+	if show.form != nil {
+		// Without a referrer browsers would send what is typed as from nowhere ("null").
+		h.Set("Referrer-Policy", "same-origin")
+	}
+	h.Set("Content-Security-Policy", policy(show.form != nil))
 	// What a form sent is not asked for again as something else, and where a person is led
 	// another way the same again does not help.
 	show.reloads = r.Method != http.MethodPost && len(show.on) <= 1

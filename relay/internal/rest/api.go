@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
 	"github.com/adit-tunnel/adit/relay/internal/problems"
@@ -72,7 +73,7 @@ type Addresses interface {
 type Usage interface {
 	Totals(ctx context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals
 	Viewers(ctx context.Context, id ident.SessionID) []api.Viewer
-	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) bool
+	Kick(ctx context.Context, id ident.SessionID, viewer ident.ViewerID) (who usage.Party, found bool)
 }
 
 // Terminals makes codes that enter a tunnel's terminal.
@@ -92,27 +93,32 @@ type Heartbeats interface {
 }
 
 // Config is what an API is made of. Auth, Rights, People, Pairing, Gate, Store, Addresses,
-// Usage, Links, Terminals, Audit, Remote, Grace and Logger are required.
+// Usage, Links, Doors, Terminals, Audit, Remote, Grace and Logger are required.
 type Config struct {
-	Auth       Authenticator
-	Rights     Rights
-	People     People
-	Pairing    Pairing
-	Gate       *gate.Gate
-	Store      Store
-	Addresses  Addresses
-	Usage      Usage
-	Links      Links
-	Terminals  Terminals
-	Prober     Prober     // nil: nobody is asked
-	Heartbeats Heartbeats // nil: what the store has
-	Audit      gate.Auditor
-	Remote     func(r *http.Request) string // the caller's address
-	ProbeWait  time.Duration                // how long opening waits for the probe; default 300 ms
-	Grace      time.Duration                // how long a lost agent stays in lists
-	Comment    time.Duration                // between comments of an event stream; default 15 s
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	Auth      Authenticator
+	Rights    Rights
+	People    People
+	Pairing   Pairing
+	Gate      *gate.Gate
+	Store     Store
+	Addresses Addresses
+	Usage     Usage
+	Links     Links
+	Doors     Doors        // of tunnels that one knocks at
+	Access    access.Floor // how far tunnels may be open; zero: as far as asked for
+	// AppliesAccess says whether all relays of the pool apply rules of access; nil: they do.
+	AppliesAccess func() bool
+	SignInOff     string // why nobody signs in with a browser; empty: people do
+	Terminals     Terminals
+	Prober        Prober     // nil: nobody is asked
+	Heartbeats    Heartbeats // nil: what the store has
+	Audit         gate.Auditor
+	Remote        func(r *http.Request) string // the caller's address
+	ProbeWait     time.Duration                // how long opening waits for the probe; default 300 ms
+	Grace         time.Duration                // how long a lost agent stays in lists
+	Comment       time.Duration                // between comments of an event stream; default 15 s
+	Logger        *slog.Logger
+	Registerer    prometheus.Registerer
 }
 
 // API serves the interface. It is safe for concurrent use.
@@ -136,7 +142,7 @@ var (
 
 // New checks the configuration and returns an API.
 func New(cfg Config) (*API, error) {
-	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
+	if cfg.Auth == nil || cfg.Rights == nil || cfg.People == nil || cfg.Pairing == nil || cfg.Gate == nil || cfg.Store == nil || cfg.Addresses == nil || cfg.Usage == nil || cfg.Links == nil || cfg.Doors == nil || cfg.Terminals == nil || cfg.Audit == nil || cfg.Remote == nil || cfg.Grace <= 0 || cfg.Logger == nil {
 		return nil, errors.New("rest: Auth, Rights, People, Pairing, Gate, Store, Addresses, Usage, Links, Terminals, Audit, Remote, Grace and Logger are required")
 	}
 	if cfg.ProbeWait == 0 {

@@ -97,6 +97,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"GET /api/v1/agents": team, "GET /api/v1/agents/{agent_id}": team, "GET /api/v1/agents/watch": team,
 		"POST /api/v1/agents/{agent_id}/tunnel": team, "GET /api/v1/agents/{agent_id}/tunnel": team, "DELETE /api/v1/agents/{agent_id}/tunnel": team,
 		"POST /api/v1/tunnels/{session_id}/extend":                append(slices.Clone(team), "admin"),
+		"GET /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
+		"PUT /api/v1/tunnels/{session_id}/access":                 append(slices.Clone(team), "admin"),
+		"PUT /api/v1/tunnels/{session_id}/links/{link_id}/access": append(slices.Clone(team), "admin"),
+		"GET /api/v1/tunnels/{session_id}/knocks":                 append(slices.Clone(team), "admin"),
+		"POST /api/v1/tunnels/{session_id}/knocks/{knock_id}":     append(slices.Clone(team), "admin"),
 		"POST /api/v1/tunnels/{session_id}/terminal":              append(slices.Clone(team), "admin"),
 		"GET /api/v1/tunnels/{session_id}/viewers":                append(slices.Clone(team), "admin"),
 		"DELETE /api/v1/tunnels/{session_id}/viewers/{viewer_id}": append(slices.Clone(team), "admin"),
@@ -118,7 +123,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 	// A value that is wrong in every route, so that whoever is admitted is told so
 	// and nothing happens.
-	fill := strings.NewReplacer("{agent_id}", "gpu-1", "{session_id}", string(o.SessionID), "{viewer_id}", "nobody", "{link_id}", "nothing", "{task_id}", "nothing", "{credential_id}", "none")
+	fill := strings.NewReplacer("{agent_id}", "gpu-1", "{session_id}", string(o.SessionID), "{viewer_id}", "nobody", "{link_id}", "nothing", "{knock_id}", "nothing", "{task_id}", "nothing", "{credential_id}", "none")
 	for _, r := range w.api.Routes() {
 		method, pattern := r[0], r[1]
 		who, known := admitted[method+" "+pattern]
@@ -264,9 +269,17 @@ func TestTunnelFromOpenToClosed(t *testing.T) {
 		t.Fatalf("with two tunnels: %+v", status)
 	}
 	i := slices.IndexFunc(status.Sessions, func(s api.Session) bool { return s.SessionID == o.SessionID })
-	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.BytesIn != 5 || s.ClosesBecause == "" {
+	if s := status.Sessions[i]; s.Label != "mine" || s.OpenedBy != "user:alice" || s.OpenedByName != "" || s.BytesIn != 5 || !strings.HasSuffix(s.ClosesBecause, "; in use by Ada, Bob, Cleo and others") {
 		t.Errorf("the session is shown as %+v", s)
 	}
+	w.store.SetUser(store.UserRecord{ID: "alice", Name: "Alice Cooper"}) // since then she has signed in here
+	d := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "device", `{"target_port":8189}`), 201)
+	for _, s := range into[api.TunnelStatus](t, w.do("GET", "/agents/gpu-1/tunnel", "device", ""), 200).Sessions {
+		if want := map[ident.SessionID]string{o.SessionID: "Alice Cooper", d.SessionID: "Alice Cooper (laptop)"}[s.SessionID]; s.OpenedByName != want {
+			t.Errorf("%s reads as %q, want %q", s.OpenedBy, s.OpenedByName, want)
+		}
+	}
+	into[api.Closed](t, w.do("DELETE", "/agents/gpu-1/tunnel?session_id="+string(d.SessionID), "device", ""), 200)
 	agent := into[api.Agent](t, w.do("GET", "/agents/gpu-1", "user", ""), 200)
 	if agent.AgentStatus != api.StatusTunnel || agent.Tunnels != 2 {
 		t.Errorf("the agent is %s with %d tunnels", agent.AgentStatus, agent.Tunnels)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"reflect"
@@ -93,6 +94,10 @@ func decodeObject(body []byte, into any) error {
 func fieldsOf(v reflect.Value) map[string]reflect.Value {
 	out := make(map[string]reflect.Value, v.NumField())
 	for i := range v.NumField() {
+		if v.Type().Field(i).Anonymous {
+			maps.Copy(out, fieldsOf(v.Field(i)))
+			continue
+		}
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
 		out[name] = v.Field(i)
 	}
@@ -130,6 +135,8 @@ func expected(err error, t reflect.Type) string {
 		return api.ErrDuration.Error()
 	case t.Kind() == reflect.String:
 		return "a string is needed"
+	case t.Kind() == reflect.Bool:
+		return "true or false is needed"
 	case t.Kind() == reflect.Slice:
 		return "a list of strings is needed"
 	}

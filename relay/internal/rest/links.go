@@ -2,10 +2,12 @@ package rest
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/namedlinks"
@@ -14,11 +16,12 @@ import (
 	"github.com/adit-tunnel/adit/shared/ident"
 )
 
-// Links makes, lists and takes back named links.
+// Links makes, lists, changes and takes back named links.
 type Links interface {
 	Create(ctx context.Context, by string, t store.TunnelRecord, spec namedlinks.Spec) (store.LinkRecord, error)
 	List(session ident.SessionID) []namedlinks.Listed
 	Revoke(ctx context.Context, by string, session ident.SessionID, id ident.LinkID) error
+	SetAccess(ctx context.Context, by string, session ident.SessionID, id ident.LinkID, change func(old *store.AccessRule) (*store.AccessRule, error)) (namedlinks.Listed, error)
 }
 
 func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Principal) error {
@@ -50,6 +53,13 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request, p creds.Princip
 			return invalid("max_uses", "1 to %d", api.MaxLinkUses)
 		}
 		spec.MaxUses = *req.MaxUses
+	}
+	rule, err := a.linkRule(req.AccessRequest, t.Protocol)
+	if err != nil {
+		return err
+	}
+	if spec.Access, err = rule(nil); err != nil && !errors.Is(err, store.ErrUnchanged) {
+		return err
 	}
 	made, err := a.cfg.Links.Create(r.Context(), p.Name, t, spec)
 	if err != nil {
@@ -95,10 +105,14 @@ func (a *API) namedLink(t store.TunnelRecord, l namedlinks.Listed) api.NamedLink
 	if !l.ExpiresAt.IsZero() && l.ExpiresAt.Before(ends) {
 		ends = l.ExpiresAt
 	}
+	rule := l.Access
+	if rule == nil {
+		rule = t.Access
+	}
 	return api.NamedLink{
 		LinkID: l.ID, SessionID: t.Session, Name: l.Name, URL: a.cfg.Addresses.LinkURL(t, l.ID),
 		AlternateURLs: notNil(a.cfg.Addresses.LinkAlternates(t, l.ID)), Segment: string(a.cfg.Addresses.LinkSegment(l.ID)),
-		CreatedBy: l.CreatedBy, CreatedAt: l.CreatedAt.UTC(), ExpiresAt: ends.UTC(), MaxUses: l.MaxUses, Uses: l.Uses,
-		LastUsedAt: l.LastUsed.UTC(), Viewers: l.ViewersNow,
+		CreatedBy: l.CreatedBy, CreatedByName: a.personOf(l.Opened()), CreatedAt: l.CreatedAt.UTC(), ExpiresAt: ends.UTC(), MaxUses: l.MaxUses, Uses: l.Uses,
+		LastUsedAt: l.LastUsed.UTC(), Viewers: l.ViewersNow, Access: access.Public(rule),
 	}
 }

@@ -2,6 +2,7 @@ package rest_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +23,7 @@ type links struct {
 func (l *links) Create(_ context.Context, by string, t store.TunnelRecord, s namedlinks.Spec) (store.LinkRecord, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := store.LinkRecord{ID: ident.NewLinkID(), Session: t.Session, Name: s.Name, MaxUses: s.MaxUses, CreatedBy: by, CreatedAt: time.Now()}
+	r := store.LinkRecord{ID: ident.NewLinkID(), Session: t.Session, Name: s.Name, MaxUses: s.MaxUses, CreatedBy: by, User: s.User, CreatedAt: time.Now(), Access: s.Access}
 	if s.ExpiresIn > 0 {
 		r.ExpiresAt = r.CreatedAt.Add(s.ExpiresIn)
 	}
@@ -53,6 +54,23 @@ func (l *links) Revoke(_ context.Context, _ string, session ident.SessionID, id 
 	return api.NewProblem(api.CodeLinkNotFound, "there is no such link")
 }
 
+func (l *links) SetAccess(_ context.Context, _ string, session ident.SessionID, id ident.LinkID, change func(*store.AccessRule) (*store.AccessRule, error)) (namedlinks.Listed, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range l.list {
+		if r.Session == session && r.ID == id {
+			made, err := change(r.Access)
+			if err == nil {
+				l.list[i].Access = made
+			} else if !errors.Is(err, store.ErrUnchanged) {
+				return namedlinks.Listed{}, err
+			}
+			return namedlinks.Listed{LinkRecord: l.list[i]}, nil
+		}
+	}
+	return namedlinks.Listed{}, api.NotFound(api.CodeLinkNotFound)
+}
+
 func TestNamedLinks(t *testing.T) {
 	w := newWorld(t)
 	open := into[api.Tunnel](t, w.do("POST", "/agents/gpu-1/tunnel", "user", ""), 201)
@@ -65,6 +83,12 @@ func TestNamedLinks(t *testing.T) {
 	if in := time.Until(made.ExpiresAt); in < 59*time.Minute || in > time.Hour {
 		t.Errorf("the link ends in %s, asked for an hour", in)
 	}
+	w.store.SetUser(store.UserRecord{ID: "alice", Name: "Alice Cooper"})
+	hers := into[api.NamedLink](t, w.do("POST", base, "device", `{"name":"for Bob"}`), 201)
+	if made.CreatedByName != "" || hers.CreatedBy != "dk:alice/laptop" || hers.CreatedByName != "Alice Cooper (laptop)" {
+		t.Errorf("people read who made a link: %q, %q", made.CreatedByName, hers.CreatedByName)
+	}
+	w.want(w.do("DELETE", base+"/"+string(hers.LinkID), "device", ""), "No Content")
 	// Its own end or the tunnel's, whichever comes first.
 	long := into[api.NamedLink](t, w.do("POST", base, open.AdminToken, `{"name":"long","expires_in":"6d"}`), 201)
 	if !long.ExpiresAt.Equal(open.ExpiresAt) || long.MaxUses != 0 {

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -49,7 +50,7 @@ func (a *API) refusesOthers(rt route, p creds.Principal, t store.TunnelRecord) *
 		return nil
 	}
 	return api.Problemf(api.CodeRoleRequired, "the tunnel was opened by %s, and for what others opened this needs the role %s in the team; yours is %s: ask them, or an admin of the team",
-		t.OpenedBy, rt.others, p.Role)
+		cmp.Or(a.personOf(t.Opened()), t.OpenedBy), rt.others, p.Role)
 }
 
 // refusesPort says why a caller may not use a port; nil: they may.
@@ -87,7 +88,7 @@ func (a *API) mayClose(rt route, p creds.Principal, key ident.AgentKey, ids []id
 		switch {
 		case no != nil:
 			refused = no
-			others = append(others, fmt.Sprintf("%s (%s)", t.Session, t.OpenedBy))
+			others = append(others, fmt.Sprintf("%s (%s)", t.Session, cmp.Or(a.personOf(t.Opened()), t.OpenedBy)))
 		case all:
 			ids = append(ids, t.Session)
 		}

@@ -171,7 +171,7 @@ func TestDevicesOverTheAPI(t *testing.T) {
 	w, p, s, _ := newPeople(t)
 	w.member(p, ours, "alice", "alice", api.RoleViewer)
 	w.member(p, ours, "bob", "bob", api.RoleOwner)
-	_, here, err := p.SignIn(t.Context(), "alice", "issuer", nil, "Firefox", "192.0.2.1")
+	_, here, err := p.SignIn(t.Context(), "alice", "issuer", nil, nil, "Firefox", "192.0.2.1")
 	if err != nil {
 		t.Fatal(err)
 	}

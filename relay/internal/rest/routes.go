@@ -72,12 +72,18 @@ func (a *API) table() []route {
 		{method: "DELETE", path: "/agents/{agent_id}/tunnel", admits: team, role: member, others: admin, scopes: ofTunnels, operation: "closeTunnels", serve: a.closeTunnels},
 
 		{method: "POST", path: "/tunnels/{session_id}/extend", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "extendTunnel", serve: a.extendTunnel},
+		{method: "GET", path: "/tunnels/{session_id}/access", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "getTunnelAccess", serve: a.getTunnelAccess},
+		{method: "PUT", path: "/tunnels/{session_id}/access", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "setTunnelAccess", serve: a.setTunnelAccess},
 		{method: "POST", path: "/tunnels/{session_id}/terminal", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "openTerminal", serve: a.openTerminal},
 		{method: "GET", path: "/tunnels/{session_id}/viewers", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "listViewers", serve: a.listViewers},
 		{method: "DELETE", path: "/tunnels/{session_id}/viewers/{viewer_id}", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "kickViewer", serve: a.kickViewer},
 
+		{method: "GET", path: "/tunnels/{session_id}/knocks", admits: teamAdmin, role: viewer, scopes: seeTunnels, operation: "listKnocks", serve: a.listKnocks},
+		{method: "POST", path: "/tunnels/{session_id}/knocks/{knock_id}", admits: teamAdmin, role: member, others: admin, scopes: ofTunnels, operation: "answerKnock", serve: a.answerKnock},
+
 		{method: "POST", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "createLink", serve: a.createLink},
 		{method: "GET", path: "/tunnels/{session_id}/links", admits: teamAdmin, role: viewer, scopes: seeLinks, operation: "listLinks", serve: a.listLinks},
+		{method: "PUT", path: "/tunnels/{session_id}/links/{link_id}/access", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "setLinkAccess", serve: a.setLinkAccess},
 		{method: "DELETE", path: "/tunnels/{session_id}/links/{link_id}", admits: teamAdmin, role: member, others: admin, scopes: ofLinks, operation: "revokeLink", serve: a.revokeLink},
 
 		{method: "POST", path: "/agents/{agent_id}/tasks", admits: teamAgent, role: member, scopes: ofTasks, operation: "admitTask", serve: a.admitTask, gated: true},

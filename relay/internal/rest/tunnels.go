@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/audit"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
@@ -49,7 +50,10 @@ func (a *API) openTunnel(w http.ResponseWriter, r *http.Request, p creds.Princip
 	if spec.IdempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
-	spec.BodyHash = bodyHash(key, req)
+	spec.BodyHash = bodyHash(key, spec.IdempotencyKey, req)
+	if spec.Access, err = a.tunnelRule(req.AccessRequest, spec.Protocol); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	if spec.WhenBusy == api.BusyWait { // may take as long as the tasks do
@@ -90,7 +94,7 @@ func ended(cause error) error {
 func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	s := gate.OpenSpec{
 		Port: apps.DefaultPort, Protocol: api.ProtocolHTTP, WhenBusy: api.BusyAllow, HostHeader: api.HostAuto,
-		Label: req.Label, AllowOrigins: req.AllowOrigins,
+		Label: req.Label, AllowOrigins: req.AllowOrigins, IdentityHeader: req.IdentityHeader,
 	}
 	if req.TargetPort != nil {
 		if *req.TargetPort < 1 || *req.TargetPort > 65535 {
@@ -135,6 +139,9 @@ func openSpec(req api.OpenTunnelRequest) (gate.OpenSpec, error) {
 	if err := checkText("label", req.Label, maxLabel); err != nil {
 		return s, err
 	}
+	if err := checkIdentityHeader(req.IdentityHeader); err != nil {
+		return s, err
+	}
 	if len(req.AllowOrigins) > maxOrigins {
 		return s, invalid("allow_origins", "at most %d", maxOrigins)
 	}
@@ -155,12 +162,14 @@ func idempotencyKey(r *http.Request) (string, error) {
 	return k, nil
 }
 
-// bodyHash says what was asked: the same for two spellings of one request.
-func bodyHash(key ident.AgentKey, req api.OpenTunnelRequest) string {
+// bodyHash says what was asked: the same for two spellings of one request. There may be a
+// PIN in it, so the key, which is kept nowhere in clear, is hashed with it.
+func bodyHash(key ident.AgentKey, once string, req api.OpenTunnelRequest) string {
 	b, err := json.Marshal(struct {
 		Agent ident.AgentID
 		Req   api.OpenTunnelRequest
-	}{key.Agent, req})
+		Once  string
+	}{key.Agent, req, once})
 	if err != nil {
 		panic(fmt.Sprintf("rest: encode a request that was just decoded: %v", err))
 	}
@@ -173,8 +182,8 @@ func (a *API) opened(o gate.Opened) api.Tunnel {
 	return api.Tunnel{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), AdminToken: a.cfg.Gate.AdminToken(t.Session).Reveal(),
 		TunnelProtocol: t.Protocol, TargetPort: int(t.Port), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
-		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(t.Warnings),
-		Label: t.Label, App: t.App, HostHeader: t.HostHeader,
+		RunningTasks: o.Running, AlternateURLs: notNil(a.cfg.Addresses.Alternates(t)), Warnings: notNil(a.warnings(t)),
+		Label: t.Label, App: t.App, HostHeader: t.HostHeader, Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
 	}
 }
 
@@ -300,9 +309,41 @@ func (a *API) session(p creds.Principal, t store.TunnelRecord, used usage.Totals
 	}
 	return api.Session{
 		SessionID: t.Session, TunnelURL: a.cfg.Addresses.URL(t), TargetPort: int(t.Port), TunnelProtocol: t.Protocol,
-		Label: t.Label, OpenedBy: t.OpenedBy, Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
+		Label: t.Label, OpenedBy: t.OpenedBy, OpenedByName: a.personOf(t.Opened()), Own: a.cfg.Auth.Owns(p, t.Opened()), OpenedAt: t.OpenedAt.UTC(), ExpiresAt: t.ExpiresAt.UTC(), IdleTimeout: t.IdleTimeout,
 		LastUsedAt: a.cfg.Gate.LastUsed(t), Viewers: used.Viewers, BytesIn: used.BytesIn, BytesOut: used.BytesOut,
-		ClosesBecause: a.cfg.Gate.ClosesBecause(t), App: t.App, HostHeader: t.HostHeader, Warnings: t.Warnings,
+		ClosesBecause: a.cfg.Gate.ClosesBecause(t) + usedBy(used.Names), App: t.App, HostHeader: t.HostHeader, Warnings: a.warnings(t),
+		Access: access.Public(t.Access), IdentityHeader: t.IdentityHeader,
+	}
+}
+
+// personOf is what people call who opened something: the person's name, and the device's
+// if it was one; empty: the relay knows no name, or it was a program's credential.
+func (a *API) personOf(o store.Opened) string {
+	u, ok := a.cfg.Store.User(o.User)
+	if !ok || u.Name == "" {
+		return ""
+	}
+	if o.By == "user:"+string(o.User) {
+		return u.Name
+	}
+	if device, ok := strings.CutPrefix(o.By, "dk:"+string(o.User)+"/"); ok {
+		return u.Name + " (" + device + ")"
+	}
+	return ""
+}
+
+// usedBy says who is known to use a tunnel now, as the end of a clause.
+func usedBy(names []string) string {
+	if len(names) > usage.MaxNames {
+		names = append(names[:usage.MaxNames:usage.MaxNames], "others")
+	}
+	switch last := len(names) - 1; last {
+	case -1:
+		return ""
+	case 0:
+		return "; in use by " + names[0]
+	default:
+		return "; in use by " + strings.Join(names[:last], ", ") + " and " + names[last]
 	}
 }
 
@@ -416,9 +457,17 @@ func (a *API) kickViewer(w http.ResponseWriter, r *http.Request, p creds.Princip
 		return err
 	}
 	id, err := ident.ParseViewerID(r.PathValue("viewer_id"))
-	if err != nil || !a.cfg.Usage.Kick(r.Context(), t.Session, id) {
+	if err != nil {
 		return api.NotFound(api.CodeViewerNotFound)
 	}
-	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: string(id)})
+	who, found := a.cfg.Usage.Kick(r.Context(), t.Session, id)
+	if !found {
+		return api.NotFound(api.CodeViewerNotFound)
+	}
+	detail := string(id)
+	if who.User != "" {
+		detail += fmt.Sprintf(", user:%s %q", who.User, who.Name)
+	}
+	a.audit(r, p, audit.Record{Event: audit.ViewerKicked, Agent: t.Agent, Session: t.Session, Detail: detail})
 	return sendNothing(w)
 }

@@ -190,6 +190,10 @@ func (s *stream) follow(ctx context.Context, feed gate.Feed, wake <-chan struct{
 				continue
 			}
 			switch c.Kind {
+			case store.KindKnock:
+				if err := s.knock(c); err != nil {
+					return err
+				}
 			case store.KindAgent, store.KindPresence, store.KindTunnel:
 				if c.Key.Team == s.by.Team && s.by.MayReach(c.Key.Agent) {
 					dirty[c.Key.Agent] = true

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/caller"
 	"github.com/adit-tunnel/adit/relay/internal/creds"
 	"github.com/adit-tunnel/adit/relay/internal/gate"
@@ -146,7 +147,7 @@ const viewer = ident.ViewerID("0123456789abcdef")
 func (viewers) Totals(_ context.Context, ids []ident.SessionID) map[ident.SessionID]usage.Totals {
 	out := make(map[ident.SessionID]usage.Totals)
 	for _, id := range ids {
-		out[id] = usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7}
+		out[id] = usage.Totals{Viewers: 1, BytesIn: 5, BytesOut: 7, Names: []string{"Ada", "Bob", "Cleo", "Dan"}}
 	}
 	return out
 }
@@ -154,7 +155,9 @@ func (viewers) Viewers(context.Context, ident.SessionID) []api.Viewer {
 	now := time.Now().UTC()
 	return []api.Viewer{{ViewerID: viewer, RemoteAddr: "203.0.113.9", Since: now, LastSeen: now, Connections: 1}}
 }
-func (viewers) Kick(_ context.Context, _ ident.SessionID, v ident.ViewerID) bool { return v == viewer }
+func (viewers) Kick(_ context.Context, _ ident.SessionID, v ident.ViewerID) (usage.Party, bool) {
+	return usage.Party{User: "u-7", Name: "Ada"}, v == viewer
+}
 
 // prober answers as it is told, when it is told.
 type prober struct {
@@ -185,17 +188,20 @@ func (p *prober) set(answer wire.Probed, delay time.Duration) {
 
 // world is an API on a store in memory, with its gate running.
 type world struct {
-	t      *testing.T
-	api    *rest.API
-	gate   *gate.Gate
-	store  *gatetest.Store
-	audit  *gatetest.Audit
-	local  *gatetest.Local
-	auth   *auth
-	prober *prober
-	links  *links
-	check  *resttest.Checker
-	stop   func()
+	t         *testing.T
+	api       *rest.API
+	gate      *gate.Gate
+	store     *gatetest.Store
+	audit     *gatetest.Audit
+	local     *gatetest.Local
+	auth      *auth
+	prober    *prober
+	links     *links
+	people    rest.People
+	oldRelay  bool // one of the pool is of the last release
+	signInOff string
+	check     *resttest.Checker
+	stop      func()
 }
 
 var (
@@ -205,6 +211,20 @@ var (
 )
 
 // terminals make codes that open nothing.
+// doors have somebody who waits at each tunnel.
+type doors struct{}
+
+func (doors) Knocks(session ident.SessionID) []api.Knock {
+	return []api.Knock{{KnockID: "00c0ffee", SessionID: session, Name: "Mallory", RemoteAddr: "203.0.113.9", Browser: "curl", KnockedAt: time.Unix(1000, 0).UTC(), ExpiresAt: time.Unix(1600, 0).UTC()}}
+}
+
+func (doors) Answer(_ context.Context, by creds.Principal, _ store.TunnelRecord, knock string, admit bool) (string, error) {
+	if knock != "00c0ffee" {
+		return "", api.NotFound(api.CodeKnockNotFound)
+	}
+	return fmt.Sprintf("Mallory %v by %s", admit, by.Name), nil
+}
+
 type terminals struct{}
 
 func (terminals) Mint(_ context.Context, t store.TunnelRecord, by creds.Principal, lives time.Duration, readOnly bool) (string, time.Time, error) {
@@ -261,7 +281,7 @@ func newWorldOf(t *testing.T, people rest.People) *world {
 		prober: &prober{answer: wire.Probed{Listening: true, Allowed: true, App: "comfyui", HostHeader: "public"}},
 		auth: &auth{cancels: map[string]context.CancelCauseFunc{}, by: map[string]creds.Principal{
 			"user":        {Kind: creds.KindUser, Team: ours, User: "alice", Role: api.RoleAdmin, Name: "user:alice"},
-			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Role: api.RoleAdmin, Credential: "cred_1", Name: "dk:laptop"},
+			"device":      {Kind: creds.KindDevice, Team: ours, User: "alice", Role: api.RoleAdmin, Credential: "cred_1", Name: "dk:alice/laptop"},
 			"integration": {Kind: creds.KindIntegration, Team: ours, Role: api.RoleAdmin, Credential: "cred_2", Name: "sk:ci"},
 			"agent":       {Kind: creds.KindAgent, Team: ours, Agent: "gpu-1", Credential: "cred_3", Name: "ak:gpu-1"},
 			"agent-any":   {Kind: creds.KindAgent, Team: ours, Credential: "cred_4", Name: "ak:any"},
@@ -277,19 +297,14 @@ func newWorldOf(t *testing.T, people rest.People) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.api, err = rest.New(rest.Config{
-		Auth: w.auth, Rights: w.auth, People: people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Terminals: terminals{}, Prober: w.prober, Audit: w.audit, Logger: log,
-		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
-		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.people = people
+	w.restart(access.Floor{})
 	w.store.SetRelay("r", true)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.gate.Run(ctx) })
-	wg.Go(func() { _ = w.api.Run(ctx) })
+	api := w.api
+	wg.Go(func() { _ = api.Run(ctx) })
 	w.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(w.stop)
 	w.connect(ours, "gpu-1")
@@ -299,6 +314,21 @@ func newWorldOf(t *testing.T, people rest.People) *world {
 	}
 	w.check = description.For(t)
 	return w
+}
+
+// restart makes the API anew, as an operator does who changed how open tunnels may be.
+func (w *world) restart(floor access.Floor) {
+	w.t.Helper()
+	var err error
+	w.api, err = rest.New(rest.Config{
+		Auth: w.auth, Rights: w.auth, People: w.people, Pairing: pairings{}, Gate: w.gate, Store: w.store, Addresses: addresses{}, Usage: viewers{}, Links: w.links, Doors: doors{}, Access: floor, SignInOff: w.signInOff, AppliesAccess: func() bool { return !w.oldRelay }, Terminals: terminals{}, Prober: w.prober, Audit: w.audit,
+		Logger:    slog.New(slog.DiscardHandler),
+		Remote:    func(r *http.Request) string { return caller.Peer(r).String() },
+		ProbeWait: 100 * time.Millisecond, Grace: 30 * time.Second, Comment: 200 * time.Millisecond,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *world) connect(team ident.TeamID, agent ident.AgentID) {

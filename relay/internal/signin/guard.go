@@ -90,9 +90,9 @@ func (l limit) take(remote string) *api.Problem {
 // which asks for a bearer every few minutes and at every load of a page. Guessing is
 // hopeless at any rate; what costs is bounded over all as well.
 type limits struct {
-	logins, tokens, invites, passkeys limit
-	exchanges                         *rate.Limiter // of codes at the issuer
-	now                               func() time.Time
+	logins, tokens, invites, passkeys, passes limit
+	exchanges                                 *rate.Limiter // of codes at the issuer
+	now                                       func() time.Time
 }
 
 const maxAddresses = 8192
@@ -102,7 +102,7 @@ func newLimits(now func() time.Time) limits {
 		return limit{caller.NewLimits(every, burst, maxAddresses), every, now}
 	}
 	return limits{
-		logins: of(250*time.Millisecond, 120), tokens: of(200*time.Millisecond, 200), invites: of(6*time.Second, 10), passkeys: of(2*time.Second, 20),
+		logins: of(250*time.Millisecond, 120), passes: of(200*time.Millisecond, 200), tokens: of(200*time.Millisecond, 200), invites: of(6*time.Second, 10), passkeys: of(2*time.Second, 20),
 		exchanges: rate.NewLimiter(20, 100), now: now,
 	}
 }

@@ -30,6 +30,7 @@ type Issuer struct {
 	ClientID   string
 	SecretFile string // of the client; empty: it has none, and PKCE alone protects the code
 	Scopes     []string
+	Groups     string       // claim that lists a person's groups; empty: none is read
 	HTTPClient *http.Client // nil: the usual one
 }
 
@@ -42,6 +43,8 @@ const (
 	maxSubject  = 255
 	maxEmail    = 254
 	maxName     = 64
+	maxGroups   = 200     // of a person: Entra ID names no more
+	maxGroup    = 200     // bytes of one: so many may be named in people, with group: before it
 	madeHere    = "adit:" // begins the id of people whom no issuer knows
 	maxRedirect = 3
 )
@@ -231,6 +234,7 @@ func (rp *relyingParty) oauth(d *discovered) (*oauth2.Config, error) {
 type person struct {
 	id          ident.UserID
 	name, email string
+	groups      []string
 	claims      json.RawMessage // of the id token, and what else the issuer says
 	more        func(context.Context) (json.RawMessage, error)
 }
@@ -273,7 +277,7 @@ func (rp *relyingParty) exchange(ctx context.Context, code string, a attempt) (p
 		return person{}, rp.unfit(err)
 	}
 	p.id = ident.UserID(id.Subject)
-	p.describe()
+	p.describe(rp.cfg.Groups)
 	p.more = func(ctx context.Context) (json.RawMessage, error) {
 		return rp.userInfo(oidc.ClientContext(ctx, rp.client), d.provider, token, id.Subject)
 	}
@@ -329,9 +333,10 @@ func (rp *relyingParty) unfit(cause error) *api.Problem {
 	return api.Problemf(api.CodeUnauthenticated, "what %s answered could not be taken as a sign-in: begin again; if that does not help, the relay's log says why", rp.name).WithCause(cause)
 }
 
-// describe reads the person's name and address from the claims. An address that the
-// issuer does not vouch for is left out: it may be somebody else's.
-func (p *person) describe() {
+// describe reads the person's name, address and groups from the claims. An address that
+// the issuer does not vouch for is left out: it may be somebody else's.
+func (p *person) describe(groups string) {
+	p.groups = groupsOf(p.claims, groups)
 	var claims struct {
 		Name      string `json:"name"`
 		Preferred string `json:"preferred_username"`
@@ -351,6 +356,29 @@ func (p *person) describe() {
 	if (claims.Verified == true || claims.Verified == "true") && len(claims.Email) <= maxEmail && printable.Text(claims.Email) == claims.Email {
 		p.email = claims.Email
 	}
+}
+
+// groupsOf reads the groups that a claim lists, or the one that it is. What is no name of
+// one is left out, and never cut: that could be the name of another group.
+func groupsOf(claims json.RawMessage, claim string) (out []string) {
+	var all map[string]json.RawMessage
+	if claim == "" || json.Unmarshal(claims, &all) != nil {
+		return nil
+	}
+	var one string
+	var list []any
+	if json.Unmarshal(all[claim], &one) == nil && one != "" {
+		list = []any{one}
+	} else if json.Unmarshal(all[claim], &list) != nil {
+		return nil
+	}
+	for _, v := range list {
+		g, ok := v.(string)
+		if ok && g != "" && len(g) <= maxGroup && len(out) < maxGroups && printable.Text(g) == g && !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 // line makes a text from elsewhere fit to be shown in one line.

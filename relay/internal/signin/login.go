@@ -151,7 +151,7 @@ func (d *Door) finish(w http.ResponseWriter, r *http.Request) (back string, _ er
 	if err != nil {
 		return a.ReturnTo, err
 	}
-	if err := d.welcome(w, r, p); err != nil {
+	if err := d.welcome(w, r, p, a.ReturnTo); err != nil {
 		return a.ReturnTo, err
 	}
 	d.metrics.count(methodIssuer, resultOK)
@@ -171,8 +171,9 @@ func (d *Door) declined(code string) *api.Problem {
 	return api.Problemf(api.CodeNotSignedIn, "%s answered %s: begin again; if that does not help, ask who runs it", d.issuer.name, code)
 }
 
-// welcome signs a person in whom the issuer vouches for, if they are in a team.
-func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
+// welcome signs a person in whom the issuer vouches for, if they are in a team, or on
+// their way to a tunnel that they are named for.
+func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person, back string) error {
 	teams, err := d.cfg.Creds.IssuerTeams(p.claims)
 	if err == nil && len(teams) == 0 {
 		more, failed := p.more(r.Context())
@@ -180,8 +181,12 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
 			return failed
 		}
 		if more != nil {
+			said := p.groups
 			p.claims = more
-			p.describe()
+			p.describe(d.issuer.cfg.Groups)
+			if len(p.groups) == 0 {
+				p.groups = said
+			}
 			teams, err = d.cfg.Creds.IssuerTeams(more)
 		}
 	}
@@ -189,6 +194,7 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
 		return d.issuer.unfit(err)
 	}
 	in := len(d.cfg.Creds.TeamsOfSignIn(store.SignInRecord{User: p.id, Teams: teams})) > 0
+	in = in || d.expected(back, p)
 	// Of somebody known, what the issuer says no more is to be forgotten. Of strangers
 	// nothing is kept: an issuer may know any number of people.
 	if _, known := d.cfg.Store.User(p.id); known || in {
@@ -199,12 +205,18 @@ func (d *Door) welcome(w http.ResponseWriter, r *http.Request, p person) error {
 	if !in {
 		return api.Problemf(api.CodeNotAMember, "you are %s, and in no team of this relay: ask for an invitation, or to be put into a team at %s, then begin again", cmp.Or(p.name, string(p.id)), d.issuer.name)
 	}
-	return d.enter(w, r, p.id, methodIssuer, teams)
+	if err := d.enter(w, r, p.id, methodIssuer, teams, p.groups); err != nil {
+		return err
+	}
+	return d.cfg.People.Groups(r.Context(), p.id, p.groups) // of the other browsers too
 }
 
 // returnTo is where a browser goes after it has signed in: a page of the relay's own,
 // whatever was asked for.
 func returnTo(asked string) string {
+	if asked, ok := strings.CutPrefix(asked, passPath+"?t="); ok && len(asked) <= maxAsk && askText.MatchString(asked) {
+		return passPath + "?t=" + asked
+	}
 	if len(asked) > maxReturn || strings.ContainsFunc(asked, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '\\' }) {
 		return home
 	}

@@ -2,12 +2,14 @@ package signin_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +103,38 @@ func TestTheRestOfWhatTheIssuerSays(t *testing.T) {
 			}
 			if !c.in {
 				wantPage(t, c.name, resp, http.StatusForbidden, "in no team")
+			}
+		})
+	}
+}
+
+// The issuer's groups are those of the sign-in, as names or not at all.
+func TestGroupsAreTheIssuers(t *testing.T) {
+	many := make([]string, 1000)
+	for i := range many {
+		many[i] = fmt.Sprintf("g%d", i)
+	}
+	for _, c := range []struct {
+		name string
+		said any
+		want []string
+	}{
+		{"none", nil, nil}, {"a list", []string{"vision", "all staff"}, []string{"vision", "all staff"}}, {"one", "vision", []string{"vision"}},
+		{"names twice, and what is none", []any{"a", "a", "", 7, "b\nc", strings.Repeat("x", 300), map[string]any{"a": 1}, "d"}, []string{"a", "d"}},
+		{"an object", map[string]any{"vision": true}, nil}, {"too many", many, many[:200]},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHouse(t)
+			b := h.browser()
+			at := b.login("/console")
+			b.back(at, h.grant(at, issuer.Claims{"groups": c.said, "Groups": []string{"root"}}, func(*issuer.Grant) {}))
+			if !b.signedIn() || len(h.town.signIns) != 1 {
+				t.Fatal("not signed in")
+			}
+			for _, rec := range h.town.signIns {
+				if !slices.Equal(rec.Groups, c.want) {
+					t.Errorf("the sign-in has the groups %q, want %q", rec.Groups, c.want)
+				}
 			}
 		})
 	}

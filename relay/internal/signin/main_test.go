@@ -79,13 +79,25 @@ func (t *town) Known(_ context.Context, user ident.UserID, name, email string, _
 	return nil
 }
 
-func (t *town) SignIn(_ context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error) {
+func (t *town) SignIn(_ context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error) {
 	secret := ident.NewSecret(ident.PrefixSignIn)
-	r := store.SignInRecord{Hash: secret.Hash(), User: user, Method: method, Teams: teams, Browser: browser, RemoteAddr: remote, IssuedAt: t.now(), ExpiresAt: t.now().Add(12 * time.Hour)}
+	r := store.SignInRecord{Hash: secret.Hash(), User: user, Method: method, Teams: teams, Groups: groups, Browser: browser, RemoteAddr: remote, IssuedAt: t.now(), ExpiresAt: t.now().Add(12 * time.Hour)}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.signIns[r.Hash] = r
 	return secret, r, nil
+}
+
+func (t *town) Groups(_ context.Context, user ident.UserID, groups []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for hash, r := range t.signIns {
+		if r.User == user {
+			r.Groups = groups
+			t.signIns[hash] = r
+		}
+	}
+	return nil
 }
 
 func (t *town) SignOut(_ context.Context, rec store.SignInRecord, everywhere bool) error {
@@ -113,8 +125,10 @@ func (t *town) Accept(_ context.Context, invite ident.Secret, as ident.UserID, _
 	return store.MemberRecord{Team: teamA, User: as, Role: api.RoleAdmin}, t.users[as], nil
 }
 
+func (t *town) MayAddPasskey(user ident.UserID) bool { return strings.HasPrefix(string(user), "adit:") }
+
 func (t *town) Handle(_ context.Context, user ident.UserID) (store.UserRecord, error) {
-	if !strings.HasPrefix(string(user), "adit:") {
+	if !t.MayAddPasskey(user) {
 		return store.UserRecord{}, api.NewProblem(api.CodeForbidden, "passkeys are for people who came by an invitation")
 	}
 	t.mu.Lock()
@@ -259,7 +273,7 @@ func newHouseAt(t *testing.T, is *issuer.Issuer, change ...func(*signin.Config))
 	h.town = newTown(h.now)
 	cfg := signin.Config{
 		Origin: origin, Key: ident.ClusterKey{1}, People: h.town, Creds: h.town, Store: h.town, Audit: h.town, Now: h.now,
-		Issuer: signin.Issuer{URL: h.issuer.URL(), ClientID: issuer.Audience, Scopes: []string{"openid", "email"}, HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
+		Issuer: signin.Issuer{URL: h.issuer.URL(), ClientID: issuer.Audience, Groups: "groups", Scopes: []string{"openid", "email"}, HTTPClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
 		Remote: func(r *http.Request) string { host, _, _ := strings.Cut(r.RemoteAddr, ":"); return host },
 		Logger: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Registerer: h.metrics,
 	}

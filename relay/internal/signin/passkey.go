@@ -186,7 +186,7 @@ func (d *Door) passkeyFinish(w http.ResponseWriter, r *http.Request) (any, error
 	if err := d.cfg.People.UsePasskey(ctx, user.ID, keyID(key.ID), encode(key)); err != nil {
 		return nil, err
 	}
-	return nil, d.enter(w, r.WithContext(ctx), user.ID, methodPasskey, nil)
+	return nil, d.enter(w, r.WithContext(ctx), user.ID, methodPasskey, nil, nil)
 }
 
 // registering is who adds a passkey.

@@ -314,6 +314,16 @@ func TestWhoMayAddAPasskey(t *testing.T) {
 	wantProblem(t, "whom the issuer lets in", ofIssuer.post("/auth/passkey/register/begin", struct{}{}), api.CodeForbidden)
 
 	alice := h.invited("alice")
+	says := func(who string, b *browser, may, has bool) {
+		t.Helper()
+		resp := b.post("/auth/token", struct{}{})
+		var token api.BrowserToken
+		if body := text(resp); json.Unmarshal([]byte(body), &token) != nil || token.Token == "" || token.MayAddPasskey != may || token.HasPasskey != has {
+			t.Errorf("the page of %s is told %s, want %t, %t", who, body, may, has)
+		}
+	}
+	says("whom the issuer lets in", ofIssuer, false, false)
+	says("whom an invitation let in", alice, true, false)
 	end := newDevice(t).makes(alice.begins("/auth/passkey/register/begin"))
 	bob := h.invited("bob")
 	bob.cookies["__Host-adit-browser"] = alice.cookies["__Host-adit-browser"]
@@ -321,6 +331,7 @@ func TestWhoMayAddAPasskey(t *testing.T) {
 	if resp := alice.post("/auth/passkey/register/finish", end); resp.StatusCode != http.StatusOK {
 		t.Errorf("whose ticket it is: %d %s", resp.StatusCode, text(resp))
 	}
+	says("who has one", alice, true, true)
 	wantProblem(t, "twice", alice.post("/auth/passkey/register/finish", end), api.CodePasskeyRefused)
 	d := newDevice(t)
 	d.origin = "https://evil.example.com"

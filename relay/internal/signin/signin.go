@@ -31,7 +31,9 @@ type People interface {
 	// Known keeps what the issuer says of a person.
 	Known(ctx context.Context, user ident.UserID, name, email string, teams []store.SignInTeam) error
 	// SignIn makes a sign-in, with a secret that never was in any browser.
-	SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, browser, remote string) (ident.Secret, store.SignInRecord, error)
+	SignIn(ctx context.Context, user ident.UserID, method string, teams []store.SignInTeam, groups []string, browser, remote string) (ident.Secret, store.SignInRecord, error)
+	// Groups keeps the groups that the issuer names for a person who has signed in.
+	Groups(ctx context.Context, user ident.UserID, groups []string) error
 	SignOut(ctx context.Context, rec store.SignInRecord, everywhere bool) error
 	// Accept uses an invitation up, for whoever is signed in, or for a new person.
 	Accept(ctx context.Context, invite ident.Secret, as ident.UserID, remote string) (store.MemberRecord, store.UserRecord, error)
@@ -40,6 +42,7 @@ type People interface {
 
 // Passkeys keeps the records of passkeys.
 type Passkeys interface {
+	MayAddPasskey(user ident.UserID) bool
 	// Handle returns a person who may have passkeys, with the handle that those know.
 	Handle(ctx context.Context, user ident.UserID) (store.UserRecord, error)
 	// ByHandle returns the person whom passkeys know by a handle.
@@ -66,6 +69,16 @@ type Store interface {
 	UseTicket(ctx context.Context, hash string, ends time.Time) error
 }
 
+// Passes knows the tunnels that are for certain people; access.Access is one.
+type Passes interface {
+	// Begun says why nobody can go on with what a tunnel's address sent a browser with.
+	Begun(ask string) *api.Problem
+	// Expects says whether that is a tunnel that somebody is named for.
+	Expects(ask string, user ident.UserID, email string, groups []string) bool
+	// Grant returns where to send a browser that is signed in.
+	Grant(ctx context.Context, ask, signIn, remote string) (to string, err error)
+}
+
 // Auditor keeps records.
 type Auditor interface {
 	Append(ctx context.Context, r audit.Record) error
@@ -84,6 +97,7 @@ type Config struct {
 	People People
 	Creds  Creds
 	Store  Store
+	Passes Passes
 	Audit  Auditor
 	Key    ident.ClusterKey           // seals tickets
 	Remote func(*http.Request) string // the caller's address
@@ -132,6 +146,7 @@ func New(cfg Config) (*Door, error) {
 const (
 	loginPath    = Base + "login"
 	callbackPath = Base + "callback"
+	passPath     = Base + "pass"
 )
 
 // Routes are the patterns of http.ServeMux to serve.
@@ -154,6 +169,7 @@ func (d *Door) Routes() map[string]http.Handler {
 	add("GET", Base+"options", d.answers("", d.options))
 	add("GET", loginPath, http.HandlerFunc(d.login))
 	add("GET", callbackPath, http.HandlerFunc(d.callback))
+	add("GET", passPath, http.HandlerFunc(d.pass))
 	add("POST", Base+"token", d.posts("", d.limits.tokens, d.token))
 	add("POST", Base+"logout", d.posts("", d.limits.tokens, d.logout))
 	add("POST", Base+"invite", d.posts(methodInvite, d.limits.invites, d.invite))
@@ -264,9 +280,9 @@ func (d *Door) signedIn(r *http.Request) (store.SignInRecord, bool) {
 }
 
 // enter signs a person in. What the browser was signed in with before ends.
-func (d *Door) enter(w http.ResponseWriter, r *http.Request, user ident.UserID, by method, teams []store.SignInTeam) error {
+func (d *Door) enter(w http.ResponseWriter, r *http.Request, user ident.UserID, by method, teams []store.SignInTeam, groups []string) error {
 	before, had := d.signedIn(r)
-	secret, rec, err := d.cfg.People.SignIn(r.Context(), user, string(by), teams, r.UserAgent(), d.cfg.Remote(r))
+	secret, rec, err := d.cfg.People.SignIn(r.Context(), user, string(by), teams, groups, r.UserAgent(), d.cfg.Remote(r))
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,9 @@ func (d *Door) token(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	bearer, ends := d.cfg.Creds.BrowserToken(rec, d.cfg.Now())
 	out := api.BrowserToken{Token: bearer.Reveal(), ExpiresAt: ends, UserID: string(rec.User), Teams: d.cfg.Creds.TeamsOfSignIn(rec)}
+	out.MayAddPasskey = d.keys != nil && d.cfg.People.MayAddPasskey(rec.User)
 	if user, ok := d.cfg.Store.User(rec.User); ok {
-		out.UserName = user.Name
+		out.UserName, out.HasPasskey = user.Name, len(user.Passkeys) > 0
 	}
 	if out.Teams == nil {
 		out.Teams = []api.MyTeam{}
@@ -84,7 +85,7 @@ func (d *Door) invite(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	if as == "" {
-		if err := d.enter(w, r.WithContext(ctx), user.ID, methodInvite, nil); err != nil {
+		if err := d.enter(w, r.WithContext(ctx), user.ID, methodInvite, nil, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -32,6 +32,8 @@ const (
 	dirSignIn     = "signin"
 	dirInvite     = "invite"
 	dirPairing    = "pairing"
+	dirKnock      = "knock"
+	dirPINTries   = "pintries"
 )
 
 const (

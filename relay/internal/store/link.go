@@ -29,8 +29,10 @@ type LinkRecord struct {
 	User       ident.UserID       `json:"user,omitempty"`
 	CreatedAt  time.Time          `json:"created_at"`
 	ExpiresAt  time.Time          `json:"expires_at,omitzero"` // zero: with the tunnel
-	MaxUses    int                `json:"max_uses,omitempty"`  // 0: any number
-	Uses       int                `json:"uses,omitempty"`      // viewers admitted so far
+	// Access takes the place of the tunnel's for who comes by the link; nil: the tunnel's.
+	Access  *AccessRule `json:"access,omitempty"`
+	MaxUses int         `json:"max_uses,omitempty"` // 0: any number
+	Uses    int         `json:"uses,omitempty"`     // viewers admitted so far
 	// Viewers are marks of the viewers that were admitted, which may come back: all
 	// of a link with MaxUses, the newest of others.
 	Viewers  []string  `json:"viewers,omitempty"`

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -93,14 +92,16 @@ type SignInRecord struct {
 	User ident.UserID `json:"user"`
 	// Teams are those that the issuer named at the sign-in. What the store knows of the
 	// person counts beside them, and above them.
-	Teams      []SignInTeam `json:"teams,omitempty"`
-	Method     string       `json:"method"` // issuer, invite, passkey
-	Browser    string       `json:"browser,omitempty"`
-	RemoteAddr string       `json:"remote_addr,omitempty"`
-	IssuedAt   time.Time    `json:"issued_at"`
-	SeenAt     time.Time    `json:"seen_at"`
-	ExpiresAt  time.Time    `json:"expires_at"` // moves on while it is used
-	EndsAt     time.Time    `json:"ends_at"`    // and never beyond this
+	Teams []SignInTeam `json:"teams,omitempty"`
+	// Groups are those that the issuer named, for access: people.
+	Groups     []string  `json:"groups,omitempty"`
+	Method     string    `json:"method"` // issuer, invite, passkey
+	Browser    string    `json:"browser,omitempty"`
+	RemoteAddr string    `json:"remote_addr,omitempty"`
+	IssuedAt   time.Time `json:"issued_at"`
+	SeenAt     time.Time `json:"seen_at"`
+	ExpiresAt  time.Time `json:"expires_at"` // moves on while it is used
+	EndsAt     time.Time `json:"ends_at"`    // and never beyond this
 }
 
 // SignInTeam is a team that the issuer named.
@@ -155,6 +156,7 @@ type people struct {
 	signIns  *table[SignInRecord]
 	invites  *table[InviteRecord]
 	pairings *table[PairingRecord]
+	knocks   *table[KnockRecord]
 }
 
 func newPeople() people {
@@ -184,6 +186,13 @@ func newPeople() people {
 			func(r *InviteRecord, c *Change) { c.Key.Team = r.Team }),
 		pairings: newTable(KindPairing, dirPairing, func(name string, r *PairingRecord) { r.Hash = name },
 			func(r *PairingRecord) []string { return []string{listCode + r.UserCode} }, nil),
+		knocks: newTable(KindKnock, dirKnock,
+			func(name string, r *KnockRecord) {
+				session, id, _ := strings.Cut(name, "/")
+				r.Session, r.ID = ident.SessionID(session), id
+			},
+			func(r *KnockRecord) []string { return []string{string(r.Session)} },
+			func(r *KnockRecord, c *Change) { c.Session = r.Session }),
 	}
 }
 
@@ -197,7 +206,7 @@ const (
 
 func (p people) byDir() map[string]mirrored {
 	return map[string]mirrored{
-		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings,
+		dirTeam: p.teams, dirUser: p.users, dirMember: p.members, dirSignIn: p.signIns, dirInvite: p.invites, dirPairing: p.pairings, dirKnock: p.knocks,
 	}
 }
 
@@ -402,70 +411,6 @@ func (s *Store) TakePairing(ctx context.Context, hash string, made ...Credential
 	}
 	return takeRecord(ctx, s, doing, key(dirPairing, hash), takenKey(hash),
 		func(r PairingRecord) bool { return r.Approved() && s.now().Before(r.ExpiresAt) }, with...)
-}
-
-// create writes a new record; ErrExists when its name is taken. With an end it goes by
-// itself then.
-func create(ctx context.Context, s *Store, doing, key string, record any, ends time.Time) error {
-	defer s.metrics.took(opPeople)()
-	if err := s.takesNew(ctx, doing); err != nil {
-		return err
-	}
-	value, err := encoded(doing, record)
-	if err != nil {
-		return err
-	}
-	var p proposal
-	if p.value = value; !ends.IsZero() {
-		left := ends.Sub(s.now())
-		if left <= 0 {
-			return fmt.Errorf("%s: it has expired already", doing)
-		}
-		if p.lease, err = s.grant(ctx, left); err != nil {
-			return unavailable(ctx, doing, err)
-		}
-	}
-	return s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
-		if cur != nil {
-			return proposal{}, fmt.Errorf("%s: %w", doing, ErrExists)
-		}
-		return p, nil
-	})
-}
-
-// upsert is changeRecord for a record that need not be there yet.
-func upsert[R any](ctx context.Context, s *Store, doing, key string, change func(*R) error) (R, error) {
-	defer s.metrics.took(opPeople)()
-	var record, none R
-	err := s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
-		record = none
-		if cur != nil {
-			if err := json.Unmarshal(cur.value, &record); err != nil {
-				return proposal{}, fmt.Errorf("%s: %w", doing, err)
-			}
-		} else if !s.Room() {
-			return proposal{}, noRoom(doing)
-		}
-		if err := change(&record); err != nil {
-			return proposal{}, err
-		}
-		value, err := encoded(doing, record)
-		return proposal{value: value}, err
-	})
-	if err != nil {
-		return none, err
-	}
-	return record, nil
-}
-
-func (s *Store) forget(ctx context.Context, doing, key string) error {
-	defer s.metrics.took(opPeople)()
-	return s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
-		if cur == nil {
-			return proposal{}, ErrUnchanged
-		}
-		return proposal{delete: true}, nil
-	})
 }
 
 // sweepSignIns deletes those that have expired.

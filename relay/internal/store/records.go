@@ -131,6 +131,9 @@ type TunnelRecord struct {
 	AdminHash    string         `json:"admin_hash"` // SHA-256 of the admin token
 	AskedHost    api.HostHeader `json:"asked_host"` // as asked when opening: auto, public, local
 	AllowOrigins []string       `json:"allow_origins,omitempty"`
+	Access       *AccessRule    `json:"access,omitempty"` // nil: who has the URL
+	// IdentityHeader is a further header that names the viewer to the app.
+	IdentityHeader string `json:"identity_header,omitempty"`
 	// NoTerminal says that nobody enters a terminal by it: the credential that opened it
 	// was for some ports only.
 	NoTerminal bool `json:"no_terminal,omitempty"`
@@ -145,6 +148,14 @@ type TunnelRecord struct {
 
 // Key names the tunnel's agent.
 func (t TunnelRecord) Key() ident.AgentKey { return ident.AgentKey{Team: t.Team, Agent: t.Agent} }
+
+// AccessVersion is the version of who may use it; 0: who has the URL.
+func (t TunnelRecord) AccessVersion() uint64 {
+	if t.Access == nil {
+		return 0
+	}
+	return t.Access.Version
+}
 
 // Found notes what a probe of the tunnel's port found; ErrUnchanged says that there was
 // nothing to note. The Host that the app wants is as it was asked for when the tunnel was
@@ -257,6 +268,9 @@ type RelayRecord struct {
 	Started  time.Time     `json:"started"`
 	// Floors says that the relay begins new agents' records at their team's floor.
 	Floors bool `json:"floors,omitempty"`
+	// Access says that the relay applies the rules of who may use a tunnel, and keeps them
+	// when it writes a record.
+	Access bool `json:"access,omitempty"`
 }
 
 // Effects are what a change of an agent's record brings with it, in the same

@@ -123,7 +123,7 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	cfg.Relay.Floors = true
+	cfg.Relay.Floors, cfg.Relay.Access = true, true
 	s := &Store{
 		cfg:     cfg,
 		log:     cfg.Logger,

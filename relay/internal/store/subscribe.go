@@ -23,6 +23,7 @@ const (
 	KindSignIn     Kind = "sign_in"
 	KindInvite     Kind = "invite"
 	KindPairing    Kind = "pairing"
+	KindKnock      Kind = "knock"
 )
 
 // Change says that a record changed or ended; the new state is in the mirror. Of

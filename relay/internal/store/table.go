@@ -2,10 +2,12 @@ package store
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -117,4 +119,68 @@ func encoded(doing string, record any) (string, error) {
 		return "", fmt.Errorf("%s: %w", doing, err)
 	}
 	return string(b), nil
+}
+
+// create writes a new record; ErrExists when its name is taken. With an end it goes by
+// itself then.
+func create(ctx context.Context, s *Store, doing, key string, record any, ends time.Time) error {
+	defer s.metrics.took(opPeople)()
+	if err := s.takesNew(ctx, doing); err != nil {
+		return err
+	}
+	value, err := encoded(doing, record)
+	if err != nil {
+		return err
+	}
+	var p proposal
+	if p.value = value; !ends.IsZero() {
+		left := ends.Sub(s.now())
+		if left <= 0 {
+			return fmt.Errorf("%s: it has expired already", doing)
+		}
+		if p.lease, err = s.grant(ctx, left); err != nil {
+			return unavailable(ctx, doing, err)
+		}
+	}
+	return s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
+		if cur != nil {
+			return proposal{}, fmt.Errorf("%s: %w", doing, ErrExists)
+		}
+		return p, nil
+	})
+}
+
+// upsert is changeRecord for a record that need not be there yet.
+func upsert[R any](ctx context.Context, s *Store, doing, key string, change func(*R) error) (R, error) {
+	defer s.metrics.took(opPeople)()
+	var record, none R
+	err := s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
+		record = none
+		if cur != nil {
+			if err := json.Unmarshal(cur.value, &record); err != nil {
+				return proposal{}, fmt.Errorf("%s: %w", doing, err)
+			}
+		} else if !s.Room() {
+			return proposal{}, noRoom(doing)
+		}
+		if err := change(&record); err != nil {
+			return proposal{}, err
+		}
+		value, err := encoded(doing, record)
+		return proposal{value: value}, err
+	})
+	if err != nil {
+		return none, err
+	}
+	return record, nil
+}
+
+func (s *Store) forget(ctx context.Context, doing, key string) error {
+	defer s.metrics.took(opPeople)()
+	return s.swap(ctx, doing, key, func(cur *keyValue) (proposal, error) {
+		if cur == nil {
+			return proposal{}, ErrUnchanged
+		}
+		return proposal{delete: true}, nil
+	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/adit-tunnel/adit/relay/internal/access"
 	"github.com/adit-tunnel/adit/relay/internal/store"
 	"github.com/adit-tunnel/adit/relay/internal/usage"
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -66,6 +67,14 @@ func (s *socket) authenticate(ctx context.Context, a *wire.TerminalAttach) error
 	if s.t.revoked(record, s.host) {
 		return errRevoked
 	}
+	// Who has a code was let in by somebody of the team, so who may use the tunnel is not
+	// asked again; from where, and for what, is.
+	if rule := record.Access; rule != nil {
+		if !access.FromAllows(rule, s.party().Remote) {
+			return errNetwork
+		}
+		a.ReadOnly = a.ReadOnly || rule.ReadOnly
+	}
 	s.record = record
 	return nil
 }
@@ -103,6 +112,12 @@ var errNoTerminal = &closing{code: wire.CloseDenied, reason: "the tunnel was ope
 
 // errRevoked is for who came in by what somebody made who may not any more.
 var errRevoked = &closing{code: wire.CloseDenied, reason: "who let you in may not any more: the credential was revoked, or the person signed out, left the team or has a lesser role"}
+
+// errNetwork is for who comes from where the tunnel is not for.
+var errNetwork = &closing{code: wire.CloseDenied, reason: "the tunnel is for certain networks, and your address is in none of them"}
+
+// errChanged sends everybody through the entrance again.
+var errChanged = &closing{code: wire.CloseLost, reason: "who may use the tunnel was changed; attach again"}
 
 // errCode is for every code that opens nothing.
 var errCode = errors.New("the code is not right, was used already, or has expired")

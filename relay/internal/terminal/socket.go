@@ -133,7 +133,7 @@ func (s *socket) converse(ctx context.Context) error {
 		s.t.note(ctx, s, audit.TerminalRefused, s.actor, err.reason)
 		return err
 	}
-	use, err := s.t.cfg.Meter.Begin(ctx, s.session, s.party(), usage.Terminal)
+	use, err := s.t.cfg.Meter.Begin(usage.Watched(ctx), s.session, s.party(), usage.Terminal)
 	if err != nil {
 		s.t.metrics.refused.WithLabelValues("closed").Inc()
 		return endOf(err)
@@ -393,7 +393,8 @@ func (s *socket) up(ctx context.Context, use *usage.Use, stream *fleet.Stream, r
 	}
 }
 
-// outlive waits until the viewer's host has lost the right to let them in, or ctx ends.
+// outlive waits until the viewer's host has lost the right to let them in, or who may use
+// the tunnel was changed, or ctx ends.
 func (s *socket) outlive(ctx context.Context) error {
 	tick := time.NewTicker(revokedEvery)
 	defer tick.Stop()
@@ -404,6 +405,9 @@ func (s *socket) outlive(ctx context.Context) error {
 		case <-tick.C:
 			if s.t.revoked(s.record, s.host) {
 				return errRevoked
+			}
+			if now, ok := s.t.cfg.Store.Tunnel(s.session); ok && now.AccessVersion() != s.record.AccessVersion() {
+				return errChanged
 			}
 		}
 	}

@@ -18,22 +18,30 @@ func (m *Meter) PartyOf(id ident.SessionID, viewer ident.ViewerID) (Party, bool)
 	defer s.mu.Unlock()
 	for p, v := range s.viewers {
 		if v.id == viewer {
+			p.Name = v.name
 			return p, true
 		}
 	}
 	return Party{}, false
 }
 
-// place is where a kicked viewer stays out: its network, by the way it came in. What
-// else it says of itself, its user agent above all, it can change at will. Who is
-// behind the same address is kept out with it, unless they have a named link of their
-// own: that is another way in.
+// place is where a kicked viewer stays out. Of a person who is known that is wherever they
+// come from, by whatever way. Of one who is not it is their network, by the way they came
+// in: what else a viewer says of itself, its user agent above all, it can change at will.
+// Who is not known either and behind the same address is kept out with it, unless they have
+// a named link of their own: that is another way in.
 type place struct {
 	network netip.Addr
 	link    ident.LinkID
+	user    ident.UserID
 }
 
-func (p Party) place() place { return place{caller.Network(p.Remote), p.Link} }
+func (p Party) place() place {
+	if p.User != "" {
+		return place{user: p.User}
+	}
+	return place{network: caller.Network(p.Remote), link: p.Link}
+}
 
 // Kick ends all that a viewer has open on a tunnel and refuses its place for
 // some minutes: it holds the link and would be back at once. The link itself stays

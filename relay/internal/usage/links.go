@@ -37,7 +37,7 @@ func (m *Meter) CutLink(id ident.SessionID, link ident.LinkID, cause error) int 
 	}
 	n := 0
 	for u := range s.uses {
-		if u.viewer.place.link == link {
+		if u.viewer.link == link {
 			u.cancel(cause)
 			n++
 		}
@@ -56,7 +56,7 @@ func (m *Meter) LinkUse(id ident.SessionID, link ident.LinkID) (viewers int, las
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.viewers {
-		if v.place.link != link {
+		if v.link != link {
 			continue
 		}
 		if v.present(now) {

@@ -76,6 +76,8 @@ type Party struct {
 	Remote    netip.Addr
 	UserAgent string
 	Link      ident.LinkID // the named link by which it came in; empty: the tunnel's own address
+	User      ident.UserID // the person, where the tunnel asks; empty: it is not known
+	Name      string       // of them, or as they say; two of one party are still one viewer
 }
 
 // Config is what a Meter needs. All of it may be absent.
@@ -169,6 +171,8 @@ type session struct {
 type viewer struct {
 	id       ident.ViewerID
 	place    place
+	link     ident.LinkID
+	name     string // guarded by the session's mutex
 	since    time.Time
 	in, out  atomic.Int64
 	lastSeen atomic.Int64 // Unix nanoseconds
@@ -264,21 +268,25 @@ func (m *Meter) Begin(ctx context.Context, id ident.SessionID, party Party, kind
 		m.metrics.refused.Inc()
 		return nil, ErrKicked
 	}
+	name := party.Name
+	party.Name = ""
 	v := s.viewers[party]
 	first := v == nil
 	if first {
 		if len(s.viewers) >= maxViewers {
 			s.forgetOne()
 		}
-		v = &viewer{id: ident.NewViewerID(), place: at, since: now}
+		v = &viewer{id: ident.NewViewerID(), place: at, link: party.Link, since: now}
 		s.viewers[party] = v
 	}
+	v.name = name
 	u := &Use{meter: m, session: s, viewer: v, kind: kind}
 	u.ctx, u.cancel = context.WithCancelCause(ctx)
 	v.uses++
 	s.uses[u] = struct{}{}
 	s.mu.Unlock()
 	if first && m.config.Viewed != nil {
+		party.Name = name
 		m.config.Viewed(View{id, v.id, party, kind})
 	}
 	s.touch(v)

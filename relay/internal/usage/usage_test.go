@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -308,6 +309,81 @@ func BenchmarkUse(b *testing.B) {
 		u, _ := m.Begin(b.Context(), id, p, usage.HTTP)
 		u.In(100)
 		u.Out(100)
+		u.End()
+	}
+}
+
+// A person who is known is a viewer of their own wherever they sit, keeps their viewer
+// when their name changes, and is sent away wherever they come from, and nobody else is.
+func TestPersonsAreViewersOfTheirOwn(t *testing.T) {
+	var told []usage.View
+	m := usage.New(usage.Config{Viewed: func(v usage.View) { told = append(told, v) }})
+	id := ident.NewSessionID()
+	as := func(addr, user, name string, link ident.LinkID) usage.Party {
+		p := party(addr, "ff")
+		p.User, p.Name, p.Link = ident.UserID(user), name, link
+		return p
+	}
+	office, phone, byLink := as("10.0.0.1", "u1", "Alice", ""), as("10.9.9.9", "u1", "Alice", ""), as("10.0.0.1", "u1", "Alice", "guests")
+	var hers []*usage.Use
+	for _, p := range []usage.Party{office, phone, byLink} {
+		hers = append(hers, begin(t, m, id, p, usage.TCP))
+	}
+	others := []*usage.Use{
+		begin(t, m, id, as("10.0.0.1", "u2", "Bob", ""), usage.TCP), begin(t, m, id, as("10.0.0.1", "", "Alice", ""), usage.TCP),
+		begin(t, m, id, party("10.0.0.1", "ff"), usage.TCP),
+	}
+	begin(t, m, id, as("10.0.0.1", "u1", "Alicia", ""), usage.HTTP).End()
+	var names []string
+	var hersID, strangersID ident.ViewerID
+	for _, v := range m.Viewers(id) {
+		names = append(names, string(v.UserID)+"/"+v.UserName+"/"+v.RemoteAddr+"/"+string(v.LinkID))
+		switch {
+		case v.UserID == "u1" && v.LinkID == "":
+			hersID = v.ViewerID
+		case v.UserID == "":
+			strangersID = v.ViewerID
+		}
+	}
+	slices.Sort(names)
+	if got, want := strings.Join(names, " "), "//10.0.0.1/ u1/Alice/10.0.0.1/guests u1/Alice/10.9.9.9/ u1/Alicia/10.0.0.1/ u2/Bob/10.0.0.1/"; got != want {
+		t.Errorf("the viewers are %s, want %s", got, want)
+	}
+	if len(told) != 5 || told[0].Party != office || told[3].Party.Name != "Bob" {
+		t.Errorf("told of %+v", told)
+	}
+	if p, ok := m.PartyOf(id, hersID); !ok || p.User != "u1" || p.Name == "" {
+		t.Errorf("the party is %+v", p)
+	}
+	if !m.Kick(id, hersID) {
+		t.Fatal("she is no viewer")
+	}
+	for n, u := range hers {
+		if !errors.Is(context.Cause(u.Context()), usage.ErrKicked) {
+			t.Errorf("she was sent away, and %d goes on", n)
+		}
+		u.End()
+	}
+	for n, u := range others {
+		if u.Context().Err() != nil {
+			t.Errorf("she was sent away, and with her %d, who is at the same address", n)
+		}
+	}
+	if _, err := m.Begin(t.Context(), id, as("192.0.2.1", "u1", "Alice", "other"), usage.HTTP); !errors.Is(err, usage.ErrKicked) {
+		t.Errorf("she comes back from elsewhere: %v", err)
+	}
+	if !m.Kick(id, strangersID) || others[0].Context().Err() != nil || others[2].Context().Err() == nil {
+		t.Error("who is not known is sent away by address, without the known ones there")
+	}
+	if n := m.CutLink(id, "guests", nil); n != 0 {
+		t.Errorf("%d uses of a link go on after their person was sent away", n)
+	}
+	again := begin(t, m, id, as("10.0.0.1", "u2", "Bob", "guests2"), usage.HTTP)
+	if n, _ := m.LinkUse(id, "guests2"); n != 1 || m.CutLink(id, "guests2", nil) != 1 {
+		t.Errorf("%d viewers of the link that a known person came by", n)
+	}
+	again.End()
+	for _, u := range others {
 		u.End()
 	}
 }

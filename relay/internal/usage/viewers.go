@@ -15,7 +15,11 @@ type Totals struct {
 	Viewers  int       // now
 	BytesIn  int64     // from users to the app
 	BytesOut int64     // from the app to users
+	Names    []string  // of persons who use it now, sorted: MaxNames and one more at most
 }
+
+// MaxNames is how many persons Totals name; one more in Names means that there are others.
+const MaxNames = 3
 
 // Totals returns a tunnel's figures; zero ones for a tunnel never used here.
 func (m *Meter) Totals(id ident.SessionID) Totals {
@@ -26,13 +30,35 @@ func (m *Meter) Totals(id ident.SessionID) Totals {
 	now := time.Now()
 	s.mu.Lock()
 	n := 0
-	for _, v := range s.viewers {
-		if v.present(now) {
-			n++
+	var names []string
+	for p, v := range s.viewers {
+		if !v.present(now) {
+			continue
+		}
+		n++
+		if p.User != "" {
+			names = append(names, cmp.Or(v.name, string(p.User)))
 		}
 	}
 	s.mu.Unlock()
-	return Totals{LastUsed: s.used(now), Viewers: n, BytesIn: s.in.Load(), BytesOut: s.out.Load()}
+	return Totals{LastUsed: s.used(now), Viewers: n, BytesIn: s.in.Load(), BytesOut: s.out.Load(), Names: someNames(names)}
+}
+
+// someNames are names, each once, sorted, and no more than are told.
+func someNames(names []string) []string {
+	slices.Sort(names)
+	names = slices.Compact(names)
+	return names[:min(len(names), MaxNames+1)]
+}
+
+// Plus are the figures of two relays together.
+func (t Totals) Plus(o Totals) Totals {
+	if o.LastUsed.After(t.LastUsed) {
+		t.LastUsed = o.LastUsed
+	}
+	t.Viewers, t.BytesIn, t.BytesOut = t.Viewers+o.Viewers, t.BytesIn+o.BytesIn, t.BytesOut+o.BytesOut
+	t.Names = someNames(slices.Concat(t.Names, o.Names))
+	return t
 }
 
 // present says whether the viewer is using the tunnel now.
@@ -58,7 +84,7 @@ func (m *Meter) Viewers(id ident.SessionID) []api.Viewer {
 			remote = p.Remote.String()
 		}
 		list = append(list, api.Viewer{
-			ViewerID: v.id, RemoteAddr: remote, UserAgent: p.UserAgent, Since: v.since.UTC(),
+			ViewerID: v.id, UserID: p.User, UserName: v.name, RemoteAddr: remote, UserAgent: p.UserAgent, Since: v.since.UTC(),
 			LastSeen: time.Unix(0, v.lastSeen.Load()).UTC(), Connections: v.uses,
 			BytesIn: v.in.Load(), BytesOut: v.out.Load(), LinkID: p.Link,
 		})

@@ -99,6 +99,20 @@ func (c *Client) Extend(ctx context.Context, session ident.SessionID, req api.Ex
 	return out, err
 }
 
+// Access says who may use a tunnel.
+func (c *Client) Access(ctx context.Context, session ident.SessionID) (api.Access, error) {
+	var out api.Access
+	err := c.do(ctx, call{what: "ask who may use tunnel " + string(session), method: http.MethodGet, path: sessionPath(session) + "/access", out: &out})
+	return out, err
+}
+
+// SetAccess changes who may use a tunnel.
+func (c *Client) SetAccess(ctx context.Context, session ident.SessionID, req api.AccessRequest) (api.Access, error) {
+	var out api.Access
+	err := c.do(ctx, call{what: "change who may use tunnel " + string(session), method: http.MethodPut, path: sessionPath(session) + "/access", in: req, out: &out})
+	return out, err
+}
+
 // OpenTerminal makes an address that opens a tunnel's terminal in a browser, once.
 func (c *Client) OpenTerminal(ctx context.Context, session ident.SessionID, req api.TerminalRequest) (api.TerminalCode, error) {
 	var out api.TerminalCode

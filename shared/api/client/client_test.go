@@ -354,6 +354,9 @@ func TestTheOtherRoutes(t *testing.T) {
 		"DELETE /api/v1/agents/a/tunnel":              func() error { _, err := c.CloseTunnel(ctx, "a", ""); return err },
 		"DELETE /api/v1/agents/a/tunnel?session_id=s": func() error { _, err := c.CloseTunnel(ctx, "a", "s"); return err },
 		"POST /api/v1/tunnels/s/extend":               func() error { _, err := c.Extend(ctx, "s", api.ExtendRequest{}); return err },
+		"GET /api/v1/tunnels/s/access":                func() error { _, err := c.Access(ctx, "s"); return err },
+		"PUT /api/v1/tunnels/s/access":                func() error { _, err := c.SetAccess(ctx, "s", api.AccessRequest{}); return err },
+		"PUT /api/v1/tunnels/s/links/l/access":        func() error { _, err := c.SetLinkAccess(ctx, "s", "l", api.AccessRequest{}); return err },
 		"GET /api/v1/tunnels/s/viewers":               func() error { _, err := c.Viewers(ctx, "s"); return err },
 		"DELETE /api/v1/tunnels/s/viewers/v":          func() error { return c.KickViewer(ctx, "s", "v") },
 	} {

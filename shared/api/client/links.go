@@ -28,3 +28,10 @@ func (c *Client) Links(ctx context.Context, session ident.SessionID) (api.NamedL
 func (c *Client) RevokeLink(ctx context.Context, session ident.SessionID, id ident.LinkID) error {
 	return c.do(ctx, call{what: "revoke link " + string(id), method: http.MethodDelete, path: sessionPath(session) + "/links/" + url.PathEscape(string(id))})
 }
+
+// SetLinkAccess changes who may come by a named link.
+func (c *Client) SetLinkAccess(ctx context.Context, session ident.SessionID, id ident.LinkID, req api.AccessRequest) (api.NamedLink, error) {
+	var out api.NamedLink
+	err := c.do(ctx, call{what: "change who may come by link " + string(id), method: http.MethodPut, path: sessionPath(session) + "/links/" + url.PathEscape(string(id)) + "/access", in: req, out: &out})
+	return out, err
+}

@@ -28,6 +28,7 @@ type Store struct {
 	relays      map[ident.RelayID]store.RelayRecord
 	credentials map[ident.CredentialID]store.CredentialRecord
 	members     map[member]store.MemberRecord
+	users       map[ident.UserID]store.UserRecord
 	once        map[string]onceValue
 	feeds       map[*feed]struct{}
 	down        bool
@@ -47,7 +48,7 @@ func NewStore() *Store {
 	return &Store{
 		agents: map[ident.AgentKey]store.AgentRecord{}, floors: map[ident.TeamID]store.AgentRecord{}, tunnels: map[ident.SessionID]store.TunnelRecord{},
 		presences: map[ident.AgentKey]store.Presence{}, relays: map[ident.RelayID]store.RelayRecord{},
-		credentials: map[ident.CredentialID]store.CredentialRecord{}, members: map[member]store.MemberRecord{}, once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
+		credentials: map[ident.CredentialID]store.CredentialRecord{}, members: map[member]store.MemberRecord{}, users: map[ident.UserID]store.UserRecord{}, once: map[string]onceValue{}, feeds: map[*feed]struct{}{},
 	}
 }
 
@@ -358,8 +359,16 @@ func (s *Store) SetMember(r store.MemberRecord) {
 	s.publish(store.Change{Kind: store.KindMember, Key: ident.AgentKey{Team: r.Team}, User: r.User})
 }
 
-// User returns a person of whom nothing is known.
-func (s *Store) User(id ident.UserID) (store.UserRecord, bool) { return store.UserRecord{}, false }
+// User returns a person, if somebody said who it is.
+func (s *Store) User(id ident.UserID) (store.UserRecord, bool) { return get(s, s.users, id) }
+
+// SetUser writes what is known of a person.
+func (s *Store) SetUser(r store.UserRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users[r.ID] = r
+	s.publish(store.Change{Kind: store.KindUser, User: r.ID})
+}
 
 type member struct {
 	team ident.TeamID

@@ -41,13 +41,19 @@ var Needs = map[string]Need{
 	"DELETE /agents/{agent_id}/tunnel": {api.RoleMember, api.RoleAdmin, "tunnels"},
 
 	"POST /tunnels/{session_id}/extend":                {api.RoleMember, api.RoleAdmin, "tunnels"},
+	"GET /tunnels/{session_id}/access":                 {api.RoleViewer, "", seeing},
+	"PUT /tunnels/{session_id}/access":                 {api.RoleMember, api.RoleAdmin, "tunnels"},
 	"POST /tunnels/{session_id}/terminal":              {api.RoleMember, api.RoleAdmin, "tunnels"},
 	"GET /tunnels/{session_id}/viewers":                {api.RoleViewer, "", seeing},
 	"DELETE /tunnels/{session_id}/viewers/{viewer_id}": {api.RoleMember, api.RoleAdmin, "tunnels"},
 
-	"POST /tunnels/{session_id}/links":             {api.RoleMember, api.RoleAdmin, "links"},
-	"GET /tunnels/{session_id}/links":              {api.RoleViewer, "", "read links"},
-	"DELETE /tunnels/{session_id}/links/{link_id}": {api.RoleMember, api.RoleAdmin, "links"},
+	"GET /tunnels/{session_id}/knocks":             {api.RoleViewer, "", seeing},
+	"POST /tunnels/{session_id}/knocks/{knock_id}": {api.RoleMember, api.RoleAdmin, "tunnels"},
+
+	"POST /tunnels/{session_id}/links":                 {api.RoleMember, api.RoleAdmin, "links"},
+	"GET /tunnels/{session_id}/links":                  {api.RoleViewer, "", "read links"},
+	"PUT /tunnels/{session_id}/links/{link_id}/access": {api.RoleMember, api.RoleAdmin, "links"},
+	"DELETE /tunnels/{session_id}/links/{link_id}":     {api.RoleMember, api.RoleAdmin, "links"},
 
 	"POST /agents/{agent_id}/tasks":             {api.RoleMember, "", "tasks"},
 	"PUT /agents/{agent_id}/tasks/{task_id}":    {api.RoleMember, "", "tasks"},

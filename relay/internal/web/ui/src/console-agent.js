@@ -8,7 +8,7 @@ import { ago, bytes, labels, plural, states } from "./console-text.js";
 
 const refresh = 10_000; // bytes and viewers change without an event
 
-export function Agent({ agent: a, api, now, live, tell, warnings }) {
+export function Agent({ agent: a, api, now, live, tell, warnings, knocked }) {
   const [sessions, setSessions] = useState(null);
   const [error, setError] = useState(null);
   const [opening, setOpening] = useState(false);
@@ -43,7 +43,7 @@ export function Agent({ agent: a, api, now, live, tell, warnings }) {
     <${Fault} error=${error} />
     ${sessions === null && a.tunnels > 0 && !error && html`<p class="note">Loading ${plural(a.tunnels, "tunnel")}…</p>`}
     ${sessions?.length > 0 && html`<ul class="tunnels" aria-label=${`Tunnels of ${a.agent_id}`}>
-      ${sessions.map((s) => html`<${Tunnel} key=${s.session_id} agent=${a} session=${s} api=${api} now=${now} tell=${tell} changed=${load} warning=${warnings.get(s.session_id)} />`)}</ul>`}
+      ${sessions.map((s) => html`<${Tunnel} key=${s.session_id} agent=${a} session=${s} api=${api} now=${now} tell=${tell} changed=${load} warning=${warnings.get(s.session_id)} knocked=${knocked.get(s.session_id)} live=${live} />`)}</ul>`}
     ${opening && html`<${Open} agent=${a} api=${api} close=${() => setOpening(false)} opened=${load} />`}
   </article>`;
 }

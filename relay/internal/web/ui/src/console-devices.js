@@ -2,7 +2,7 @@
 import { html } from "htm/preact";
 import { useState } from "preact/hooks";
 import { Act, Ask, Fault, useList } from "./console-parts.js";
-import { addPasskey, thisDevice, usePasskeys } from "./console-signin.js";
+import { addPasskey, mayAddPasskey, thisDevice } from "./console-signin.js";
 import { ago, until } from "./console-text.js";
 
 const methods = { issuer: "your organisation's sign-in", invite: "an invitation", passkey: "a passkey" };
@@ -12,7 +12,6 @@ export function Devices({ api, now, tell, signOut }) {
   const [asked, setAsked] = useState(null); // what is about to be revoked: [its id, its name, what follows]
   const [everywhere, setEverywhere] = useState(false);
   const [name, setName] = useState(thisDevice());
-  const passkeys = usePasskeys();
   const add = async (e) => {
     try { await addPasskey(name.trim()); tell("the passkey is there: sign in with it from now on"); } catch (e) { setError(e); return; }
     await load();
@@ -42,14 +41,14 @@ export function Devices({ api, now, tell, signOut }) {
         facts: [`paired ${ago(d.created_at, now)}`, d.last_used_at && `used ${ago(d.last_used_at, now)}`, d.expires_at && `ends ${until(d.expires_at, now)}`],
       }))}
     </section>
-    <section class="panel" aria-labelledby="passkeys-title"><h3 id="passkeys-title">Passkeys</h3>
+    ${(list.passkeys.length > 0 || api.me.may_add_passkey !== false) && html`<section class="panel" aria-labelledby="passkeys-title"><h3 id="passkeys-title">Passkeys</h3>
       ${rows(list.passkeys, "Passkeys", "None. With a passkey you sign in without a password, on each of your devices.", (k) => ({
         id: k.passkey_id, name: k.name, follows: "It signs nobody in any more. Who is signed in stays so.",
         facts: [`added ${ago(k.created_at, now)}`, k.last_used_at ? `used ${ago(k.last_used_at, now)}` : "not used yet"],
       }))}
-      ${passkeys && api.renews && html`<div class="line two"><label class="field" for="passkey-name"><span>Name of the new passkey</span><input id="passkey-name" maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
+      ${mayAddPasskey(api.me) && api.renews && html`<div class="line two"><label class="field" for="passkey-name"><span>Name of the new passkey</span><input id="passkey-name" maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></label>
         <${Act} class="primary" run=${add}>Add a passkey</${Act}></div>`}
-    </section>`}
+    </section>`}`}
     ${asked && html`<${Ask} title=${`Revoke ${asked[1]}?`} yes="Revoke" run=${revoke} close=${() => setAsked(null)}><p>${asked[2]}</p></${Ask}>`}
     ${everywhere && html`<${Ask} title="Sign out everywhere?" yes="Sign out everywhere" run=${() => signOut(true)} close=${() => setEverywhere(false)}><p>Every browser in which you are signed in is signed out at once, this one too. Paired devices stay paired.</p></${Ask}>`}
   </section>`;

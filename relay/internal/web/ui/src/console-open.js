@@ -1,6 +1,7 @@
 // The dialog that opens a tunnel, and what it shows when that is done.
 import { html } from "htm/preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { AccessFields, accessBody, accessText, asked as askedAccess } from "./console-access.js";
 import { Choice, Copy, Dialog, Fault, QR } from "./console-parts.js";
 import { clock, plural, presets } from "./console-text.js";
 
@@ -14,6 +15,7 @@ export function Open({ agent, api, close, opened }) {
   const [idle, setIdle] = useState("");
   const [expires, setExpires] = useState("");
   const [busy, setBusy] = useState("allow");
+  const [access, setAccess] = useState(askedAccess());
   const [error, setError] = useState(null);
   const [running, setRunning] = useState(false);
   const [tunnel, setTunnel] = useState(null);
@@ -29,7 +31,7 @@ export function Open({ agent, api, close, opened }) {
     setError(null);
     setRunning(true);
     abort.current = new AbortController();
-    const body = { target_port: n, tunnel_protocol: protocol, when_busy: busy, ...(label && { label }), ...(idle && { idle_timeout: idle }), ...(expires && { expires_in: expires }) };
+    const body = { target_port: n, tunnel_protocol: protocol, when_busy: busy, ...(label && { label }), ...(idle && { idle_timeout: idle }), ...(expires && { expires_in: expires }), ...accessBody(access, protocol === "tcp") };
     const asked = JSON.stringify(body);
     if (key.current?.asked !== asked) key.current = { asked, id: crypto.getRandomValues(new Uint32Array(4)).join("-") };
     try {
@@ -55,6 +57,7 @@ export function Open({ agent, api, close, opened }) {
         <${Choice} id="open-protocol" label="Protocol" value=${protocol} set=${setProtocol} options=${[["http", "http (web page)"], ["tcp", "tcp (programs)"]]} />
       </div>
       <label class="field" for="open-label"><span>Label</span><input id="open-label" maxlength="64" placeholder="what it is for" value=${label} onInput=${(e) => setLabel(e.target.value)} /></label>
+      <${AccessFields} id="open" value=${access} set=${setAccess} otherwise="the relay's default" tcp=${protocol === "tcp"} />
       <div class="pair">
         <${Choice} id="open-idle" label="Close when unused for" value=${idle} set=${setIdle} options=${[["", "the relay's default"], ["15m", "15 minutes"], ["1h", "1 hour"], ["4h", "4 hours"], ["12h", "12 hours"]]} />
         <${Choice} id="open-expires" label="Close in any case after" value=${expires} set=${setExpires} options=${[["", "the relay's default"], ["1h", "1 hour"], ["8h", "8 hours"], ["24h", "1 day"], ["72h", "3 days"]]} />
@@ -76,7 +79,7 @@ function Opened({ tunnel, close }) {
   const ref = useRef();
   useLayoutEffect(() => ref.current?.focus(), []);
   return html`<div class="opened">
-    <p>Whoever has this link can use it until ${clock(tunnel.expires_at)}, or until the tunnel closes.</p>
+    <p>${!tunnel.access || tunnel.access === "anyone" ? "Whoever has this link can use it" : `It is for ${accessText(tunnel)},`} until ${clock(tunnel.expires_at)}, or until the tunnel closes.</p>
     <div class="share"><input ref=${ref} readonly aria-label="Link of the tunnel" value=${tunnel.tunnel_url} onFocus=${(e) => e.target.select()} /><${Copy} text=${tunnel.tunnel_url} what="Copy link" class="primary" >Copy link</${Copy}></div>
     ${tcp ? html`<p class="note">For programs: <code>adit connect - -L 127.0.0.1:2222</code> reads the link from its input.</p>` : html`<${QR} text=${tunnel.tunnel_url} />`}
     ${tunnel.warnings.map((w) => html`<p class="warning">${w}</p>`)}

@@ -21,7 +21,7 @@ export function Pair({ api, teams, choose, signOut }) {
     try {
       const a = await api.pairing(code);
       setAsked(a);
-      setName((n) => n || a.machine_name || a.agent_id || a.client || "");
+      setName((n) => n || a.agent_id || a.machine_name || a.client || "");
     } catch (e) { setError(e); }
     setBusy(false);
   };
@@ -38,7 +38,7 @@ export function Pair({ api, teams, choose, signOut }) {
   const me = html`<p class="note">You are ${personName(api.me)}${teams.length === 1 && teams[0].team_name ? `, in ${teamName(teams[0])}` : ""}. <button type="button" class="link" onClick=${() => signOut().catch(setError)}>Sign out</button></p>
     ${teams.length > 1 && html`<label class="field" for="team"><span>For the team</span><${Teams} teams=${teams} team=${api.me.team_id} choose=${choose} /></label>`}`;
 
-  if (done?.status) return html`<${Card} title="Paired"><p role="status"><b>${done.device_name || name}</b> is paired. Go back to it: it goes on by itself.</p><a class="button" href="/console#devices">Your devices</a></${Card}>`;
+  if (done?.status) return html`<${Card} title="Paired"><p role="status"><b>${done.device_name || name}</b> is paired. Go back to it: it goes on by itself.</p>${done.agent_id ? html`<a class="button" href="/console">Your machines</a>` : html`<a class="button" href="/console#devices">Your devices</a>`}</${Card}>`;
   if (done) return html`<${Card} title="Nothing was paired"><p role="status">The code ends by itself. If you did not ask for it, somebody may have sent it to you to get in as you: do not confirm it, and tell who looks after this relay.</p><a class="button" href="/console">To the console</a></${Card}>`;
   if (!may) return html`<${Card} title="Pair a device"><p class="warning">Whoever pairs a device is a member at least; you are ${api.me.role} of ${teamName(api.me)}. Ask an admin of the team.</p>${me}</${Card}>`;
   if (!asked) return html`<${Card} title="Pair a device">

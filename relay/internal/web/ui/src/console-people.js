@@ -87,7 +87,7 @@ function Invites({ api, now, tell }) {
     <h3 id="invites-title">Invitations</h3>
     <p class="note">An address that works once, within a day. Whoever opens it is in the team.</p>
     ${list?.length > 0 && html`<ul class="rows" aria-label="Invitations">${list.map((i) => html`<li key=${i.invite_id}>
-      <div><strong>${i.name}</strong> <span class="note">as ${i.role}, by ${i.created_by}, ends ${until(i.expires_at, now)}</span></div>
+      <div><strong>${i.name}</strong> <span class="note">as ${i.role}, by ${i.created_by.startsWith("operator:") ? "the operator" : i.created_by}, ends ${until(i.expires_at, now)}</span></div>
       <div class="actions"><${Act} class="danger" label=${`Take back the invitation for ${i.name}`} run=${takeBack(i)}>Take back</${Act}></div></li>`)}</ul>`}
     <${Fault} error=${error} />
     <form class="line" onSubmit=${make}>

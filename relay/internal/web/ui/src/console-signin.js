@@ -9,35 +9,32 @@ import { rightPlace } from "./place.js";
 const webauthn = globalThis.PublicKeyCredential;
 const passkeysHere = !!webauthn?.parseRequestOptionsFromJSON;
 
-// ceremony turns the browser's refusals, which are one word for much, into what happened.
-const ceremony = async (run) => {
+// ceremony turns the browser's refusals, which are one word for much, into what happened;
+// none says what it means that there was no passkey in the end.
+const ceremony = async (none, run) => {
   try {
     return await run();
   } catch (e) {
     if (e.name === "InvalidStateError") throw new Error("this device has a passkey of yours already");
-    if (e.name === "NotAllowedError") throw new Error("no passkey was used: it was cancelled, or there is none for this relay on this device");
+    if (e.name === "NotAllowedError") throw new Error(none);
     throw new Error(`the browser could not use a passkey: ${e.message}`);
   }
 };
 
-/** usePasskeys says whether one can be added: the relay and the browser must know how. */
-export function usePasskeys() {
-  const [can, set] = useState(false);
-  useEffect(() => { if (passkeysHere) door("GET", "options").then((o) => set(o.passkeys), () => {}); }, []);
-  return can;
-}
+/** mayAddPasskey says whether somebody can add one: the relay must let them, and the browser know how. */
+export const mayAddPasskey = (person) => !!person.may_add_passkey && passkeysHere;
 
 /** byPasskey signs in with a passkey. */
 async function byPasskey() {
   const { ticket, publicKey } = await door("POST", "passkey/begin", {});
-  const credential = await ceremony(() => navigator.credentials.get({ publicKey: webauthn.parseRequestOptionsFromJSON(publicKey) }));
+  const credential = await ceremony("no passkey was used: it was cancelled, or there is none for this relay on this device", () => navigator.credentials.get({ publicKey: webauthn.parseRequestOptionsFromJSON(publicKey) }));
   await door("POST", "passkey/finish", { ticket, credential: credential.toJSON() });
 }
 
 /** addPasskey makes one for who is signed in. */
 export async function addPasskey(name) {
   const { ticket, publicKey } = await door("POST", "passkey/register/begin", {});
-  const credential = await ceremony(() => navigator.credentials.create({ publicKey: webauthn.parseCreationOptionsFromJSON(publicKey) }));
+  const credential = await ceremony("no passkey was added: it was cancelled, took too long, or this device makes none", () => navigator.credentials.create({ publicKey: webauthn.parseCreationOptionsFromJSON(publicKey) }));
   await door("POST", "passkey/register/finish", { ticket, credential: credential.toJSON(), name });
 }
 
@@ -66,6 +63,7 @@ export function Wait({ error, again }) {
 export function Join({ name, join, skip }) {
   const [error, setError] = useState(null);
   const run = async () => { try { await join(); } catch (e) { setError(e); } };
+  if (error?.code === "invite_refused") return html`<${Card} title="This invitation does not work"><${Fault} error=${error} /><a class="button primary" href="/console" onClick=${(e) => { e.preventDefault(); skip(); }}>To the console</a></${Card}>`;
   return html`<${Card} title="You are invited to a team">
     <p>This browser is signed in as <b>${name}</b>. If you accept, ${name} becomes a member of the team that invited you. Accept only an invitation that you expected.</p>
     <${Fault} error=${error} />
@@ -74,6 +72,9 @@ export function Join({ name, join, skip }) {
     <p class="note">The invitation is for somebody else? Sign out first, then open it again.</p>
   </${Card}>`;
 }
+
+/** toTunnel is where somebody goes on to who signs in for a tunnel; empty: they stay here. */
+export const toTunnel = /^\/auth\/pass\?t=[\w-]+$/.exec(new URLSearchParams(location.search).get("return_to"))?.[0] || "";
 
 export function SignIn({ title, about, reason, enter, signedIn }) {
   const [offer, setOffer] = useState(null); // what the relay offers; null: not known yet
@@ -100,7 +101,7 @@ export function SignIn({ title, about, reason, enter, signedIn }) {
     <p>${about}</p>
     <${Fault} error=${error} />
     ${place && html`<p>People sign in at the relay's own address. This is another name of it.</p><a class="button primary" href=${place + location.search}>Go to ${new URL(place).host}</a>`}
-    ${issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
+    ${issuer && html`<a class="button primary" href=${"/auth/login?return_to=" + encodeURIComponent(toTunnel || location.pathname + location.search)}>Sign in with ${offer.issuer_name || "your organisation"}</a>`}
     ${passkeys && html`<${Act} class=${issuer ? "" : "primary"} run=${passkey}>Sign in with a passkey</${Act}>`}
     ${!place && offer?.invites && html`<p class="note">You are new here? Open the invitation that somebody of your team sent you.</p>`}
     ${off && html`<p class="note">${said(off)}</p>`}
@@ -126,8 +127,8 @@ function Secret({ enter, focus, setError }) {
 }
 
 /** Welcome tells a new member where they are, and offers the way back. */
-export function Welcome({ team, done, tell }) {
-  const passkeys = usePasskeys();
+export function Welcome({ team, me, done, tell }) {
+  const passkeys = mayAddPasskey(me) && !me.has_passkey;
   const [error, setError] = useState(null);
   const add = async () => {
     setError(null);

@@ -10,7 +10,7 @@ import { Devices } from "./console-devices.js";
 import { Pair } from "./console-pair.js";
 import { Act, Fault, Teams } from "./console-parts.js";
 import { People } from "./console-people.js";
-import { Card, Join, SignIn, Wait, Welcome } from "./console-signin.js";
+import { Card, Join, SignIn, toTunnel, Wait, Welcome } from "./console-signin.js";
 import { labels, personName, plural, said, states } from "./console-text.js";
 
 const views = { "#people": People, "#devices": Devices };
@@ -26,6 +26,7 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
   const [link, setLink] = useState({ state: "connecting" });
   const [generation, setGeneration] = useState(0);
   const [warnings, setWarnings] = useState(new Map());
+  const [knocked, setKnocked] = useState(new Map()); // session: how often somebody came, or was answered
   const [filter, setFilter] = useState("");
   const [toasts, setToasts] = useState([]);
   const [now, setNow] = useState(Date.now());
@@ -59,12 +60,19 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
             setAgents((m) => { const n = new Map(m); n.delete(e.agent_id); return n; });
             tell(`${e.agent_id} is gone`);
             break;
+          case "tunnel_access": // its tunnels are read again
+            setAgents((m) => { const a = m.get(e.agent_id); return a ? new Map(m).set(e.agent_id, { ...a }) : m; });
+            break;
           case "tunnel_closing":
             setWarnings((m) => new Map(m).set(e.session_id, e.detail));
             tell(`a tunnel to ${e.agent_id} ${e.detail}`);
             break;
+          case "tunnel_knock":
+            setKnocked((m) => new Map(m).set(e.session_id, (m.get(e.session_id) || 0) + 1));
+            tell(`${e.agent_id}: ${e.detail}`);
+            break;
           case "tunnel_closed":
-            setWarnings((m) => { const n = new Map(m); n.delete(e.session_id); return n; });
+            for (const set of [setWarnings, setKnocked]) set((m) => { const n = new Map(m); n.delete(e.session_id); return n; });
             if (!api.closedHere(e.session_id)) tell(`a tunnel to ${e.agent_id} is over: ${e.detail}`);
             break;
         }
@@ -105,13 +113,13 @@ function Board({ api, teams, choose, signOut, leave, welcome, welcomed }) {
       </div>
     </header>
     ${!live && link.since && html`<div class="banner" role="alert"><span>${link.why ? said({ message: link.why }) : "The relay cannot be reached."} This is what was known ${Math.max(1, Math.round((now - link.since) / 1000)) < 2 ? "a moment ago" : "before"}; tunnels go on without this page.</span> <button type="button" onClick=${() => stream.current.retry()}>Try now${link.state === "waiting" ? ` (${Math.max(0, Math.ceil((link.at - now) / 1000))} s)` : ""}</button></div>`}
-    ${welcome && html`<${Welcome} team=${welcome} done=${welcomed} tell=${tell} />`}
+    ${welcome && html`<${Welcome} team=${welcome} me=${api.me} done=${welcomed} tell=${tell} />`}
     ${View ? html`<main id="main" tabindex="-1"><${View} api=${api} now=${now} tell=${tell} signOut=${signOut} leave=${leave} /></main>` : html`<main tabindex="-1" id="main" class=${live || !link.since ? "" : "stale"} aria-busy=${agents === null}>
       ${agents === null && html`<div class="empty" role="status"><p>Loading machines…</p></div>`}
       ${agents && html`<p class="summary" role="status">${plural(all.length, "machine")}${counts.length > 0 ? ": " + counts.map(([s, n]) => `${n} ${states[s][0].toLowerCase()}`).join(", ") : ""}${words.length ? ` · ${shown.length} shown` : ""}</p>`}
       ${agents && all.length === 0 && html`<div class="empty"><h2>No machine is connected</h2>${api.me.kind === "user" && api.may("member") ? html`<p>On a GPU machine, as root; the first command shows an address, which you open in this browser:</p><pre tabindex="0">adit-agent enroll --pair --relay-url ${location.origin}${"\n"}adit-agent run --config /etc/adit/agent.yaml</pre>` : html`<p>On a GPU machine, with an agent credential in a file:</p><pre tabindex="0">adit-agent run --relay_url ${location.origin} --agent_id gpu-1 --credential_file ./credential</pre>`}<p>It appears here by itself.</p></div>`}
       ${all.length > 0 && shown.length === 0 && html`<div class="empty"><h2>No machine matches</h2><button type="button" onClick=${() => setFilter("")}>Clear the filter</button></div>`}
-      <div class="grid">${shown.map((a) => html`<${Agent} key=${a.agent_id} agent=${a} api=${api} now=${now} live=${generation} tell=${tell} warnings=${warnings} />`)}</div>
+      <div class="grid">${shown.map((a) => html`<${Agent} key=${a.agent_id} agent=${a} api=${api} now=${now} live=${generation} tell=${tell} warnings=${warnings} knocked=${knocked} />`)}</div>
     </main>`}
     <div class="toasts" role="log" aria-live="polite" aria-label="Messages">${toasts.map((t) => html`<p key=${t.id}>${t.text.charAt(0).toUpperCase() + t.text.slice(1)}</p>`)}</div>`;
 }
@@ -152,6 +160,10 @@ function App() {
   };
   const come = async () => {
     const person = await token();
+    if (toTunnel && !invite.current) {
+      location.replace(toTunnel);
+      return new Promise(() => {}); // the page ends
+    }
     const way = signedIn(person, {
       changed: (t) => setSeat((s) => s?.way === way ? { way, person: { kind: "user", ...t } } : s),
       gone: () => leave(signedOut),
@@ -199,7 +211,7 @@ function App() {
   if (api) api.me = { ...here, ...seat.person };
 
   if (wait) return html`<${Wait} error=${wait.error} again=${start} />`;
-  if (!seat) return html`<${SignIn} enter=${enter} signedIn=${come} reason=${reason} title=${pairing ? "Pair a device" : "Adit console"} about=${pairing ? "Sign in first. Then you see who asks, and confirm." : "Your team's GPU machines and the tunnels to them."} />`;
+  if (!seat) return html`<${SignIn} enter=${enter} signedIn=${come} reason=${reason} title=${pairing ? "Pair a device" : toTunnel ? "Sign in for a tunnel" : "Adit console"} about=${pairing ? "Sign in first. Then you see who asks, and confirm." : toTunnel ? "The tunnel is for certain people. You go on to it when you are signed in." : "Your team's GPU machines and the tunnels to them."} />`;
   if (asked) return html`<${Join} name=${personName(seat.person)} join=${accept} skip=${() => { invite.current = null; setAsked(false); }} />`;
   if (seat.person.kind === "user" && !here) return html`<${Card} title="You are in no team"><p>You are signed in as ${personName(seat.person)}. Ask somebody of your team for an invitation, and open it in this browser.</p><${Leave} signOut=${signOut} /></${Card}>`;
   const shown = { api, teams, choose, signOut };
