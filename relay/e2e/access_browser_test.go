@@ -76,7 +76,7 @@ func TestSignInForATunnelInABrowser(t *testing.T) {
 	if seen := reads(w, tab, `(() => { const x = new XMLHttpRequest(); x.open("GET", "/cookies", false); x.send(); return x.responseText; })()`); seen != "theirs=1" {
 		t.Errorf("the app sees the cookies %q", seen)
 	}
-	w.Do(tab, "a form", press("Send"), text("got hello"), evaluate(`history.back()`), text("the app"), press("Download"))
+	w.Do(tab, "a form", press("Send"), text("got hello"), evaluate(`setTimeout(() => history.back())`), text("the app"), press("Download"))
 	w.Eventually(20*time.Second, "the file is downloaded", func() bool { return downloads.Load() > 0 })
 	second := w.Tab(tab)
 	w.Do(second, "another tunnel asks nothing any more", world.Navigate(named.TunnelURL+"x"), world.Until(fmt.Sprintf(`location.href === %q && document.querySelector("h1")`, named.TunnelURL+"x")))

@@ -87,7 +87,7 @@ func TestConsoleOfPeople(t *testing.T) {
 	c.do("one that is not made is said so", evaluate(`navigator.credentials.create = async () => { throw new DOMException("no", "NotAllowedError"); }`), press("Add a passkey"), text("no passkey was added"))
 	c.do("a passkey is added", evaluate(`delete navigator.credentials.create`), press("Add a passkey"), text("the passkey is there"), world.Until(`!document.querySelector(".welcome")`))
 	c.do("a reload keeps signed in", chromedp.Reload(), live(), world.Until(`!document.querySelector(".welcome")`))
-	c.do("away and back", world.Navigate("about:blank"), evaluate(`history.back()`), live())
+	c.do("away and back", world.Navigate("about:blank"), evaluate(`setTimeout(() => history.back())`), live())
 	second := c.tab()
 	second.do("a second tab is signed in", world.Navigate(r.URL+"/console"), live())
 

@@ -212,7 +212,7 @@ func TestTheConsolesHostIsNobodyElses(t *testing.T) {
 	}
 	open()
 	w.Do(tab, "the app's page takes the console's path", evaluate(`history.pushState({}, "", "/console")`), world.Until(`location.pathname === "/console" && document.title === "hostile"`))
-	w.Do(tab, "and loses it when it is loaded", evaluate(`location.reload()`), world.Until(consoleAt(r.URL)))
+	w.Do(tab, "and loses it when it is loaded", evaluate(`setTimeout(() => location.reload())`), world.Until(consoleAt(r.URL)))
 	open()
 	js(w, tab, bomb)
 	w.Do(ctx, "the console opens after the app set all cookies that it could, and its API answers",

@@ -56,7 +56,7 @@ func TestSignInWithTheIssuerInABrowser(t *testing.T) {
 	w.Do(tab, "a reload keeps the sign-in", chromedp.Reload(), live())
 	second := w.Tab(tab)
 	w.Do(second, "so does a second tab", world.Navigate(r.URL+"/console"), live())
-	w.Do(tab, "back, to the issuer's page, and forward", evaluate(`history.back()`), world.Until(`document.querySelector("#username")`), evaluate(`history.forward()`), live())
+	w.Do(tab, "back, to the issuer's page, and forward", evaluate(`setTimeout(() => history.back())`), world.Until(`document.querySelector("#username")`), evaluate(`setTimeout(() => history.forward())`), live())
 	if err := r.Stop(30 * time.Second); err != nil {
 		t.Errorf("the relay stops: %v", err)
 	}
