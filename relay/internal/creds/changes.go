@@ -11,34 +11,19 @@ import (
 // look at all watches.
 const changesBuffer = 1024
 
-// Subscriber is what StoreChanges needs of the store.
-type Subscriber interface {
-	Subscribe(buffer int) *store.Subscription
+// Follower is what StoreChanges needs of the store.
+type Follower interface {
+	Follow(ctx context.Context, buffer int, changed func(store.Change)) error
 }
 
 // StoreChanges is Config.Changes for a store.
-func StoreChanges(s Subscriber) func(ctx context.Context, changed func(store.Change)) error {
+func StoreChanges(s Follower) func(ctx context.Context, changed func(store.Change)) error {
 	return func(ctx context.Context, changed func(store.Change)) error {
-		sub := s.Subscribe(changesBuffer)
-		defer sub.Close()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case c, ok := <-sub.C():
-				if !ok { // the store has stopped: nothing will change any more
-					<-ctx.Done()
-					return nil
-				}
-				if sub.Lost() {
-					changed(store.Change{})
-					continue
-				}
-				switch c.Kind {
-				case store.KindCredential, store.KindUser, store.KindMember, store.KindSignIn:
-					changed(c)
-				}
+		return s.Follow(ctx, changesBuffer, func(c store.Change) {
+			switch c.Kind {
+			case "", store.KindCredential, store.KindUser, store.KindMember, store.KindSignIn:
+				changed(c)
 			}
-		}
+		})
 	}
 }

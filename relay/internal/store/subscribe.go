@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"sync"
 
 	"github.com/adit-tunnel/adit/shared/ident"
@@ -73,6 +74,28 @@ func (s *Store) Subscribe(buffer int) *Subscription {
 	}
 	s.subs.set[sub] = struct{}{}
 	return sub
+}
+
+// Follow calls changed for each change from now on, and with a change of no kind when it
+// may have missed some because so many waited, until ctx ends.
+func (s *Store) Follow(ctx context.Context, buffer int, changed func(Change)) error {
+	sub := s.Subscribe(buffer)
+	defer sub.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case c, ok := <-sub.C():
+			if !ok { // the store has stopped: nothing will change any more
+				<-ctx.Done()
+				return nil
+			}
+			if sub.Lost() {
+				c = Change{}
+			}
+			changed(c)
+		}
+	}
 }
 
 // C is the channel of changes. It is closed by Close and when the store's Run
